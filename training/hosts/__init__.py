@@ -1,0 +1,1 @@
+"""Who lends the model. The only place outside `nodes` that may import diffusers or comfy."""
