@@ -1,0 +1,50 @@
+# make demo · make test · make lint · make types
+# Everything runs in .venv, made on first use with the pinned versions of requirements/constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-core lint types format clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+install: $(INSTALLED)  ## make .venv and install everything into it
+
+# Build isolation would install setuptools anew, unpinned, so it is off and setuptools comes first.
+$(INSTALLED): pyproject.toml requirements/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "The pinned versions need Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	@echo "Installing into $(VENV) (a few minutes the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --constraint requirements/constraints.txt setuptools
+	@$(PIP) install --constraint requirements/constraints.txt --no-build-isolation --editable '.[diffusers,plots,pocket,dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## distil a few pocket effects, write out/demo; IMAGE=photo.jpg takes your own picture
+	@$(BIN)/collectionlora demo $(if $(IMAGE),--image "$(IMAGE)")
+
+test: $(INSTALLED)  ## all tests; those in tests/comfy need a ComfyUI: COMFYUI_PATH, ~/comfy/ComfyUI, or the one around this folder
+	@$(BIN)/pytest
+
+test-core: $(INSTALLED)  ## the tests that need no ComfyUI
+	@$(BIN)/pytest --ignore=tests/comfy
+
+lint: $(INSTALLED)  ## ruff: rules and format
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+# mypy does not follow an editable install whose root is the package, so it is given a folder holding that name.
+types: $(INSTALLED)  ## mypy on training/ and collection/
+	@mkdir -p build/types && ln -sfn ../.. build/types/collectionlora
+	@$(BIN)/mypy
+
+format: $(INSTALLED)  ## let ruff repair and format the code
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+clean:  ## remove what make and the demo wrote
+	rm -rf $(VENV) build out *.egg-info
