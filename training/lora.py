@@ -1,0 +1,199 @@
+"""Low-rank adapters apart from the model they adapt: the trainable one, and frozen teachers stacked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..collection.errors import LoraFormatError
+from ..collection.lora_weights import LoraWeights
+from .randomness import generator
+
+__all__ = [
+    "PAPER_TARGETS",
+    "LoraAdapter",
+    "LoraWeights",
+    "Shapes",
+    "TeacherStack",
+    "linear_shape",
+    "target_shapes",
+]
+
+Shapes = Mapping[str, tuple[int, int]]
+"""module path -> (out, in) of that Linear."""
+
+PAPER_TARGETS = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+    "to_add_out",
+    "img_mod.1",
+    "txt_mod.1",
+    "img_mlp.net.0.proj",
+    "img_mlp.net.2",
+    "txt_mlp.net.0.proj",
+    "txt_mlp.net.2",
+)
+"""Ends of the module paths that the released configuration adapts."""
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(out, in) of anything that acts like a Linear, None for other modules.
+
+    The declared features count before the weight's shape, because a quantised weight may be packed.
+    """
+    features = (getattr(module, "out_features", None), getattr(module, "in_features", None))
+    if all(isinstance(n, int) for n in features):
+        return features  # type: ignore[return-value]
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(module, nn.Embedding):
+        return weight.shape[0], weight.shape[1]
+    return None
+
+
+def target_shapes(module: nn.Module, targets: Sequence[str] = PAPER_TARGETS) -> dict[str, tuple[int, int]]:
+    """Module path -> (out, in) of every Linear whose path is, or ends in a dot and, one of ``targets``.
+
+    Raises:
+        ValueError: a target that matches no Linear (a silent miss would train less than asked for).
+    """
+    found: dict[str, tuple[int, int]] = {}
+    missed = set(targets)
+    for path, child in module.named_modules():
+        hits = [target for target in targets if path == target or path.endswith(f".{target}")]
+        shape = linear_shape(child) if hits else None
+        if shape is not None:
+            found[path] = shape
+            missed.difference_update(hits)
+    if missed:
+        raise ValueError(f"no Linear of {type(module).__name__} is named {', '.join(sorted(missed))}")
+    return found
+
+
+class LoraAdapter(nn.Module):
+    """A trainable LoRA for a set of Linears it does not own: delta(x) = (alpha / r) B A x for each module
+    path.
+
+    Master weights are float32; the arithmetic happens in the input's dtype. ``state_dict`` keys are
+    ``down.<path>`` and ``up.<path>`` with ``/`` for the dots of the path.
+    """
+
+    def __init__(self, shapes: Shapes, rank: int, alpha: float, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, not {rank}")
+        self.shapes = dict(shapes)
+        self.rank = rank
+        self.alpha = float(alpha)
+        self.down = nn.ParameterDict(
+            {_key(path): nn.Parameter(torch.zeros(rank, n, dtype=dtype)) for path, (_, n) in shapes.items()}
+        )
+        self.up = nn.ParameterDict(
+            {_key(path): nn.Parameter(torch.zeros(n, rank, dtype=dtype)) for path, (n, _) in shapes.items()}
+        )
+
+    @classmethod
+    def create(
+        cls, shapes: Shapes, rank: int, alpha: float, seed: int, dtype: torch.dtype = torch.float32
+    ) -> LoraAdapter:
+        """A fresh adapter as PEFT initialises it: A Kaiming-uniform (within +-1/sqrt(in)), B zero, so delta =
+        0.
+
+        A module's A depends on ``seed`` and its path only, not on which other modules are adapted.
+        """
+        adapter = cls(shapes, rank, alpha, dtype)
+        for path in shapes:
+            nn.init.kaiming_uniform_(
+                adapter.down[_key(path)], a=math.sqrt(5), generator=generator(seed, "lora", path)
+            )
+        return adapter
+
+    @property
+    def scale(self) -> float:
+        """alpha / r."""
+        return self.alpha / self.rank
+
+    def forward(self, path: str, x: Tensor) -> Tensor:
+        """The delta (..., out) that the Linear at ``path`` gains on input x (..., in)."""
+        key = _key(path)
+        return self.scale * F.linear(F.linear(x, self.down[key].to(x.dtype)), self.up[key].to(x.dtype))
+
+    @torch.no_grad()
+    def weights(self) -> LoraWeights:
+        """A copy in plain form, on the CPU."""
+
+        def copy(params: nn.ParameterDict) -> dict[str, Tensor]:
+            return {path: params[_key(path)].detach().to("cpu", copy=True) for path in self.shapes}
+
+        return LoraWeights(copy(self.down), copy(self.up), dict.fromkeys(self.shapes, self.alpha))
+
+    @torch.no_grad()
+    def load(self, weights: LoraWeights) -> None:
+        """Take over weights of the same modules and rank; another alpha is folded into B.
+
+        Raises:
+            LoraFormatError: naming the first module that is missing, extra, or of another shape. Nothing has
+            been
+                changed then.
+        """
+        for path in [*self.shapes, *weights.down]:
+            if path not in weights.down or path not in self.shapes:
+                where = "the weights" if path in self.shapes else "the adapter"
+                raise LoraFormatError(f"{path} is missing from {where}")
+            found = (tuple(weights.down[path].shape), tuple(weights.up[path].shape))
+            expected = (tuple(self.down[_key(path)].shape), tuple(self.up[_key(path)].shape))
+            if found != expected:
+                raise LoraFormatError(f"{path}: A, B have shapes {found}, the adapter expects {expected}")
+        for path in self.shapes:
+            self.down[_key(path)].copy_(weights.down[path])
+            self.up[_key(path)].copy_(weights.up[path] * (weights.scale(path) / self.scale))
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherStack:
+    """E frozen LoRAs side by side, so that each sample of a batch can have its own.
+
+    Ranks are padded with zeros to the largest of the module, alpha / r is folded into B, a module that a
+    teacher lacks is zero; one that all lack is absent.
+    """
+
+    names: tuple[str, ...]
+    down: dict[str, Tensor]
+    """module path -> A (E, r, in)."""
+    up: dict[str, Tensor]
+    """module path -> B (E, out, r)."""
+
+    @classmethod
+    def of(cls, teachers: Mapping[str, LoraWeights]) -> TeacherStack:
+        """Stack named LoRAs in their order, on the device and in the dtype they are in."""
+        loras = list(teachers.values())
+        down: dict[str, Tensor] = {}
+        up: dict[str, Tensor] = {}
+        for path in dict.fromkeys(path for lora in loras for path in lora.down):
+            holders = [(e, lora) for e, lora in enumerate(loras) if path in lora.down]
+            first = holders[0][1]
+            rank = max(lora.rank(path) for _, lora in holders)
+            a = first.down[path].new_zeros(len(loras), rank, first.down[path].shape[1])
+            b = first.up[path].new_zeros(len(loras), first.up[path].shape[0], rank)
+            for e, lora in holders:
+                a[e, : lora.rank(path)] = lora.down[path]
+                b[e, :, : lora.rank(path)] = lora.up[path] * lora.scale(path)
+            down[path], up[path] = a, b
+        return cls(tuple(teachers), down, up)
+
+    def index(self, names: Sequence[str | None]) -> Tensor:
+        """(B,) long for :meth:`Roles.use_teachers`: each sample's teacher by name, None for the base (-1)."""
+        return torch.tensor([-1 if name is None else self.names.index(name) for name in names])
+
+
+def _key(path: str) -> str:
+    return path.replace(".", "/")  # a dot is not allowed in a parameter's name

@@ -1,0 +1,229 @@
+"""Student, fake score, teachers and base on *one* frozen model: a role is a choice of adapter, never a copy.
+
+Forward hooks on the adapted Linears add the active role's delta. The model's modules, names, weights and
+flags are not touched, and :meth:`Roles.detach` leaves nothing behind. PEFT is not used for this: it renames
+weights and refuses per-sample adapters in training mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .lora import LoraAdapter, TeacherStack, linear_shape
+
+BASE = "base"
+
+
+class RoleError(RuntimeError):
+    """A role is unknown or does not fit the model, or a backward ran under another role than its forward."""
+
+
+class Roles:
+    """Named adapters on one frozen module, one of them active at a time ("base": none).
+
+    ::
+
+        with Roles(transformer, {"student": student, "fake": fake}) as roles:
+            with roles.use("student"):
+                v = roles.guard(transformer(x))
+                loss(v).backward()              # inside: checkpointed blocks run again here
+
+    The active role is a plain attribute and not a context variable, because autograd recomputes checkpointed
+    blocks in threads of its own. The caller freezes the module's parameters.
+
+    Raises:
+        RoleError: an adapter's module path that is missing from the module, is no Linear, or has another
+        shape.
+    """
+
+    def __init__(self, module: nn.Module, adapters: Mapping[str, LoraAdapter]) -> None:
+        if BASE in adapters:
+            raise RoleError(f"{BASE!r} names the module without adapter and cannot name one")
+        self.module = module
+        self.adapters = dict(adapters)
+        self._active: _Role = _Role(BASE)
+        self._handles: dict[str, RemovableHandle] | None = None
+        for name, adapter in self.adapters.items():
+            for path, shape in adapter.shapes.items():
+                self._linear(path, shape, f"adapter {name!r}")
+
+    @property
+    def active(self) -> str:
+        """Name of the active role."""
+        return self._active.name
+
+    def attach(self) -> Roles:
+        """Hook the module. Does nothing if attached already."""
+        if self._handles is None:
+            self._handles = {}
+            for adapter in self.adapters.values():
+                for path, shape in adapter.shapes.items():
+                    self._hook(path, shape)
+        return self
+
+    def detach(self) -> None:
+        """Remove every hook; the module is then as it was found. Does nothing if not attached."""
+        for handle in (self._handles or {}).values():
+            handle.remove()
+        self._handles = None
+
+    def __enter__(self) -> Roles:
+        return self.attach()
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    @contextmanager
+    def use(self, role: str) -> Iterator[None]:
+        """Make "base" or an adapter the active role, and restore the one found on leaving.
+
+        Raises:
+            RoleError: unknown role, or not attached.
+        """
+        if role == BASE:
+            chosen = _Role(BASE)
+        elif role in self.adapters:
+            chosen = _AdapterRole(role, self.adapters[role])
+        else:
+            raise RoleError(f"unknown role {role!r}; known are {', '.join([BASE, *self.adapters])}")
+        with self._activate(chosen):
+            yield
+
+    @contextmanager
+    def use_teachers(self, stack: TeacherStack, index: Tensor) -> Iterator[None]:
+        """Give each sample its own teacher: ``index`` (B,) long into the stack, -1 for the base alone.
+
+        Inside, dimension 0 of every adapted Linear's input must be B (for cond and uncond in one batch,
+        repeat the index). Mixed batches cost a batched matmul on the low rank; a batch of one teacher costs a
+        plain one.
+
+        Raises:
+            RoleError: index out of range, a module of the stack that does not fit, or not attached.
+        """
+        chosen = _TeacherRole(stack, index)
+        if self._handles is not None:
+            for path, up in stack.up.items():
+                self._hook(path, (up.shape[1], stack.down[path].shape[2]))
+        with self._activate(chosen):
+            yield
+
+    def guard(self, output: Tensor) -> Tensor:
+        """``output`` unchanged; a backward through it raises RoleError unless the role of now is active
+        again.
+
+        With activation checkpointing, backward runs blocks anew under whichever role is active *then*: under
+        another role the gradients would be silently wrong.
+        """
+        return _Guard.apply(output, self, self._active)  # type: ignore[no-untyped-call, no-any-return]
+
+    @contextmanager
+    def _activate(self, role: _Role) -> Iterator[None]:
+        if self._handles is None:
+            raise RoleError(f"role {role.name!r} has no effect: attach() the roles to the module first")
+        found, self._active = self._active, role
+        try:
+            yield
+        finally:
+            self._active = found
+
+    def _hook(self, path: str, shape: tuple[int, int]) -> None:
+        assert self._handles is not None
+        if path not in self._handles:
+            linear = self._linear(path, shape, "a teacher")
+            self._handles[path] = linear.register_forward_hook(partial(self._add_delta, path))
+
+    def _add_delta(self, path: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        delta = self._active.delta(path, args[0])
+        return None if delta is None else output + delta.to(output.dtype)
+
+    def _linear(self, path: str, shape: tuple[int, int], owner: str) -> nn.Module:
+        try:
+            linear = self.module.get_submodule(path)
+        except AttributeError:
+            raise RoleError(f"{owner} adapts {path}, which {type(self.module).__name__} lacks") from None
+        found = linear_shape(linear)
+        if found != tuple(shape):
+            what = "is no Linear" if found is None else f"has shape (out, in) = {found}"
+            raise RoleError(
+                f"{owner} adapts {path} with shape (out, in) = {tuple(shape)}, but the module's {what}"
+            )
+        return linear
+
+
+class _Role:
+    """The base: no delta anywhere. Two uses of one name are the same role."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def same(self, other: _Role) -> bool:
+        return self.name == other.name
+
+    def delta(self, path: str, x: Tensor) -> Tensor | None:
+        return None
+
+
+class _AdapterRole(_Role):
+    def __init__(self, name: str, adapter: LoraAdapter) -> None:
+        super().__init__(name)
+        self._adapter = adapter
+
+    def delta(self, path: str, x: Tensor) -> Tensor | None:
+        return self._adapter(path, x) if path in self._adapter.shapes else None
+
+
+class _TeacherRole(_Role):
+    def __init__(self, stack: TeacherStack, index: Tensor) -> None:
+        numbers = index.tolist()  # once: on a device this waits for it
+        if any(not -1 <= n < len(stack.names) for n in numbers):
+            raise RoleError(f"teacher index {numbers} is out of range: the stack holds {len(stack.names)}")
+        super().__init__("teachers " + ", ".join(BASE if n < 0 else stack.names[n] for n in numbers))
+        self._stack = stack
+        self._index = index
+        self._shared = numbers[0] if len(set(numbers)) == 1 else None
+
+    def same(self, other: _Role) -> bool:
+        return self is other
+
+    def delta(self, path: str, x: Tensor) -> Tensor | None:
+        if x.shape[0] != len(self._index):
+            raise RoleError(
+                f"{path} got an input of shape {tuple(x.shape)}, but teachers are chosen for "
+                f"{len(self._index)} samples: dimension 0 must be the batch (for cond and uncond in one batch, "
+                "repeat the index)"
+            )
+        if path not in self._stack.down or self._shared == -1:
+            return None
+        down, up = self._stack.down[path], self._stack.up[path]
+        if self._shared is not None:
+            return F.linear(F.linear(x, down[self._shared].to(x.dtype)), up[self._shared].to(x.dtype))
+        self._index = self._index.to(x.device)  # moves on the first Linear only
+        chosen = self._index.clamp(min=0)
+        low = x.reshape(x.shape[0], -1, x.shape[-1]) @ down[chosen].to(x.dtype).transpose(1, 2)
+        low = low * (self._index >= 0).to(low.dtype).reshape(-1, 1, 1)
+        return (low @ up[chosen].to(x.dtype).transpose(1, 2)).reshape(*x.shape[:-1], -1)
+
+
+class _Guard(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, roles: Roles, role: _Role) -> Tensor:
+        ctx.roles, ctx.role = roles, role
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        active = ctx.roles._active
+        if not ctx.role.same(active):
+            raise RoleError(
+                f"backward under role {active.name!r} of an output computed under {ctx.role.name!r}: "
+                "call backward() inside the same role"
+            )
+        return grad, None, None
