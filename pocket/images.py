@@ -62,15 +62,27 @@ PHOTOS: tuple[Photo, ...] = (
     _skimage("chelsea", "chelsea.png", "CC0-1.0", "Stefan van der Walt", "test"),
     _skimage("astronaut", "astronaut.png", "public domain", "NASA", "test"),
     _skimage("coffee", "coffee.png", "CC0-1.0", "Rachel Michetti, Pikolo Espresso Bar", "test"),
-    Photo("flower", "scikit-learn", "datasets/images/flower.jpg", "CC-BY-2.0", "flickr.com/vultilion", "test"),
+    Photo(
+        "flower", "scikit-learn", "datasets/images/flower.jpg", "CC-BY-2.0", "flickr.com/vultilion", "test"
+    ),
     _getty("nagasaki-boats", "Felice Beato", "test"),
     _skimage("rocket", "rocket.jpg", "public domain", "SpaceX", "test"),
     Photo(
-        "grace_hopper", "matplotlib", "mpl-data/sample_data/grace_hopper.jpg", "public domain", "US Navy", "tune"
+        "grace_hopper",
+        "matplotlib",
+        "mpl-data/sample_data/grace_hopper.jpg",
+        "public domain",
+        "US Navy",
+        "tune",
     ),
     _getty("black-canyon", "Timothy H. O'Sullivan", "tune"),
     Photo(
-        "china", "scikit-learn", "datasets/images/china.jpg", "CC-BY-2.0", "flickr.com/danielbuechele", "train"
+        "china",
+        "scikit-learn",
+        "datasets/images/china.jpg",
+        "CC-BY-2.0",
+        "flickr.com/danielbuechele",
+        "train",
     ),
     _skimage("motorcycle", "motorcycle_left.png", "Middlebury 2014 stereo benchmark", "Scharstein et al."),
     _skimage("hubble", "hubble_deep_field.jpg", "public domain", "NASA"),
@@ -147,7 +159,9 @@ class ImageSource:
     def __init__(self, root: Path | str | None = None, size: int = SIZE) -> None:
         chosen = root if root is not None else os.environ.get(IMAGES_VARIABLE)
         if chosen is None:
-            raise FileNotFoundError(f"no picture folder: pass the node_modules folder or set {IMAGES_VARIABLE}")
+            raise FileNotFoundError(
+                f"no picture folder: pass the node_modules folder or set {IMAGES_VARIABLE}"
+            )
         self.root = Path(chosen)
         self.size = size
         self._photos = {photo.name: self._load_photo(photo) for photo in PHOTOS}
@@ -252,7 +266,8 @@ class ImageSource:
             if rng.random() < 0.5:
                 emoji = emoji.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             picture = emoji.resize(
-                (max(1, round(emoji.width * scale)), max(1, round(emoji.height * scale))), Image.Resampling.BICUBIC
+                (max(1, round(emoji.width * scale)), max(1, round(emoji.height * scale))),
+                Image.Resampling.BICUBIC,
             )
             if rng.random() < 0.4:
                 angle = float(rng.uniform(-30, 30))
@@ -280,7 +295,9 @@ class ImageSource:
         else:
             cells = int(rng.integers(3, 12))
             coarse = Image.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
-            ramp = np.asarray(coarse.resize((self.size, self.size), Image.Resampling.BICUBIC), np.float32) / 255
+            ramp = (
+                np.asarray(coarse.resize((self.size, self.size), Image.Resampling.BICUBIC), np.float32) / 255
+            )
         return np.clip(first + ramp[..., None] * (second - first), 0, 1).astype(np.float32)
 
     def _cut(
@@ -301,7 +318,9 @@ class ImageSource:
             pictures[f"{split}{len(pictures):03d}"] = self.sample(rng, split)
         return pictures
 
-    def export(self, split: Split, folder: Path, count: int, seed: int = 0, suffix: str = ".webp") -> list[Path]:
+    def export(
+        self, split: Split, folder: Path, count: int, seed: int = 0, suffix: str = ".webp"
+    ) -> list[Path]:
         """Write `fixed(split, count, seed)` as near-lossless WebP (or any `suffix` Pillow knows); the paths."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
