@@ -1,0 +1,102 @@
+"""Runs in ComfyUI's Python: core's own LoRA path on a pocket-size Qwen-Image base with random weights.
+
+usage: lora_by_core.py LORA STRENGTH   (prints one line of JSON)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+import comfy.cli_args
+
+comfy.cli_args.args.cpu = True  # before anything asks for a device
+
+import comfy.lora  # noqa: E402
+import comfy.model_patcher  # noqa: E402
+import comfy.sd  # noqa: E402
+import comfy.supported_models  # noqa: E402
+import comfy.utils  # noqa: E402
+import torch  # noqa: E402
+
+CONFIG = {
+    "image_model": "qwen_image",
+    "in_channels": 64,
+    "num_layers": 2,
+    "attention_head_dim": 32,
+    "num_attention_heads": 4,
+    "joint_attention_dim": 64,
+    "axes_dims_rope": (8, 12, 12),
+}
+
+
+class Warnings(logging.Handler):
+    """Keeps the text of everything logged as a warning or worse."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.seen: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.seen.append(record.getMessage())
+
+
+def pocket_patcher() -> comfy.model_patcher.ModelPatcher:
+    """Build the base as a loader node does: under inference mode, float32, on the CPU."""
+    config = comfy.supported_models.QwenImage(dict(CONFIG))
+    config.set_inference_dtype(torch.float32, None)
+    with torch.inference_mode():
+        model = config.get_model({}, "")
+        generator = torch.Generator().manual_seed(0)
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def copied(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the model's weights as they are now."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def main(path: str, strength: float) -> None:
+    """Load, patch, compare with W + strength * alpha / r * B A, unpatch, compare with W."""
+    warnings = Warnings()
+    logging.getLogger().addHandler(warnings)
+
+    patcher = pocket_patcher()
+    before = copied(patcher.model)
+    lora, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
+    key_map = comfy.lora.model_lora_keys_unet(patcher.model, {})
+    paths = sorted(key.removesuffix(".lora_A.weight") for key in lora if key.endswith(".lora_A.weight"))
+
+    patched, _ = comfy.sd.load_lora_for_models(patcher, None, dict(lora), strength, 0.0)
+    patched.patch_model(device_to=torch.device("cpu"))
+    during = copied(patched.model)
+    patched.unpatch_model(device_to=torch.device("cpu"))
+    after = copied(patcher.model)
+
+    expected = dict(before)
+    for module in paths:
+        down, up = lora[f"{module}.lora_A.weight"], lora[f"{module}.lora_B.weight"]
+        alpha = lora[f"{module}.alpha"].item() if f"{module}.alpha" in lora else down.shape[0]
+        expected[key_map[module]] = before[key_map[module]] + strength * alpha / down.shape[0] * (up @ down)
+    print(
+        json.dumps(
+            {
+                "warnings": warnings.seen,
+                "metadata": sorted(metadata or {}),
+                "modules": len(paths),
+                "patched": len(patched.patches),
+                "changed": sum(not torch.equal(before[name], during[name]) for name in before),
+                "largest_change": max((during[n] - before[n]).abs().max().item() for n in before),
+                "largest_error": max((during[n] - expected[n]).abs().max().item() for n in before),
+                "restored": all(torch.equal(before[name], after[name]) for name in before),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]))

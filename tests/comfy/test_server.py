@@ -1,0 +1,31 @@
+"""The pack inside a running ComfyUI server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+
+def test_the_pack_is_imported_without_a_complaint(server: Any) -> None:
+    about_the_pack = [line for line in server.log.splitlines() if server.pack.name in line]
+    # core names a pack once, in its table of import times, and again only to say what went wrong
+    assert len(about_the_pack) == 1, server.log
+    assert "seconds: " in about_the_pack[0]
+    assert "IMPORT FAILED" not in about_the_pack[0]
+
+
+def test_the_server_lists_its_nodes_with_the_pack_loaded(server: Any) -> None:
+    nodes = server.get("/object_info")
+    assert {"LoraLoaderModelOnly", "SamplerLCM", "ManualSigmas"} <= set(nodes)
+
+
+def test_a_collection_is_offered_by_the_stock_loader_and_shows_its_catalogue(
+    server: Any, collection_file: Path
+) -> None:
+    shutil.copy(collection_file, server.base_directory / "models" / "loras" / "pocket.safetensors")
+    loader = server.get("/object_info/LoraLoaderModelOnly")["LoraLoaderModelOnly"]
+    assert "pocket.safetensors" in json.dumps(loader["input"]["required"]["lora_name"])
+    header = server.get("/view_metadata/loras?filename=pocket.safetensors")
+    assert "prism" in json.dumps(header)
