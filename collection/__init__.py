@@ -1,1 +1,1 @@
-"""The file a user shares: LoRA weights plus a catalogue of effects, and readers and writers of foreign layouts."""
+"""The file a user shares: LoRA weights plus a catalogue of effects, readers and writers of LoRA layouts."""

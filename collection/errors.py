@@ -8,4 +8,4 @@ class CollectionError(ValueError):
 
 
 class LoraFormatError(CollectionError):
-    """A LoRA file cannot be read: unknown layout, other architecture, wrong shapes, truncated or not plain LoRA."""
+    """A LoRA cannot be read: unknown layout, other architecture, wrong shapes, cut short, no plain LoRA."""

@@ -1,0 +1,80 @@
+"""Writing a file so that a reader sees the old one or the new one, never a part of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+from .errors import CollectionError
+
+STALE_SECONDS = 600
+"""Age at which a temporary file of a killed writer is swept (a live writer keeps touching its own)."""
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; on success it becomes `path`, on any error it vanishes.
+
+    The caller writes the whole file to the yielded path, by any means. On leaving, the data are flushed to
+    the disk (fsync) and renamed over `path` in one step, so a kill or a full disk leaves the previous file as
+    it was. Missing parent folders are made. Leftovers of killed writers of the same file are removed.
+
+    Raises CollectionError when the disk is full, saying that the previous file is untouched; any other error
+    of the caller passes through.
+    """
+    target = Path(os.path.realpath(path))  # a link keeps pointing where it did
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
+    temporary = target.with_name(f".{target.name}.{uuid4().hex[:12]}.tmp")
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(target)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if is_disk_full(error):
+            state = "the previous file is untouched" if target.exists() else "nothing was written"
+            raise CollectionError(
+                f"{target}: the disk is full, {state}; free some space and save again"
+            ) from error
+        raise
+    _flush_folder(target.parent)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception means "no space left", also when a library wrapped it in its own type."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+        return True
+    return "No space left on device" in str(error) or "os error 28" in str(error)
+
+
+def _flush(path: Path) -> None:
+    with path.open("r+b") as file:  # Windows refuses to flush a file opened for reading
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the system lets a folder be opened."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _sweep(target: Path) -> None:
+    for leftover in target.parent.glob(f".{_escape(target.name)}.*.tmp"):
+        with suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+                leftover.unlink()
+
+
+def _escape(name: str) -> str:
+    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
