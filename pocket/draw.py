@@ -1,4 +1,4 @@
-"""Drawing helpers shared by the general edits and the effects: (H,W,3) float32 pictures in [0,1], numpy and Pillow."""
+"""Drawing helpers of the edits and the effects: (H,W,3) float32 pictures in [0,1], numpy and Pillow only."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def mosaic(image: FloatImage, block: int) -> FloatImage:
 
 
 def edges(image: FloatImage, radius: float = 1.0) -> FloatImage:
-    """Edge strength (H,W) in [0,1]: Sobel of the blurred picture, largest over the channels, 1 at the 97th percentile."""
+    """Edge strength (H,W) in [0,1]: blurred Sobel, largest channel, 1 at the 97th percentile."""
     soft = blur(image, radius) if radius > 0 else image
     padded = np.pad(soft, ((1, 1), (1, 1), (0, 0)), mode="edge")
     rows = padded[:-2] + 2 * padded[1:-1] + padded[2:]
@@ -139,7 +139,7 @@ def edges(image: FloatImage, radius: float = 1.0) -> FloatImage:
 
 
 def contour(image: FloatImage, radius: float = 1.1, threshold: float = 0.2) -> FloatImage:
-    """Line mask (H,W) in [0,1]: crests of the edge strength, two to three pixels wide, thinned in busy places."""
+    """Line mask (H,W) in [0,1]: crests of the edge strength, two to three pixels wide, thinner where busy."""
     strength = edges(image, radius)
     # Taking the surroundings off leaves the crest of a wide edge and keeps textures from filling up.
     crest = strength - np.float32(0.8) * blur(strength, 2.6)
@@ -150,7 +150,7 @@ def contour(image: FloatImage, radius: float = 1.1, threshold: float = 0.2) -> F
 
 
 def jittered_points(rng: np.random.Generator, size: int, cell: float, jitter: float = 0.9) -> Points:
-    """Points (N,2) as y, x: one in each square of side `cell`, moved at random inside it; they cover a margin too."""
+    """Points (N,2) as y, x: one at a random place in each square of side `cell`, with a margin outside."""
     count = int(np.ceil(size / cell)) + 1
     y, x = np.meshgrid(np.arange(count), np.arange(count), indexing="ij")
     base = np.stack([y, x], -1).reshape(-1, 2) + rng.uniform(-0.5, 0, 2)
@@ -159,7 +159,7 @@ def jittered_points(rng: np.random.Generator, size: int, cell: float, jitter: fl
 
 
 def voronoi(points: Points, size: int) -> tuple[NDArray[np.intp], FloatImage]:
-    """Nearest point of each pixel (H,W), and the distance in pixels (H,W) to the border with the second nearest."""
+    """Nearest point of each pixel (H,W), and its distance in pixels (H,W) to the next cell."""
     y, x = grid(size, size)
     pixels = np.stack([np.broadcast_to(y, (size, size)), np.broadcast_to(x, (size, size))], -1).reshape(-1, 2)
     squared = (points**2).sum(1) - 2 * pixels @ points.T
@@ -182,7 +182,7 @@ def cell_means(image: FloatImage, index: NDArray[np.intp]) -> FloatImage:
 
 
 def scatter(rng: np.random.Generator, size: int, count: int, gap: float) -> Points:
-    """Up to `count` random places (N,2) as y, x, each at least `gap` pixels from the others when room allows."""
+    """Up to `count` random places (N,2) as y, x, at least `gap` pixels apart; fewer where room is short."""
     places: list[FloatImage] = []
     for _ in range(count):
         tries = rng.uniform(0, size, (6, 2)).astype(np.float32)
@@ -198,7 +198,7 @@ def scatter(rng: np.random.Generator, size: int, count: int, gap: float) -> Poin
 
 
 class Canvas:
-    """A transparent layer drawn at twice the size with Pillow and laid over a picture with smooth outlines."""
+    """A transparent layer, drawn with Pillow at twice the size for smooth outlines, to lay over a picture."""
 
     SCALE = 2
 

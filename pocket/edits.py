@@ -1,7 +1,8 @@
 """General edits, the lessons of the pocket base: an instruction in words and the exact operation it asks for.
 
-They are primitives (colours, geometry, lines, shapes, cells, light). Many are one-to-many on purpose: the words leave
-places, sizes or colours open, so that the base learns to *draw* an answer, not to compute the only one.
+They are primitives (colours, geometry, lines, shapes, cells, light). Many are one-to-many on purpose: the
+words leave places, sizes or colours open, so that the base learns to *draw* an answer, not to compute the
+only one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _SHARES /= _SHARES.sum()
 
 
 def sample_edit(rng: np.random.Generator) -> Edit:
-    """A random general edit. Its instruction has at most `LONGEST` bytes; `apply` keeps shape, dtype and range.
+    """A random general edit; its words have at most `LONGEST` bytes, `apply` keeps shape, dtype and range.
 
     `apply` draws its own random numbers: the words leave open what they do not name.
     """

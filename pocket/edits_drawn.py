@@ -1,4 +1,4 @@
-"""General edits that draw: shapes, overlays, frames, halves, cells, light. Places and colours are often left open."""
+"""General edits that draw: shapes, overlays, frames, halves, cells, light; often at random."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from . import draw
 from .draw import COLOURS, Canvas, Colour, FloatImage, blur, luma, mix, rgb
 from .edit_kit import SIDES, Edit, clip, colour_name, family, half_mask, pick, say, vivid
 
-_PLURAL = {"circle": "circles", "square": "squares", "triangle": "triangles", "star": "stars", "ring": "rings",
-           "hexagon": "hexagons", "heart": "hearts"}  # fmt: skip
-_COUNTS: dict[str, tuple[int, int]] = {"one": (1, 1), "two": (2, 2), "three": (3, 3), "five": (5, 5), "a few": (3, 6),
-           "many": (12, 24)}  # fmt: skip
+_COUNTS: dict[str, tuple[int, int]] = {
+    "one": (1, 1),
+    "two": (2, 2),
+    "three": (3, 3),
+    "five": (5, 5),
+    "a few": (3, 6),
+    "many": (12, 24),
+}
 _RADII: dict[str, tuple[float, float]] = {
     "small": (3.5, 6),
     "medium": (7, 11),
@@ -29,7 +33,7 @@ def _shapes(rng: np.random.Generator) -> Edit:
     if amount == "many" and size in ("large", "medium"):
         size = "small"
     name = colour_name(rng) if rng.random() < 0.6 else pick(rng, ("colourful", "random"))
-    noun = kind if amount == "one" else _PLURAL[kind]
+    noun = kind if amount == "one" else kind + "s"
     what = " ".join(w for w in (amount, size, name, noun) if w)
     words = say(rng, f"add {what}", f"draw {what} on {{it}}", f"{what} on {{it}}", f"put {what} anywhere")
     low, high = _COUNTS[amount]

@@ -101,8 +101,13 @@ def _flat_colours(rng: np.random.Generator) -> Edit:
 def _gradient_map(rng: np.random.Generator) -> Edit:
     dark = colour_name(rng, "white", "cream")
     light = colour_name(rng, dark, "black")
-    words = say(rng, f"dark parts {dark}, light parts {light}", f"map {{it}} from {dark} to {light}",
-                 f"shadows {dark} and lights {light}", f"paint the darkness {dark} and the brightness {light}")  # fmt: skip
+    words = say(
+        rng,
+        f"dark parts {dark}, light parts {light}",
+        f"map {{it}} from {dark} to {light}",
+        f"shadows {dark} and lights {light}",
+        f"paint the darkness {dark} and the brightness {light}",
+    )
     return Edit(words, lambda image, _: draw.gradient_map(luma(image), [COLOURS[dark], COLOURS[light]]))
 
 

@@ -1,9 +1,10 @@
 """The pocket world's effects: exact operations that stand for what twelve effect LoRAs were trained to do.
 
-Most are one-to-many: places, palettes and strokes are drawn at random inside an effect, so that its truth is a
-distribution and a sampler that takes too few steps shows it. Features are coarse on purpose (cells of 14 to 24 pixels,
-lines of 2 and more), since a token of the pocket model covers 16 pixels. Four pairs of teacher prompts differ in one
-word ("this" and "that"): on their own they cannot tell the effects of a pair apart, which is what tags are for.
+Most are one-to-many: places, palettes and strokes are drawn at random inside an effect, so that its truth
+is a distribution and a sampler that takes too few steps shows it. Features are coarse on purpose (cells of
+14 pixels and more, lines of 2 and more), since a token of the pocket model covers 16 pixels. Four pairs of
+teacher prompts differ in one word ("this" and "that"): on their own they cannot tell the effects of a pair
+apart, which is what tags are for.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ class PocketEffect:
     """One effect.
 
     `kind` says what makes it hard: "colour" is a map of each pixel, "structural" changes shapes in one way,
-    "one-to-many" draws places, palettes or strokes at random. `subject` says how the source can still be recognised:
-    "luma" by its coarse brightness, "edges" by its contours, "inverse" by its coarse brightness with dark and light
-    swapped, "mirror" by the coarse brightness of its upper half, the part below being that half's mirror image.
+    "one-to-many" draws places, palettes or strokes at random. `subject` says how the source still shows:
+    "luma" by its coarse brightness, "edges" by its contours, "inverse" by its coarse brightness with dark and
+    light swapped, "mirror" by the coarse brightness of its upper half, below which that half is mirrored.
     `apply` maps a source (H,W,3) float32 in [0,1] to a result alike and is deterministic given the generator.
     """
 
@@ -169,7 +170,7 @@ def halftone(image: FloatImage, rng: np.random.Generator) -> FloatImage:
     shift_v, shift_u = rng.uniform(0, period, 2).astype(np.float32)
     v, u = cos * y - sin * x + shift_v, sin * y + cos * x + shift_u
     middle_v, middle_u = (np.floor(v / period) + 0.5) * period, (np.floor(u / period) + 0.5) * period
-    # Each dot takes the darkness at its middle, turned back to picture coordinates: round dots, no ragged ones.
+    # Each dot takes the darkness at its middle, turned back to the picture: all dots are round.
     back_v, back_u = middle_v - shift_v, middle_u - shift_u
     level = draw.stretch(blur(luma(image), 2.2))[..., None]
     darkness = (
@@ -229,8 +230,8 @@ def confetti(image: FloatImage, rng: np.random.Generator) -> FloatImage:
         colour, turn, radius = hsv(rng.random(), 0.85, 1), rng.uniform(0, np.pi), rng.uniform(4.2, 6.2)
         kind = ("square", "circle", "triangle", "strip")[int(rng.integers(4))]
         if kind == "strip":
-            half = radius * 1.1 * np.array([np.sin(turn), np.cos(turn)])
-            canvas.line(np.array([(y, x) - half, (y, x) + half], np.float32), 4.5, colour)
+            up, across = 1.1 * radius * np.sin(turn), 1.1 * radius * np.cos(turn)
+            canvas.line(np.array([(y - up, x - across), (y + up, x + across)], np.float32), 4.5, colour)
         else:
             draw.stamp(canvas, kind, y, x, radius * (0.8 if kind == "circle" else 1), colour, turn)
     return canvas.over(image)
