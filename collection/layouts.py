@@ -256,17 +256,18 @@ def write_lora(
     """Write a LoRA atomically, bit for bit. `path` is a .safetensors file; for "peft" a folder.
 
     layout: "comfy" (`diffusion_model.<path>.lora_A.weight`; `.alpha` only where alpha is not the rank, so
-        that programs which know no alpha agree), "peft" (adapter_model.safetensors and adapter_config.json) or
-        "kohya".
+        that programs which know no alpha agree), "peft" (adapter_model.safetensors and adapter_config.json)
+        or "kohya".
     metadata: text entries for the header.
     """
+    check_layout(layout)
     check_weights(weights)
     extra = dict(metadata or {})
     if layout == "comfy":
         write_tensors(path, comfy_tensors(weights), extra)
     elif layout == "kohya":
         write_tensors(path, _kohya_tensors(weights), extra)
-    elif layout == "peft":
+    else:
         folder = Path(path)
         if folder.is_file():
             raise LoraFormatError(f"{folder}: is a file; the PEFT layout is a folder: name one")
@@ -277,7 +278,11 @@ def write_lora(
         ):
             config.write_text(json.dumps(to_config(weights), indent=2) + "\n", encoding="utf-8")
             save_tensors(file, dict(_pairs(weights, "base_model.model.", "lora_A", "lora_B")), extra)
-    else:
+
+
+def check_layout(layout: str) -> None:
+    """Raise LoraFormatError unless `layout` is one that can be written."""
+    if layout not in LAYOUTS:
         raise LoraFormatError(f"unknown layout '{layout}'; layouts written: {', '.join(LAYOUTS)}")
 
 

@@ -40,7 +40,7 @@ class AdapterConfig:
                 f"{self.source}: says rank {expected} for '{module}', its tensors have rank {rank}; the"
                 " configuration belongs to another file: put the right one beside the weights"
             )
-        alpha = _by_pattern(self.alpha_pattern, module, self.alpha)
+        alpha = float(_by_pattern(self.alpha_pattern, module, self.alpha))
         return alpha * math.sqrt(rank) if self.use_rslora else alpha
 
 
@@ -80,7 +80,7 @@ def read_config(path: Path) -> AdapterConfig:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise LoraFormatError(
-            f"{path}: not valid YAML ({str(error).splitlines()[0]}); repair or fetch it"
+            f"{path}: not valid YAML ({str(error).partition(chr(10))[0]}); repair or fetch it"
         ) from error
     return parse_config(content, str(path))
 
@@ -119,13 +119,13 @@ def parse_config(content: Any, source: str) -> AdapterConfig:
         raise wrong("is not a map of settings")
     kind = str(content.get("peft_type") or "LORA").rsplit(".", 1)[-1].upper()
     if kind != "LORA":
-        raise wrong(f"peft_type is {kind}, not LORA", "export it as a plain LoRA")
+        raise wrong(f"peft_type is {kind!a}, not LORA", "export it as a plain LoRA")
     if content.get("use_dora"):
         raise wrong("use_dora is set: a DoRA, not a plain LoRA", "export it as a plain LoRA")
     init = str(content.get("init_lora_weights", "")).lower()
     if init.startswith(_BASE_CHANGING):
         raise wrong(
-            f"init_lora_weights is '{init}', which changes the base too",
+            f"init_lora_weights is {init!a}, which changes the base too",
             "convert it to a plain LoRA with PEFT",
         )
     rank = content.get("r", content.get("rank"))
@@ -139,7 +139,7 @@ def parse_config(content: Any, source: str) -> AdapterConfig:
             raise wrong(f"{name} is not a map from modules to numbers")
         for text in pattern:
             if not _is_safe_pattern(text):
-                raise wrong(f"{name} has an unsafe pattern '{str(text)[:60]}'", "write module names there")
+                raise wrong(f"{name} has an unsafe pattern {str(text)[:60]!a}", "write module names there")
         patterns[name] = pattern
     if not _is_number(alpha):
         raise wrong(f"lora_alpha is {alpha!r}, expected a number")

@@ -82,18 +82,27 @@ def _parse_header(path: Path, raw: bytes, length: int) -> Header:
         metadata = content.pop("__metadata__", None) or {}
         for key, value in metadata.items():
             if not isinstance(value, str):
-                raise ValueError(f"metadata '{key}' is not text")
+                raise ValueError(f"metadata {key!a} is not text")
         for key, entry in content.items():
             begin, end = entry["data_offsets"]
             sizes = [begin, end, *entry["shape"]]
-            if not isinstance(entry["dtype"], str) or not all(type(n) is int and n >= 0 for n in sizes):
-                raise ValueError(f"tensor '{key}' is malformed")
+            if (
+                not _is_name(key)
+                or not isinstance(entry["dtype"], str)
+                or not all(type(n) is int and n >= 0 for n in sizes)
+            ):
+                raise ValueError(f"tensor {key!a} is malformed")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise LoraFormatError(
             f"{path}: not a safetensors file, or a damaged one"
             f" ({type(error).__name__}: {str(error)[:80]}); fetch it again"
         ) from error
     return Header(metadata, content, length)
+
+
+def _is_name(key: object) -> bool:
+    """Keys are quoted in messages: one that could steer a terminal is refused."""
+    return isinstance(key, str) and key.isprintable() and 0 < len(key) <= 512
 
 
 class TensorFile:
@@ -103,7 +112,7 @@ class TensorFile:
         self.path = path
         self.header = read_header(path)
         try:
-            self._file = safe_open(str(path), framework="pt", device="cpu")
+            self._file: Any = safe_open(str(path), framework="pt", device="cpu")
         except (SafetensorError, OSError) as error:
             raise LoraFormatError(
                 f"{path}: not a sound safetensors file ({error}); fetch it again"
@@ -111,7 +120,8 @@ class TensorFile:
 
     def get(self, key: str) -> Tensor:
         """The tensor of one key, as stored."""
-        return self._file.get_tensor(key)
+        tensor: Tensor = self._file.get_tensor(key)
+        return tensor
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -139,8 +149,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"{path}: holds no 'generator' with LoRA tensors; expected the released code's model.pt"
         )
     for key, value in tensors.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise LoraFormatError(f"{path}: '{key}' is not a tensor; expected the released code's model.pt")
+        if not _is_name(key) or not isinstance(value, Tensor):
+            raise LoraFormatError(f"{path}: {key!a} is not a tensor; expected the released code's model.pt")
     return tensors
 
 
