@@ -25,7 +25,7 @@ of the full batch these are, so that the callee can pick their prompts and sourc
 
 
 def shift(t: Time, s: float = 3.0) -> Time:
-    """Shift a uniform time towards noise, t' = s t / (1 + (s - 1) t). Fixes 0 and 1; s = 1 is the identity."""
+    """Shift a time towards noise, t' = s t / (1 + (s - 1) t). 0 and 1 stay; s = 1 is the identity."""
     return s * t / (1 + (s - 1) * t)
 
 
@@ -150,7 +150,7 @@ def rollout(
     stops: Tensor,
     generators: Sequence[torch.Generator],
 ) -> Tensor:
-    """The student's own noisy input at a step of its schedule (backward simulation, paper section 3.3).
+    """The student's own noisy input at a step of its schedule (L_DMD_BS).
 
     Runs :func:`consistency` from ``noise`` without gradient and stops sample i after ``stops[i]`` steps, so
     that it is returned at ``sigmas[stops[i]]``. A sample that has stopped is dropped from the batch: the cost

@@ -22,7 +22,7 @@ def guided(cond: Tensor, uncond: Tensor, weight: float) -> Tensor:
 def dmd_direction(x0: Tensor, x_fake: Tensor, x_real: Tensor, floor: float = 0.0) -> Tensor:
     """Direction in which x0 must *not* go: (x_fake - x_real) / mean|x0 - x_real|, the mean taken per sample.
 
-    Paper section 3.3, DMD equation 7. x_fake and x_real are the clean latents that fake and real score
+    Equation 7 of DMD. x_fake and x_real are the clean latents that fake and real score
     predict from the same noised x0. NaN becomes 0 and an infinity the dtype's largest number, as released.
 
     Args:

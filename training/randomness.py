@@ -21,7 +21,9 @@ def generator(seed: int, *key: int | str) -> torch.Generator:
     ``key`` is whatever names the draw, by convention ``(cycle, sample, purpose)``. Two keys that differ
     anywhere give unrelated streams: ``(1, 23)``, ``(12, 3)`` and ``("1", 23)`` are all different.
     """
-    digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
+    # int(): a numpy integer prints otherwise and would name another stream
+    plain = tuple(part if isinstance(part, str) else int(part) for part in (seed, *key))
+    digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 

@@ -197,8 +197,8 @@ class _TeacherRole(_Role):
         if x.shape[0] != len(self._index):
             raise RoleError(
                 f"{path} got an input of shape {tuple(x.shape)}, but teachers are chosen for "
-                f"{len(self._index)} samples: dimension 0 must be the batch (for cond and uncond in one batch, "
-                "repeat the index)"
+                f"{len(self._index)} samples: dimension 0 must be the batch (for cond and uncond in one "
+                "batch, repeat the index)"
             )
         if path not in self._stack.down or self._shared == -1:
             return None

@@ -1,0 +1,161 @@
+"""The trainable adapter and the stack of frozen teachers."""
+
+from __future__ import annotations
+
+import copy
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+
+from collectionlora.collection.errors import LoraFormatError
+from collectionlora.training.lora import LoraAdapter, LoraWeights, TeacherStack, target_shapes
+from collectionlora.training.randomness import generator
+from collectionlora.training.roles import Roles
+
+SHAPES = {"0": (16, 8), "2": (8, 16)}
+
+
+def network() -> nn.Sequential:
+    net = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)).requires_grad_(False)
+    for number, parameter in enumerate(net.parameters()):
+        nn.init.normal_(parameter, std=0.3, generator=generator(number))
+    return net
+
+
+def trained(rank: int = 4, alpha: float = 2.0, seed: int = 0) -> LoraAdapter:
+    """An adapter whose B is not zero."""
+    adapter = LoraAdapter.create(SHAPES, rank, alpha, seed)
+    for path, parameter in adapter.up.items():
+        nn.init.normal_(parameter, std=0.3, generator=generator(seed, path))
+    return adapter
+
+
+def inputs(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator(99))
+
+
+def test_fresh_adapter_changes_nothing_and_has_peft_bounds() -> None:
+    adapter = LoraAdapter.create(SHAPES, rank=64, alpha=64, seed=0)
+    assert torch.equal(adapter("0", inputs(3, 8)), torch.zeros(3, 16))
+    bound = 8**-0.5
+    peak = adapter.weights().down["0"].abs().max().item()
+    assert 0.9 * bound < peak <= bound
+
+
+def test_initial_weights_depend_on_seed_and_path_only() -> None:
+    whole = LoraAdapter.create(SHAPES, 4, 4, seed=3).weights()
+    part = LoraAdapter.create({"2": (8, 16)}, 4, 4, seed=3).weights()
+    other = LoraAdapter.create(SHAPES, 4, 4, seed=4).weights()
+    assert torch.equal(whole.down["2"], part.down["2"])
+    assert not torch.equal(whole.down["2"], other.down["2"])
+
+
+def test_forward_and_gradients_equal_peft_on_plain_linears() -> None:
+    net, adapter = network(), trained()
+    config = peft.LoraConfig(r=4, lora_alpha=2, target_modules=["0", "2"])
+    reference = peft.inject_adapter_in_model(config, copy.deepcopy(net))
+    for path, weights in ((path, adapter.weights()) for path in SHAPES):
+        layer = reference.get_submodule(path)
+        layer.lora_A["default"].weight.data.copy_(weights.down[path])
+        layer.lora_B["default"].weight.data.copy_(weights.up[path])
+    x = inputs(3, 5, 8)
+    expected = reference(x)
+    expected.square().sum().backward()
+    with Roles(net, {"student": adapter}) as roles, roles.use("student"):
+        output = net(x)
+        output.square().sum().backward()
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    for path in SHAPES:
+        layer = reference.get_submodule(path)
+        for ours, theirs in ((adapter.down[path], layer.lora_A), (adapter.up[path], layer.lora_B)):
+            torch.testing.assert_close(ours.grad, theirs["default"].weight.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_arithmetic_is_in_the_input_dtype_and_gradients_are_float32() -> None:
+    adapter = trained()
+    delta = adapter("0", inputs(3, 8).bfloat16())
+    assert delta.dtype is torch.bfloat16
+    delta.sum().backward()
+    assert adapter.down["0"].grad is not None
+    assert adapter.down["0"].grad.dtype is torch.float32
+
+
+def test_state_dict_keys_are_stable() -> None:
+    adapter = LoraAdapter({"blocks.0.attn.to_q": (4, 4)}, rank=2, alpha=2)
+    assert list(adapter.state_dict()) == ["down.blocks/0/attn/to_q", "up.blocks/0/attn/to_q"]
+
+
+def test_weights_are_a_copy_and_load_takes_them_back() -> None:
+    source, target = trained(seed=0), trained(seed=1)
+    weights = source.weights()
+    target.load(weights)
+    x = inputs(3, 8)
+    assert torch.equal(target("0", x), source("0", x))
+    with torch.no_grad():
+        source.up["0"].zero_()
+    assert not torch.equal(weights.up["0"], source.up["0"])
+
+
+def test_load_folds_another_alpha() -> None:
+    source, target = trained(alpha=8.0), trained(alpha=2.0, seed=1)
+    target.load(source.weights())
+    torch.testing.assert_close(target("2", inputs(3, 16)), source("2", inputs(3, 16)))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "rank", "message"),
+    [
+        ({"0": (16, 8)}, 4, "2 is missing from the weights"),
+        ({**SHAPES, "4": (8, 8)}, 4, "4 is missing from the adapter"),
+        (
+            SHAPES,
+            2,
+            r"0: A, B have shapes \(\(2, 8\), \(16, 2\)\), the adapter expects \(\(4, 8\), \(16, 4\)\)",
+        ),
+    ],
+)
+def test_load_refuses_weights_that_do_not_fit_and_changes_nothing(
+    shapes: dict[str, tuple[int, int]], rank: int, message: str
+) -> None:
+    adapter = trained()
+    before = copy.deepcopy(adapter.state_dict())
+    with pytest.raises(LoraFormatError, match=message):
+        adapter.load(LoraAdapter.create(shapes, rank, 1.0, seed=5).weights())
+    torch.testing.assert_close(dict(adapter.state_dict()), dict(before), rtol=0, atol=0)
+
+
+def test_rank_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="rank must be at least 1"):
+        LoraAdapter(SHAPES, rank=0, alpha=1)
+
+
+def test_target_shapes_finds_linears_by_the_end_of_their_path() -> None:
+    net = nn.ModuleDict({"a": network(), "b": network(), "x0": nn.Linear(1, 1)})
+    assert target_shapes(net, ["0"]) == {"a.0": (16, 8), "b.0": (16, 8)}
+    with pytest.raises(ValueError, match="no Linear of ModuleDict is named 1, to_q"):
+        target_shapes(net, ["0", "to_q", "1"])
+
+
+def test_stack_pads_ranks_folds_alpha_and_zeroes_what_a_teacher_lacks() -> None:
+    wide, narrow = trained(rank=4, alpha=8).weights(), trained(rank=2, alpha=1, seed=1).weights()
+    for part in (narrow.down, narrow.up, narrow.alpha):
+        del part["2"]  # type: ignore[attr-defined]
+    stack = TeacherStack.of({"wide": wide, "narrow": narrow})
+    assert stack.down["0"].shape == (2, 4, 8)
+    assert stack.up["0"].shape == (2, 16, 4)
+    for e, lora in enumerate((wide, narrow)):
+        delta = lora.scale("0") * lora.up["0"] @ lora.down["0"]
+        torch.testing.assert_close(stack.up["0"][e] @ stack.down["0"][e], delta)
+    assert not stack.up["2"][1].any()
+
+
+def test_stack_index_names_teachers_and_none_is_the_base() -> None:
+    weights = trained().weights()
+    stack = TeacherStack.of({"frost": weights, "neon": weights})
+    assert stack.index(["neon", None, "frost", "neon"]).tolist() == [1, -1, 0, 1]
+
+
+def test_stack_of_no_module_is_empty() -> None:
+    assert TeacherStack.of({"none": LoraWeights()}).down == {}
