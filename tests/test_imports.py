@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 HOST_LIBRARIES = {"comfy", "comfy_api", "comfy_extras", "diffusers", "transformers"}
@@ -60,6 +61,14 @@ def test_no_core_file_imports_a_host_library_even_late(path: Path) -> None:
             names = [node.module or ""]
         found = {name.partition(".")[0] for name in names} & HOST_LIBRARIES
         assert not found, f"{path.relative_to(ROOT)}:{node.lineno} imports {', '.join(sorted(found))}"
+
+
+def test_every_package_folder_is_installed() -> None:
+    content = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = set(content["tool"]["setuptools"]["packages"])
+    parts = ("collection", "nodes", "pocket", "training")
+    folders = [path.parent for part in parts for path in (ROOT / part).rglob("__init__.py")]
+    assert listed == {"collectionlora"} | {f"collectionlora.{dotted(folder)}" for folder in folders}
 
 
 def test_importing_the_package_loads_no_torch() -> None:

@@ -19,9 +19,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from collectionlora.collection.catalogue import Catalogue
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -153,21 +156,39 @@ def linears() -> dict[str, tuple[int, int]]:
 
 
 @pytest.fixture(scope="session")
-def collection_file(linears: dict[str, tuple[int, int]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def catalogue(linears: dict[str, tuple[int, int]]) -> Catalogue:
+    """A catalogue of three effects for a pocket base."""
+    from collectionlora.collection.catalogue import Catalogue, Effect, fingerprint
+
+    names = ("prism", "snow", "woodcut")
+    return Catalogue(
+        effects=tuple(
+            Effect(name, name.title(), f"<{name}_x>", f"<{name}_x> a cat – {name}") for name in names
+        ),
+        sigmas=(1.0, 0.75, 0.5, 0.25, 0.0),
+        base=fingerprint(linears),
+    )
+
+
+@pytest.fixture(scope="session")
+def collection_file(
+    linears: dict[str, tuple[int, int]], catalogue: Catalogue, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A collection over all those modules: ranks 2 and 4 in turn, alpha other than the rank."""
     import torch
-    from safetensors.torch import save_file
+
+    from collectionlora.collection.file import save_collection
+    from collectionlora.collection.lora_weights import LoraWeights
 
     generator = torch.Generator().manual_seed(1)
-    tensors: dict[str, torch.Tensor] = {}
+    weights = LoraWeights()
     for index, (name, (wide, narrow)) in enumerate(linears.items()):
         rank = 2 + 2 * (index % 2)
-        key = f"diffusion_model.{name}"
-        tensors[f"{key}.lora_A.weight"] = torch.randn(rank, narrow, generator=generator) * 0.1
-        tensors[f"{key}.lora_B.weight"] = torch.randn(wide, rank, generator=generator) * 0.1
-        tensors[f"{key}.alpha"] = torch.tensor(3.0)
+        weights.down[name] = torch.randn(rank, narrow, generator=generator) * 0.1
+        weights.up[name] = torch.randn(wide, rank, generator=generator) * 0.1
+        weights.alpha[name] = 3.0
     path = tmp_path_factory.mktemp("collection") / "pocket.safetensors"
-    save_file(tensors, path, {"effects": "prism"})
+    save_collection(path, weights, catalogue)
     return path
 
 
