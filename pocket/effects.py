@@ -100,7 +100,7 @@ def _hatching(level: FloatImage, rng: np.random.Generator, period: float, angle:
     return np.where(width > 0.35, np.clip(width - distance + 0.5, 0, 1), 0).astype(np.float32)
 
 
-@effect("Pencil sketch", "drawing", "redraw this picture with lines", "one-to-many", "luma")
+@effect("Pencil sketch", "drawing", "redraw this picture with lines", "one-to-many", "edges")
 def sketch(image: FloatImage, rng: np.random.Generator) -> FloatImage:
     """Dark pencil contours and slanted hatching on cream paper; slant and place of the hatching vary."""
     level = draw.stretch(blur(luma(image), 2.0))
@@ -251,7 +251,7 @@ def snowfall(image: FloatImage, rng: np.random.Generator) -> FloatImage:
         near.disc(row, column, rng.uniform(3.6, 5.2), (1, 1, 1))
     snowy = near.over(far.over(np.clip(cold, 0, 1).astype(np.float32)))
     phase = rng.uniform(0, 2 * np.pi, 2)
-    top = size - 15 + 5 * np.sin(x * 2 * np.pi / 85 + phase[0]) + 3 * np.sin(x * 2 * np.pi / 41 + phase[1])
+    top = size - 11 + 4 * np.sin(x * 2 * np.pi / 85 + phase[0]) + 2 * np.sin(x * 2 * np.pi / 41 + phase[1])
     drift = mix(
         rgb((0.97, 0.98, 1)), rgb((0.74, 0.83, 0.96)), np.clip((y - top) / 22, 0, 1).astype(np.float32)
     )
