@@ -34,7 +34,6 @@ def run_python(code: str, *arguments: str) -> str:
         cwd=Path(sys.prefix),
         capture_output=True,
         text=True,
-        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
