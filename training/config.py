@@ -1,0 +1,253 @@
+"""Every number of a distillation in one place.
+
+Defaults are the paper's, except that the fake score learns from the student update's own rollouts; presets
+say where they differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args
+
+from .flow import few_step_sigmas, seeded_sigmas
+from .lora import PAPER_TARGETS
+
+OptimizerName = Literal["adamw", "adamw8bit"]
+LrSchedule = Literal["constant", "cosine", "linear"]
+
+Checked = TypeVar("Checked")
+
+
+class ConfigError(ValueError):
+    """A configuration has an unknown key or a value out of range; the message names both and the remedy."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss (paper section 3.3). A weight of 0 switches a term off and costs nothing."""
+
+    bs_weight: float = 1.0
+    """L_DMD_BS: distribution matching on the student's own few-step samples."""
+    ts_weight: float = 1.0
+    """L_DMD_TS: distribution matching on one student step from a noised teacher image."""
+    fm_weight: float = 1.0
+    """L_TA-FM: velocity regression on the teacher's image, above the time of the BS term."""
+    guidance: float = 4.0
+    """Classifier-free guidance of the real score, cond + guidance (cond - uncond)."""
+    floor: float = 0.0
+    """Smallest normaliser of the DMD gradient."""
+    steps: int = 8
+    """Evaluations of the few-step sampler."""
+    shift: float = 3.0
+    """Shift of the schedule and of every drawn time."""
+    ts_steps: int = 5
+    """The teacher's image is noised to one of the last `ts_steps` steps of the schedule."""
+    ts_low: float = 0.5
+    """Lowest time, before the shift, at which the TS term is scored."""
+    double_shift: bool = True
+    """Shift the time of TA-FM twice, as released; else once."""
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """The sampler's sigmas, steps + 1 of them."""
+        return few_step_sigmas(self.steps, self.shift)
+
+    @property
+    def ts_sigmas(self) -> tuple[float, ...]:
+        """Where the TS term noises the teacher's image to."""
+        return seeded_sigmas(self.sigmas, self.ts_steps)
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A whole run. One cycle is one student update and `fake_ratio` updates of the fake score."""
+
+    objective: Objective = Objective()
+    cycles: int = 5000
+    fake_ratio: int = 5
+    share_rollouts: bool = True
+    """Train the fake score on the samples of the cycle's student update, which costs 29 forward-equivalents a
+    cycle and sample (mean of both streams); else on fresh ones as released, which costs 51.5."""
+    p_effect: float = 0.5
+    """PDSR: probability of the effect stream, drawn for each sample."""
+    batch: int = 8
+    """Samples of one update."""
+    micro_batch: int = 1
+    """Samples of one forward; the rest is accumulated."""
+    rank: int = 128
+    alpha: float = 128.0
+    targets: tuple[str, ...] = PAPER_TARGETS
+    optimizer: OptimizerName = "adamw"
+    lr: float = 1e-4
+    fake_lr: float = 1e-4
+    betas: tuple[float, ...] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    clip: float = 10.0
+    """Largest gradient norm of an update."""
+    lr_schedule: LrSchedule = "constant"
+    """Over all `cycles`, the warm ones too."""
+    lr_warmup: int = 0
+    """Cycles over which learning rates rise from 0."""
+    ema: float = 0.0
+    """Decay of the student's moving average, which is then what is saved; 0 is off."""
+    warm_cycles: int = 0
+    """First cycles that only regress the student on the teachers' images (all times); the fake score then
+    starts as a copy of the student. Beyond the paper, for runs of minutes."""
+    seed: int = 0
+    save_every: int = 50
+    """Cycles between checkpoints."""
+    bank_ram: int = 8
+    """Teachers kept in RAM."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"share_rollouts": False},
+    "default": {},
+    # One minute is about 60 cycles on two CPU cores; docs/pocket.md says how these were chosen.
+    "pocket": {
+        "objective": {"guidance": 0.0, "floor": 0.1},
+        "cycles": 600,
+        "warm_cycles": 300,
+        "p_effect": 0.85,
+        "batch": 12,
+        "micro_batch": 12,
+        "rank": 32,
+        "alpha": 32.0,
+        "lr": 1e-3,
+        "fake_lr": 1e-3,
+        "fake_ratio": 2,
+        "lr_schedule": "cosine",
+        "ema": 0.98,
+    },
+}
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "optimizer": get_args(OptimizerName),
+    "lr_schedule": get_args(LrSchedule),
+}
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "bs_weight": (0, 1e3),
+    "ts_weight": (0, 1e3),
+    "fm_weight": (0, 1e3),
+    "guidance": (0, 50),
+    "floor": (0, 10),
+    "steps": (1, 64),
+    "shift": (0.1, 20),
+    "ts_steps": (1, 64),
+    "ts_low": (0, 0.999),
+    "cycles": (1, 10**7),
+    "fake_ratio": (1, 50),
+    "p_effect": (0, 1),
+    "batch": (1, 4096),
+    "micro_batch": (1, 4096),
+    "rank": (1, 1024),
+    "alpha": (1e-3, 4096),
+    "lr": (0, 1),
+    "fake_lr": (0, 1),
+    "betas": (0, 0.999999),
+    "weight_decay": (0, 1),
+    "clip": (1e-6, 1e6),
+    "lr_warmup": (0, 10**6),
+    "ema": (0, 0.99999),
+    "warm_cycles": (0, 10**7),
+    "seed": (0, 2**63 - 1),
+    "save_every": (1, 10**6),
+    "bank_ram": (1, 1000),
+}
+
+
+def distillation(values: Mapping[str, Any] | None = None, preset: str = "default") -> Distillation:
+    """A checked configuration: the preset's values, overridden by `values` (as a TOML table gives them).
+
+    Raises:
+        ConfigError: an unknown preset or key (naming the nearest valid one), a wrong type, a value out of
+            range, or values that exclude each other.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"unknown preset {preset!r}{nearest(preset, PRESETS)}")
+    base, given = dict(PRESETS[preset]), dict(values or {})
+    inner = given.pop("objective", {})
+    if not isinstance(inner, Mapping):
+        raise ConfigError(f"objective = {inner!r} must be a table, [distill.objective] in the file")
+    objective = checked(Objective, {**base.pop("objective", {}), **inner}, "objective.")
+    config = dataclasses.replace(checked(Distillation, {**base, **given}, ""), objective=objective)
+    _consistent(config)
+    return config
+
+
+def checked(kind: type[Checked], values: Mapping[str, Any], where: str) -> Checked:
+    """`kind(**values)` for a dataclass after checking names, types and ranges; `where` prefixes keys in
+    errors.
+
+    Raises:
+        ConfigError: as :func:`distillation`, for the first key that is wrong.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise ConfigError(f"unknown key {where}{key}{nearest(key, fields)}")
+        result[key] = _converted(where + key, value, fields[key])
+    return kind(**result)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint to append to an error: the closest valid word, or all of them."""
+    words = list(known)
+    close = difflib.get_close_matches(word, words, 1, 0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; valid are {', '.join(words)}"
+
+
+def _consistent(config: Distillation) -> None:
+    objective = config.objective
+    if config.batch % config.micro_batch:
+        raise ConfigError(
+            f"micro_batch = {config.micro_batch} must divide batch = {config.batch}; try micro_batch = 1"
+        )
+    if objective.ts_steps > objective.steps:
+        raise ConfigError(
+            f"objective.ts_steps = {objective.ts_steps} is more than objective.steps = {objective.steps}; "
+            f"set objective.ts_steps to at most {objective.steps}"
+        )
+    if not (objective.bs_weight or objective.ts_weight or objective.fm_weight):
+        raise ConfigError("objective.bs_weight, ts_weight and fm_weight are all 0: nothing would be learned")
+    if config.warm_cycles >= config.cycles:
+        raise ConfigError(f"warm_cycles = {config.warm_cycles} must be less than cycles = {config.cycles}")
+
+
+def _converted(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
+    """`value` in the type of the field's default, checked; `name` is how errors call it."""
+    default, choices, limits = field.default, _CHOICES.get(field.name), _RANGES.get(field.name)
+    if choices is not None:
+        if value not in choices:
+            raise ConfigError(f"{name} = {value!r}; valid are {', '.join(choices)}")
+        return value
+    if not isinstance(default, tuple):
+        return _scalar(name, value, default, limits)
+    # a pair stays a pair, a list of names may have any length
+    if not isinstance(value, list | tuple) or not value or (limits and len(value) != len(default)):
+        raise ConfigError(f"{name} = {value!r} must be a list like {list(default[:2])}")
+    return tuple(_scalar(name, item, default[0], limits) for item in value)
+
+
+def _scalar(name: str, value: Any, like: Any, limits: tuple[float, float] | None) -> Any:
+    if isinstance(like, bool):
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} = {value!r} must be true or false")
+        return value
+    if isinstance(like, str):
+        if not isinstance(value, str):
+            raise ConfigError(f"{name} = {value!r} must be a text like {like!r}")
+        return value
+    whole = isinstance(like, int)
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise ConfigError(f"{name} = {value!r} must be a {'whole ' if whole else ''}number")
+    low, high = limits or (-math.inf, math.inf)
+    if not low <= value <= high:  # false for NaN too
+        raise ConfigError(f"{name} = {value!r} is out of range, {low:g} to {high:g}")
+    return value if whole else float(value)

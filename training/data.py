@@ -1,0 +1,126 @@
+"""What the distiller eats: samples that are encoded already, and the draw of a batch of them (PDSR)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .randomness import generator
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One encoded lesson. Latents are (C,h,w), embeddings (T,D); all float tensors on one device.
+
+    Raises:
+        ValueError: a target of another shape than the source, or in the general stream, which has none.
+    """
+
+    effect: str | None
+    """Name of the effect; None is the general stream."""
+    source: Tensor
+    student: Tensor
+    """Embedding of the student prompt (general stream: of the instruction)."""
+    teacher: Tensor
+    """Embedding of the teacher's own prompt (general stream: of the instruction)."""
+    target: Tensor | None = None
+    """An image the teacher produced for this source; None where there is none."""
+
+    def __post_init__(self) -> None:
+        if self.target is None:
+            return
+        if self.effect is None:
+            raise ValueError("a sample of the general stream has no teacher image")
+        if self.target.shape != self.source.shape:
+            raise ValueError(
+                f"effect {self.effect!r}: source {tuple(self.source.shape)} and teacher image "
+                f"{tuple(self.target.shape)} differ in shape"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B samples stacked. `numbers` are their numbers within the cycle: they name the random draws."""
+
+    numbers: tuple[int, ...]
+    effects: tuple[str | None, ...]
+    source: Tensor
+    """(B,C,h,w)"""
+    student: Tensor
+    """(B,T,D)"""
+    teacher: Tensor
+    """(B,T,D)"""
+    targets: tuple[Tensor | None, ...]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], numbers: Sequence[int]) -> Batch:
+        """Stack samples.
+
+        Raises:
+            ValueError: images or prompts of several sizes, which only a micro_batch of 1 can hold.
+        """
+        return cls(
+            tuple(numbers),
+            tuple(sample.effect for sample in samples),
+            _stacked("sources", [sample.source for sample in samples]),
+            _stacked("student prompts", [sample.student for sample in samples]),
+            _stacked("teacher prompts", [sample.teacher for sample in samples]),
+            tuple(sample.target for sample in samples),
+        )
+
+    def seeded(self) -> list[int]:
+        """Positions of the samples that have a teacher image: those of the TS and TA-FM terms."""
+        return [i for i, target in enumerate(self.targets) if target is not None]
+
+    def teachers(self) -> tuple[str, ...]:
+        """Names of the batch's teachers, each once, sorted."""
+        return tuple(sorted({name for name in self.effects if name is not None}))
+
+
+@dataclass(frozen=True, eq=False)
+class Lessons:
+    """All samples of a run: for each effect its samples, and the general stream's.
+
+    Raises:
+        ValueError: no effect at all, or one without samples.
+    """
+
+    effects: Mapping[str, Sequence[Sample]]
+    general: Sequence[Sample]
+    unconditional: Tensor
+    """(T,D): embedding of the empty prompt."""
+
+    def __post_init__(self) -> None:
+        if not self.effects:
+            raise ValueError("no effect to distil: the list of teachers is empty")
+        for name, samples in self.effects.items():
+            if not samples:
+                raise ValueError(f"effect {name!r} has no source image; add some or drop the effect")
+
+    def draw(self, seed: int, cycle: int, numbers: Sequence[int], p_effect: float) -> list[Sample]:
+        """The samples with these numbers of a cycle (PDSR, paper section 3.1).
+
+        Each number draws its own stream, effect and image, so a batch mixes streams and effects, and the draw
+        does not depend on micro-batches or ranks. Without general samples every draw is an effect's.
+        """
+        return [self._one(generator(seed, cycle, number, "route"), p_effect) for number in numbers]
+
+    def _one(self, g: torch.Generator, p_effect: float) -> Sample:
+        stream, which, image = torch.rand(3, generator=g, dtype=torch.float64).tolist()
+        if stream >= p_effect and self.general:
+            return self.general[int(image * len(self.general))]
+        samples = list(self.effects.values())[int(which * len(self.effects))]
+        return samples[int(image * len(samples))]
+
+
+def _stacked(what: str, tensors: Sequence[Tensor]) -> Tensor:
+    shapes = sorted({tuple(tensor.shape) for tensor in tensors})
+    if len(shapes) > 1:
+        raise ValueError(f"{what} of shapes {shapes} in one micro-batch; set micro_batch = 1")
+    return torch.stack(list(tensors))

@@ -1,0 +1,205 @@
+"""The objective on a model: which role evaluates what, at which time, from which noise (paper section 3).
+
+The distiller owns neither optimizers nor gradients nor devices: it gives loss vectors and the trainer runs
+backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .bank import TeacherBank
+from .config import Objective
+from .data import Batch
+from .flow import add_noise, anchored_times, predict_x0, rollout, uniform_shifted, x0_from_velocity
+from .losses import dmd_direction, dmd_loss, flow_matching_loss, guided
+from .randomness import generators, integers, noise_like
+from .roles import BASE, Roles
+
+STUDENT, FAKE = "student", "fake"
+
+EditVelocity = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""`velocity(x (B,C,h,w), sigma (B,), text (B,T,D), source (B,C,h,w)) -> (B,C,h,w)`: the host's model,
+whichever role is active."""
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One term of the loss: its name, the batch positions it covers, and one loss for each of them."""
+
+    name: str
+    positions: tuple[int, ...]
+    losses: Tensor
+    samples: Tensor | None = None
+    """Of L_DMD_BS: the student's x0 (B,C,h,w) without gradient, which the fake score can learn from."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one update: each is named by (seed, cycle, update, sample, purpose)."""
+
+    seed: int
+    cycle: int
+    update: str
+    """"student", or "fake 0", "fake 1", ..."""
+
+    def generators(
+        self, batch: Batch, purpose: str, positions: Sequence[int] | None = None
+    ) -> list[torch.Generator]:
+        """One generator for each sample of the batch, or for those at `positions`."""
+        numbers = batch.numbers if positions is None else [batch.numbers[i] for i in positions]
+        return generators(self.seed, self.cycle, numbers, f"{self.update}/{purpose}")
+
+
+class Distiller:
+    """L = L_TA-FM + L_DMD_TS + L_DMD_BS for the student, flow matching for the fake score.
+
+    Args:
+        velocity: the host's model; `roles` decides with which adapter it runs.
+        roles: attached roles holding adapters named "student" and "fake".
+        bank: the teachers by effect name.
+        unconditional: (T,D) embedding of the empty prompt.
+    """
+
+    def __init__(
+        self,
+        velocity: EditVelocity,
+        roles: Roles,
+        bank: TeacherBank,
+        unconditional: Tensor,
+        objective: Objective,
+    ) -> None:
+        self.velocity, self.roles, self.bank = velocity, roles, bank
+        self.unconditional, self.objective = unconditional, objective
+
+    def student_terms(self, batch: Batch, draws: Draws) -> Iterator[Term]:
+        """The student's terms "bs", "ts", "fm", one at a time, so that one graph is alive at a time.
+
+        Consume inside `roles.use("student")` and run backward there before asking for the next. Terms with
+        weight 0 are neither computed nor yielded. A sample without teacher image has no TS and no TA-FM term.
+        """
+        o = self.objective
+        times = torch.zeros(len(batch))
+        if o.bs_weight:
+            x0 = self.sample(batch, draws)
+            times = uniform_shifted(draws.generators(batch, "bs time"), s=o.shift)
+            yield self._matching("bs", batch, range(len(batch)), x0, times, draws)
+        if o.ts_weight and batch.seeded():
+            yield self._teacher_seeded(batch, draws)
+        if o.fm_weight and batch.seeded():
+            yield self.anchored(batch, draws, times)
+
+    def sample(self, batch: Batch, draws: Draws) -> Tensor:
+        """Backward simulation: the student's own input at a random step of its schedule, and its x0 there.
+
+        Gradients flow into the last evaluation only (if gradients are enabled), the rollout before has none.
+        """
+        sigmas = self.objective.sigmas
+        noise = noise_like(batch.source, draws.generators(batch, "rollout start"))
+        stops = integers(draws.generators(batch, "rollout stop"), 0, len(sigmas) - 1)
+        with self.roles.use(STUDENT):
+            x = rollout(
+                lambda x, sigma, active: self.velocity(x, sigma, batch.student[active], batch.source[active]),
+                noise,
+                sigmas,
+                stops,
+                draws.generators(batch, "rollout noise"),
+            )
+        return self._student_x0(batch, range(len(batch)), x, torch.tensor(sigmas)[stops])
+
+    def anchored(self, batch: Batch, draws: Draws, times: Tensor) -> Term:
+        """L_TA-FM: regress the velocity towards the teacher's image, above `times` (B,) of the BS term.
+
+        The batch must hold a sample with teacher image.
+        """
+        o = self.objective
+        positions = batch.seeded()
+        target = _targets(batch)
+        sigma = anchored_times(
+            draws.generators(batch, "fm time", positions), times[positions], o.shift, o.double_shift
+        ).to(target.device)
+        noise = noise_like(target, draws.generators(batch, "fm noise", positions))
+        with self.roles.use(STUDENT):
+            v = self._velocity(batch, positions, batch.student, add_noise(target, noise, sigma), sigma)
+        return Term("fm", tuple(positions), flow_matching_loss(v, target, noise))
+
+    def fake_term(self, batch: Batch, x0: Tensor, draws: Draws) -> Term:
+        """The fake score's loss on the student's samples `x0` (B,C,h,w).
+
+        Run backward inside `roles.use("fake")`.
+        """
+        sigma = uniform_shifted(draws.generators(batch, "fake time"), s=self.objective.shift).to(x0.device)
+        noise = noise_like(x0, draws.generators(batch, "fake noise"))
+        everyone = range(len(batch))
+        with self.roles.use(FAKE):
+            v = self._velocity(batch, everyone, batch.student, add_noise(x0, noise, sigma), sigma)
+        return Term("fake", tuple(everyone), flow_matching_loss(v, x0, noise))
+
+    def _teacher_seeded(self, batch: Batch, draws: Draws) -> Term:
+        """L_DMD_TS: noise the teacher's image, take one student step, match distributions at high noise."""
+        o = self.objective
+        positions = batch.seeded()
+        target = _targets(batch)
+        steps = integers(draws.generators(batch, "ts step", positions), 0, len(o.ts_sigmas))
+        sigma = torch.tensor(o.ts_sigmas)[steps]
+        noise = noise_like(target, draws.generators(batch, "ts start", positions))
+        x0 = self._student_x0(batch, positions, add_noise(target, noise, sigma), sigma)
+        times = uniform_shifted(draws.generators(batch, "ts time", positions), o.ts_low, 1.0, o.shift)
+        return self._matching("ts", batch, positions, x0, times, draws)
+
+    def _matching(
+        self, name: str, batch: Batch, positions: Sequence[int], x0: Tensor, times: Tensor, draws: Draws
+    ) -> Term:
+        """Distribution matching at `times`: noise x0, compare what fake and real score make of it."""
+        sigma = times.to(x0.device)
+        with torch.no_grad():
+            noise = noise_like(x0, draws.generators(batch, f"{name} noise", positions))
+            x = add_noise(x0, noise, sigma)
+            with self.roles.use(FAKE):
+                fake = x0_from_velocity(x, self._velocity(batch, positions, batch.student, x, sigma), sigma)
+            real = x0_from_velocity(x, self._real_velocity(batch, positions, x, sigma), sigma)
+            direction = dmd_direction(x0, fake, real, self.objective.floor)
+        return Term(name, tuple(positions), dmd_loss(x0, direction), x0.detach() if name == "bs" else None)
+
+    def _real_velocity(self, batch: Batch, positions: Sequence[int], x: Tensor, sigma: Tensor) -> Tensor:
+        """Each sample's own teacher (general stream: the base) with its own prompt, guided.
+
+        Two forwards and not one batch of twice the size: prompts of unequal length would need a mask.
+        """
+        with self._teachers(batch, positions):
+            cond = self._velocity(batch, positions, batch.teacher, x, sigma)
+            if not self.objective.guidance:
+                return cond
+            empty = self.unconditional.expand(len(batch), -1, -1)
+            return guided(cond, self._velocity(batch, positions, empty, x, sigma), self.objective.guidance)
+
+    def _teachers(self, batch: Batch, positions: Sequence[int]) -> AbstractContextManager[None]:
+        names = [batch.effects[i] for i in positions]
+        if all(name is None for name in names):
+            return self.roles.use(BASE)
+        # All of the batch's teachers, so that the terms of a batch share one stack.
+        stack = self.bank.stack(batch.teachers())
+        return self.roles.use_teachers(stack, stack.index(names))
+
+    def _student_x0(self, batch: Batch, positions: Sequence[int], x: Tensor, sigma: Tensor) -> Tensor:
+        def velocity(x: Tensor, sigma: Tensor, _: Tensor) -> Tensor:
+            return self._velocity(batch, positions, batch.student, x, sigma)
+
+        with self.roles.use(STUDENT):
+            return predict_x0(velocity, x, sigma.to(x.device))
+
+    def _velocity(
+        self, batch: Batch, positions: Sequence[int], text: Tensor, x: Tensor, sigma: Tensor
+    ) -> Tensor:
+        chosen = list(positions)
+        return self.roles.guard(self.velocity(x, sigma, text[chosen], batch.source[chosen]))
+
+
+def _targets(batch: Batch) -> Tensor:
+    """(len(batch.seeded()),C,h,w)"""
+    return torch.stack([target for target in batch.targets if target is not None])

@@ -1,0 +1,389 @@
+"""The run: a generator of one record a cycle. A cycle is one student update and the fake score's updates.
+
+What is kept is always the state after the last finished cycle: cancel, failure and kill discard the open one.
+Every random number is named by (seed, cycle, ...), so going on from there repeats an uninterrupted run bit
+for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from .checkpoint import CheckpointError, copied, load_optimizer_state, load_state, optimizer_state, save_state
+from .config import Distillation
+from .data import Batch, Lessons
+from .distiller import FAKE, STUDENT, Distiller, Draws, Term
+from .lora import LoraAdapter, LoraWeights
+
+MAX_SKIPPED = 3
+"""So many cycles in a row with a loss that is not finite end the run."""
+
+MAY_DIFFER = ("cycles", "save_every", "micro_batch", "bank_ram")
+"""Settings that a resumed run may change: they do not change what a cycle computes (`micro_batch`: up to
+rounding; `cycles`: if the learning rate is constant)."""
+
+
+class Cancelled(Exception):
+    """The run was cancelled; the trainer holds the state of the last finished cycle."""
+
+
+class DivergedError(RuntimeError):
+    """Losses were not finite several times in a row; the trainer holds the last good state."""
+
+
+class NotFiniteError(Exception):
+    """Losses or gradients were NaN or infinite; the arguments name them."""
+
+
+@dataclass
+class Record:
+    """What one cycle did. Losses are means over samples; times in seconds; memory in bytes."""
+
+    cycle: int
+    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """Losses of single samples: by term ("bs", "ts", "fm", "fake"), then by effect ("general": the general
+    stream)."""
+    grad_norms: dict[str, float] = field(default_factory=dict)
+    """Before clipping, by role; of the fake score the largest of the cycle."""
+    lr: float = 0.0
+    """The student's."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By phase: "student", "fake"."""
+    memory: int = 0
+    """Peak so far: allocated on the device, or the process' resident size on a CPU."""
+    not_finite: tuple[str, ...] = ()
+    """Terms, or roles whose gradient, were NaN or infinite: the cycle was then skipped and left no trace."""
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the cycle left no trace, because a loss or gradient was not finite."""
+        return bool(self.not_finite)
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Mean loss by term, over the samples that have the term."""
+        return {
+            term: fmean(value for values in by_effect.values() for value in values)
+            for term, by_effect in self.values.items()
+        }
+
+    @property
+    def effects(self) -> dict[str, dict[str, float]]:
+        """Mean loss by effect, then by term."""
+        means: dict[str, dict[str, float]] = {}
+        for term, by_effect in self.values.items():
+            for effect, values in by_effect.items():
+                means.setdefault(effect, {})[term] = fmean(values)
+        return means
+
+
+class Trainer:
+    """Trains the student (and the fake score) of a distiller.
+
+    Args:
+        distiller: its roles hold the adapters "student" and "fake" and are attached.
+        cancelled: asked at every micro-step; True discards the open cycle and raises Cancelled.
+
+    Raises:
+        ValueError: no sample has a teacher image, and the objective can learn from nothing else.
+        RuntimeError: 8-bit AdamW without bitsandbytes.
+    """
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        lessons: Lessons,
+        config: Distillation,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        seeded = any(sample.target is not None for samples in lessons.effects.values() for sample in samples)
+        if not seeded and (config.warm_cycles or not config.objective.bs_weight):
+            raise ValueError(
+                "no sample has a teacher image: make some, or set warm_cycles = 0 and objective.bs_weight > 0"
+            )
+        self.distiller, self.lessons, self.config, self.cancelled = distiller, lessons, config, cancelled
+        adapters = distiller.roles.adapters
+        self.student, self.fake = adapters[STUDENT], adapters[FAKE]
+        self.average = copied(self.student.state_dict()) if config.ema else None
+        self.optimizers = {
+            STUDENT: make_optimizer(self.student, config.lr, config),
+            FAKE: make_optimizer(self.fake, config.fake_lr, config),
+        }
+        self.cycle = 0
+        self.skipped = 0
+        self._in_a_row = 0
+        self._kept = self._state()
+
+    # -- the run ---------------------------------------------------------------------------------------------
+
+    def run(self) -> Iterator[Record]:
+        """One record for each cycle until `config.cycles`.
+
+        Raises Cancelled, DivergedError, or whatever the model raised; the trainer is then as after the last
+        cycle.
+        """
+        while self.cycle < self.config.cycles:
+            record = Record(self.cycle)
+            try:
+                self._cycle(record)
+            except NotFiniteError as error:
+                self._restore(self._kept)
+                if self._in_a_row + 1 >= MAX_SKIPPED:
+                    raise DivergedError(
+                        f"{', '.join(error.args)} not finite in {MAX_SKIPPED} cycles in a row, up to cycle "
+                        f"{self.cycle}; the last good state is kept. Lower lr and fake_lr, or raise "
+                        "objective.floor, and start again"
+                    ) from None
+                record = Record(self.cycle, lr=record.lr, not_finite=error.args)
+                self.skipped += 1
+                self._in_a_row += 1
+            except BaseException:
+                self._restore(self._kept)
+                raise
+            else:
+                self._in_a_row = 0
+            self.cycle += 1
+            if self.cycle == self.config.warm_cycles:
+                self.fake.load_state_dict(self.student.state_dict())
+            self._kept = self._state()
+            record.memory = peak_memory(next(self.student.parameters()).device)
+            yield record
+
+    def _cycle(self, record: Record) -> None:
+        objective = self.config.objective
+        warm = self.cycle < self.config.warm_cycles
+        record.lr = self._set_lr()
+        batches = self._batches(0)
+        rolled: list[torch.Tensor] = []
+        start = time.perf_counter()
+        self._update(STUDENT, self._warm_terms(batches) if warm else self._terms(batches, rolled), record)
+        self._follow()
+        record.seconds["student"] = time.perf_counter() - start
+        if warm or not (objective.bs_weight or objective.ts_weight):
+            return
+        start = time.perf_counter()
+        for number in range(self.config.fake_ratio):
+            self._update(FAKE, self._fake_terms(number, batches, rolled), record)
+        record.seconds["fake"] = time.perf_counter() - start
+
+    # -- terms -----------------------------------------------------------------------------------------------
+
+    def _warm_terms(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Term, float]]:
+        draws = Draws(self.config.seed, self.cycle, "student")
+        for batch in batches:
+            if batch.seeded():
+                yield batch, self.distiller.anchored(batch, draws, torch.zeros(len(batch))), 1.0
+
+    def _terms(
+        self, batches: Sequence[Batch], rolled: list[torch.Tensor]
+    ) -> Iterator[tuple[Batch, Term, float]]:
+        """The student's terms; the samples of its rollouts are appended to `rolled`, one for each batch."""
+        objective, draws = self.config.objective, Draws(self.config.seed, self.cycle, "student")
+        weights = {"bs": objective.bs_weight, "ts": objective.ts_weight, "fm": objective.fm_weight}
+        for batch in batches:
+            if objective.bs_weight or objective.ts_weight:
+                self.distiller.bank.prefetch(batch.teachers())  # read while the student rolls out
+            for term in self.distiller.student_terms(batch, draws):
+                if term.samples is not None:
+                    rolled.append(term.samples)
+                yield batch, term, weights[term.name]
+
+    def _fake_terms(
+        self, number: int, batches: Sequence[Batch], rolled: Sequence[torch.Tensor]
+    ) -> Iterator[tuple[Batch, Term, float]]:
+        """On the student update's samples, or on samples of their own."""
+        draws = Draws(self.config.seed, self.cycle, f"fake {number}")
+        shared = self.config.share_rollouts and len(rolled) > 0
+        for i, batch in enumerate(batches if shared else self._batches(1 + number)):
+            if shared:
+                x0 = rolled[i]
+            else:
+                with torch.no_grad():
+                    x0 = self.distiller.sample(batch, draws)
+                self._ask()
+            yield batch, self.distiller.fake_term(batch, x0, draws), 1.0
+
+    def _batches(self, update: int) -> list[Batch]:
+        """The micro-batches of update 0, the student's, or 1 + k, the fake score's k-th on fresh samples."""
+        config = self.config
+        numbers = range(update * config.batch, (update + 1) * config.batch)
+        samples = self.lessons.draw(config.seed, self.cycle, numbers, config.p_effect)
+        parts = [slice(i, i + config.micro_batch) for i in range(0, config.batch, config.micro_batch)]
+        return [Batch.of(samples[part], numbers[part]) for part in parts]
+
+    # -- updates ---------------------------------------------------------------------------------------------
+
+    def _update(self, role: str, terms: Iterator[tuple[Batch, Term, float]], record: Record) -> None:
+        """Accumulate the gradients of weighted terms, clip, and step the role's optimizer.
+
+        The paper's mean runs over the whole batch, samples without the term too.
+        """
+        optimizer, adapter = self.optimizers[role], self.distiller.roles.adapters[role]
+        optimizer.zero_grad(set_to_none=True)
+        done: list[tuple[str, str]] = []  # term and effect of each loss
+        losses: list[torch.Tensor] = []
+        with self.distiller.roles.use(role):
+            for batch, term, weight in terms:
+                self._ask()
+                (weight * term.losses.sum() / self.config.batch).backward()
+                done += [(term.name, batch.effects[i] or "general") for i in term.positions]
+                losses.append(term.losses.detach())
+        norm = torch.nn.utils.clip_grad_norm_(adapter.parameters(), self.config.clip)
+        # One wait for the device an update; a NaN until here has only spoilt gradients.
+        *values, total = torch.cat([*losses, norm.reshape(1)]).tolist()
+        wrong = [term for (term, _), value in zip(done, values, strict=True) if not math.isfinite(value)]
+        if not math.isfinite(total):
+            wrong.append(f"gradient of the {role}")
+        if wrong:
+            raise NotFiniteError(*dict.fromkeys(wrong))
+        for (name, effect), value in zip(done, values, strict=True):
+            record.values.setdefault(name, {}).setdefault(effect, []).append(value)
+        record.grad_norms[role] = max(total, record.grad_norms.get(role, 0.0))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def _ask(self) -> None:
+        if self.cancelled():
+            raise Cancelled(f"cancelled in cycle {self.cycle}; the last finished cycle is kept")
+
+    def _set_lr(self) -> float:
+        """Set both learning rates for this cycle and return the student's."""
+        c = self.config
+        rise = min(1.0, (self.cycle + 1) / c.lr_warmup) if c.lr_warmup else 1.0
+        progress = self.cycle / c.cycles
+        fall = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+        factor = rise * fall[c.lr_schedule]
+        for role, rate in ((STUDENT, c.lr), (FAKE, c.fake_lr)):
+            for group in self.optimizers[role].param_groups:
+                group["lr"] = rate * factor
+        return c.lr * factor
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Let the moving average follow the student."""
+        if self.average is not None:
+            # A young average must not remember the zeros it started from.
+            decay = min(self.config.ema, (1 + self.cycle) / (10 + self.cycle))
+            for name, value in self.student.state_dict().items():
+                self.average[name].lerp_(value.cpu(), 1 - decay)
+
+    def result(self) -> LoraWeights:
+        """The student to ship: its moving average where one is kept."""
+        if self.average is None:
+            return self.student.weights()
+        adapter = LoraAdapter(self.student.shapes, self.student.rank, self.student.alpha)
+        adapter.load_state_dict(self.average)
+        return adapter.weights()
+
+    # -- state -----------------------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Any]:
+        state = {
+            "cycle": self.cycle,
+            "skipped": self.skipped,
+            "in_a_row": self._in_a_row,
+            "config": dataclasses.asdict(self.config),
+            "lessons": self._lessons(),
+            "student": self.student.state_dict(),
+            "fake": self.fake.state_dict(),
+            "optimizers": {role: optimizer_state(optimizer) for role, optimizer in self.optimizers.items()},
+        }
+        if self.average is not None:
+            state["average"] = self.average
+        kept: dict[str, Any] = copied(state)
+        return kept
+
+    def _lessons(self) -> dict[str, Any]:
+        """What names the samples: their numbers, in the order in which they are drawn."""
+        counts = [[name, len(samples)] for name, samples in self.lessons.effects.items()]
+        return {"effects": counts, "general": len(self.lessons.general)}
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.cycle, self.skipped, self._in_a_row = state["cycle"], state["skipped"], state["in_a_row"]
+        self.student.load_state_dict(state["student"])
+        self.fake.load_state_dict(state["fake"])
+        for role, optimizer in self.optimizers.items():
+            optimizer.zero_grad(set_to_none=True)
+            load_optimizer_state(optimizer, copied(state["optimizers"][role]))
+        if self.average is not None:
+            self.average = copied(state["average"])
+
+    def save(self, path: Path) -> None:
+        """Write the state after the last finished cycle, atomically.
+
+        Raises CollectionError if the disk is full; the previous file survives.
+        """
+        save_state(path, self._kept)
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint of the same run; only the settings `MAY_DIFFER` may have changed.
+
+        Raises CheckpointError for a damaged file, or naming the first difference for one of another
+        configuration, other lessons or another model. The trainer is then as before.
+        """
+        state = load_state(path)
+        ours = self._kept
+        for part in ("config", "lessons"):
+            difference = _difference(ours[part], state.get(part))
+            if difference is not None:
+                raise CheckpointError(
+                    f"{path}: made with {difference}; restore that, or start again without resuming"
+                )
+        try:
+            self._restore(state)
+        except (KeyError, ValueError, RuntimeError) as error:
+            self._restore(ours)
+            raise CheckpointError(f"{path}: does not fit this model ({error}); start again") from error
+        self._kept = self._state()
+
+
+def _difference(ours: Mapping[str, Any], theirs: Any) -> str | None:
+    """The first setting that differs, in words; None where all agree."""
+    if not isinstance(theirs, Mapping):
+        return "no settings at all"
+    for key, value in ours.items():
+        found = theirs.get(key)
+        if key in MAY_DIFFER or found == value:
+            continue
+        if isinstance(value, Mapping):
+            return f"{key}.{_difference(value, found)}"
+        return f"{key} = {found!r} where this run has {value!r}"
+    return None
+
+
+def make_optimizer(adapter: LoraAdapter, lr: float, config: Distillation) -> torch.optim.Optimizer:
+    """AdamW, or its 8-bit form. Raises RuntimeError saying what to install where bitsandbytes is missing."""
+    arguments: dict[str, Any] = {"lr": lr, "betas": config.betas, "weight_decay": config.weight_decay}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(adapter.parameters(), **arguments)
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise RuntimeError(
+            'optimizer = "adamw8bit" needs the package bitsandbytes: pip install bitsandbytes, or set '
+            'optimizer = "adamw"'
+        ) from error
+    made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(adapter.parameters(), **arguments)
+    return made
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the peak allocation on a CUDA device, else the process' peak resident size (0 where unknown)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
