@@ -1,1 +1,3 @@
-"""Who lends the model. The only place outside `nodes` that may import diffusers or comfy."""
+"""Who lends the model: a host turns (noisy latent, sigma, text, source) into a velocity with its own
+runtime.
+"""

@@ -1,0 +1,78 @@
+"""The diffusers host: lends `QwenImageTransformer2DModel` to the method, without any user interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers import QwenImageTransformer2DModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+PATCH = 2
+
+
+def pocket_transformer() -> QwenImageTransformer2DModel:
+    """A Qwen-Image-Edit transformer of pocket size (4.9M parameters), untrained, on the current default
+    device.
+    """
+    return QwenImageTransformer2DModel(
+        patch_size=PATCH,
+        in_channels=64,
+        out_channels=16,
+        num_layers=8,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        joint_attention_dim=64,
+        axes_dims_rope=(8, 12, 12),
+    )
+
+
+def load_pocket_transformer(path: Path) -> QwenImageTransformer2DModel:
+    """The pocket base of a file, frozen, float32, evaluation mode."""
+    model = pocket_transformer()
+    weights: Mapping[str, Tensor] = load_file(path)
+    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    return model.eval().requires_grad_(False)
+
+
+class EditVelocity(nn.Module):
+    """v(x_sigma, sigma | text, source): packs latents into tokens, appends the source's tokens, runs the
+    transformer.
+    """
+
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, x: Tensor, sigma: Tensor, text: Tensor, source: Tensor) -> Tensor:
+        """x, source (B,C,h,w) with h, w even; sigma (B,); text (B,T,D) without padding -> velocity
+        (B,C,h,w).
+        """
+        height, width = x.shape[-2:]
+        frame = (1, height // PATCH, width // PATCH)
+        tokens = pack(x)
+        output = self.transformer(
+            hidden_states=torch.cat([tokens, pack(source)], 1),
+            encoder_hidden_states=text,
+            timestep=sigma,
+            img_shapes=[[frame, frame]] * len(x),
+            return_dict=False,
+        )[0]
+        return unpack(output[:, : tokens.shape[1]], height, width)
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(B,C,h,w) -> (B, h/2*w/2, 4C) tokens of 2 x 2 latents, channels outermost as Qwen-Image packs them."""
+    b, c, h, w = latents.shape
+    split = latents.reshape(b, c, h // PATCH, PATCH, w // PATCH, PATCH)
+    return split.permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // PATCH**2, c * PATCH**2)
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Inverse of `pack` for latents of `height` x `width`."""
+    b, _, features = tokens.shape
+    c = features // PATCH**2
+    split = tokens.reshape(b, height // PATCH, width // PATCH, c, PATCH, PATCH)
+    return split.permute(0, 3, 1, 4, 2, 5).reshape(b, c, height, width)

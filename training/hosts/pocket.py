@@ -1,0 +1,76 @@
+"""The pocket world as a host: diffusers' transformer with the pocket's own text encoder and autoencoder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ...pocket.autoencoder import Autoencoder
+from ...pocket.images import load_picture
+from ...pocket.text import TextEncoder
+from .diffusers import EditVelocity, load_pocket_transformer
+
+WEIGHTS = Path(__file__).resolve().parents[2] / "pocket" / "weights"
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+
+class PocketHost:
+    """See :class:`~collectionlora.training.host.Host`. 128 x 128 pixels, latents (16,16,16).
+
+    Raises ValueError naming the file when weights are missing, damaged or of another model.
+    """
+
+    name = "pocket-qwen-image-edit"
+    text_sees_image = False
+
+    def __init__(self, folder: Path = WEIGHTS, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        files = {name: folder / f"{name}.safetensors" for name in ("transformer", "autoencoder", "text")}
+        self.transformer = _load(load_pocket_transformer, files["transformer"]).to(self.device)
+        self._autoencoder = _load(Autoencoder.load, files["autoencoder"]).to(self.device)
+        self._text = _load(TextEncoder.load, files["text"]).to(self.device)
+        self._velocity = EditVelocity(self.transformer)
+        self.identity = " ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in files.values())
+
+    def velocity(self, x: Tensor, sigma: Tensor, text: Tensor, source: Tensor) -> Tensor:
+        """x, source (B,16,16,16), sigma (B,), text (B,32,64) -> (B,16,16,16)."""
+        output: Tensor = self._velocity(x, sigma, text, source)
+        return output
+
+    def encode_text(self, prompts: Sequence[str], image: Tensor | None = None) -> list[Tensor]:
+        """Prompts -> (32,64) each; this encoder does not look at the image."""
+        return list(self._text.encode(prompts))
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Tensor:
+        """(B,3,128,128) -> (B,16,16,16)."""
+        parts = [self._autoencoder.encode(part) for part in images.to(self.device).split(32)]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B,16,16,16) -> (B,3,128,128)."""
+        return torch.cat([self._autoencoder.decode(part) for part in latents.split(32)])
+
+    def read_image(self, path: Path) -> Tensor:
+        """The largest central square of a picture file, (3,128,128)."""
+        return torch.from_numpy(load_picture(path)).movedim(-1, 0).contiguous()
+
+
+def _load(load: Callable[[Path], Model], path: Path) -> Model:
+    try:
+        return load(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file; it belongs to the pocket base, fetch it again") from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        first = str(error).strip().splitlines()
+        # torch lists every key that does not fit: the first says enough
+        reason = " ".join(" ".join(first[:2]).split())[:200]
+        raise ValueError(f"{path}: damaged, or not the pocket base's: {reason}; fetch it again") from error
