@@ -266,8 +266,11 @@ def server(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        # a run that is told to end, by `timeout` say, must not leave the server behind
+        handler = signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", returncode=143))
         try:
             _wait_until_ready(server, process)
             yield server
         finally:
+            signal.signal(signal.SIGTERM, handler)
             _stop(process)
