@@ -1,0 +1,48 @@
+"""What the method asks of whoever lends it a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Host(Protocol):
+    """A flow-matching edit model with its text encoder and autoencoder.
+
+    Images are (B,3,H,W) in [0,1]; latents (B,C,h,w) of about unit variance, the model's own scaling applied.
+    """
+
+    name: str
+    """What a collection file calls this base."""
+    identity: str
+    """Changes whenever a weight of transformer, text encoder or autoencoder does."""
+    device: torch.device
+    transformer: nn.Module
+    """Frozen; adapters are hooked into its Linears."""
+
+    text_sees_image: bool
+    """Whether `encode_text` depends on the image; if not, a prompt is encoded once."""
+
+    def velocity(self, x: Tensor, sigma: Tensor, text: Tensor, source: Tensor) -> Tensor:
+        """x, source (B,C,h,w), sigma (B,), text (B,T,D) without padding -> (B,C,h,w)."""
+        ...
+
+    def encode_text(self, prompts: Sequence[str], image: Tensor | None) -> list[Tensor]:
+        """Prompts -> (T,D) each, seen with one source image (3,H,W) if the encoder looks at it."""
+        ...
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images -> latents."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> images."""
+        ...
+
+    def read_image(self, path: Path) -> Tensor:
+        """(3,H,W) in [0,1], resized as this model was trained. Raises ValueError naming the file."""
+        ...

@@ -1,0 +1,221 @@
+"""From the user's lists to encoded lessons: images, teacher images, captions, tags (paper section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..collection.jsonl import EffectEntry, EffectSample, GeneralSample
+from .captions import VlmEndpoint, caption_effect
+from .data import Lessons, Sample
+from .host import Host
+from .prompting import IMAGES_AT_LEAST, TagReport, choose_tags, embed_over_images, student_prompt
+from .randomness import generator
+from .roles import Roles
+from .targets import TargetMaker, Wanted
+from .trainer import Cancelled
+
+SHAPE_TOLERANCE = 0.05
+"""How much the proportions of a pair may differ: models crop sides to multiples of up to 32 pixels."""
+
+
+class DataError(ValueError):
+    """The lists do not fit together; the message names the effect or file and the remedy."""
+
+
+@dataclass(frozen=True)
+class EffectPrompts:
+    """What an effect is asked for with."""
+
+    tag: str
+    student: str
+    teacher: str
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """A source (3,H,W), its latent (C,h,w), and the latent of the teacher's image where there is one."""
+
+    image: Tensor
+    source: Tensor
+    target: Tensor | None
+
+
+def check_lists(effects: Sequence[str], samples: Sequence[EffectSample]) -> None:
+    """Raise DataError for an effect without pictures."""
+    used = {sample.lora_name for sample in samples}
+    for name in effects:
+        if name not in used:
+            raise DataError(f"effect {name!r} has no source image; add some to the data list or drop it")
+
+
+def read_pictures(
+    host: Host, samples: Sequence[EffectSample], cancelled: Callable[[], bool] = lambda: False
+) -> list[Pictures]:
+    """Read and encode sources, each file once, and teacher images that the list already names.
+
+    Raises DataError for a pair that does not match, naming both files; ValueError for an unreadable picture;
+    Cancelled.
+    """
+    known: dict[Path, Pictures] = {}
+    pictures = []
+    for sample in samples:
+        if cancelled():
+            raise Cancelled("cancelled while reading pictures")
+        if sample.source_image not in known:
+            image = host.read_image(sample.source_image)
+            known[sample.source_image] = Pictures(image, host.encode_image(image[None])[0], None)
+        picture = known[sample.source_image]
+        if sample.base_pred_image is not None:
+            made = host.read_image(sample.base_pred_image)
+            _check_pair(sample.source_image, sample.base_pred_image, picture.image)
+            picture = replace(picture, target=host.encode_image(made[None])[0])
+        pictures.append(picture)
+    return pictures
+
+
+def _check_pair(source: Path, result: Path, image: Tensor) -> None:
+    """Raise DataError for a result of other proportions, or one that had to be enlarged."""
+    (w, h), (result_w, result_h) = _size(source), _size(result)
+    area = max(w * result_h, h * result_w)
+    small = result_w < min(w, image.shape[2]) or result_h < min(h, image.shape[1])
+    if small or abs(w * result_h - h * result_w) > SHAPE_TOLERANCE * area:
+        raise DataError(
+            f"{source} has {w} x {h} pixels but its result {result} {result_w} x {result_h}: a pair must "
+            "have one size; take the result out of the data list to have it made anew"
+        )
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def make_targets(
+    host: Host,
+    roles: Roles,
+    maker: TargetMaker,
+    effects: Mapping[str, EffectEntry],
+    samples: Sequence[EffectSample],
+    pictures: Sequence[Pictures],
+    progress: Callable[[int, int], None] = lambda *_: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> list[Pictures]:
+    """The pictures with every missing teacher image made. `progress(done, all)` after each.
+
+    Raises Cancelled; what was made is kept on the disk.
+    """
+    encode = _encoder(host)
+    missing = [i for i, picture in enumerate(pictures) if picture.target is None]
+    wanted = []
+    for i in missing:
+        prompt, picture = effects[samples[i].lora_name].prompt, pictures[i]
+        text = encode(prompt, picture.image)
+        wanted.append(Wanted(samples[i].lora_name, prompt, text, picture.image, picture.source))
+    complete = list(pictures)
+    for done, (j, target) in enumerate(maker.make(roles, wanted, cancelled), 1):
+        complete[missing[j]] = replace(complete[missing[j]], target=target)
+        progress(done, len(missing))
+    if any(picture.target is None for picture in complete):
+        raise Cancelled("cancelled while making teacher images; those made are kept")
+    return complete
+
+
+def choose_prompts(
+    host: Host,
+    effects: Mapping[str, EffectEntry],
+    samples: Sequence[EffectSample],
+    pictures: Sequence[Pictures],
+    endpoint: VlmEndpoint | None,
+    candidates: int,
+    seed: int,
+) -> tuple[dict[str, EffectPrompts], TagReport]:
+    """AOP: a caption and a tag for every effect.
+
+    A `recaption_prompt` of the list is taken as caption; a `recaption_prompt_with_trigword` is taken as the
+    whole student prompt, its first word as tag. Raises DataError when two effects have one tag.
+    """
+    captions = {}
+    for name, effect in effects.items():
+        own = [picture for sample, picture in zip(samples, pictures) if sample.lora_name == name]
+        order = torch.randperm(len(own), generator=generator(seed, "caption pairs", name)).tolist()
+        pairs = []
+        for picture in (own[i] for i in order[:2]) if endpoint is not None else ():
+            if picture.target is not None:
+                pairs.append((picture.image, host.decode(picture.target[None])[0]))
+        captions[name] = effect.recaption_prompt or caption_effect(effect.prompt, pairs, endpoint, seed)
+
+    def encode(prompts: list[str], image: Tensor | None) -> Tensor:
+        return torch.stack([text.float().mean(0) for text in host.encode_text(prompts, image)])
+
+    def encode_alone(prompts: list[str]) -> Tensor:
+        return encode(prompts, None)
+
+    some = list({sample.source_image: picture.image for sample, picture in zip(samples, pictures)}.values())
+    embed = embed_over_images(encode, some[:IMAGES_AT_LEAST]) if host.text_sees_image else encode_alone
+    report = choose_tags(embed, captions, candidates, seed)
+    prompts: dict[str, EffectPrompts] = {}
+    owners: dict[str, str] = {}
+    for name, effect in effects.items():
+        whole = effect.recaption_prompt_with_trigword
+        tag = whole.split()[0] if whole else report.tags[name]
+        if tag in owners:
+            raise DataError(
+                f"effects {owners[tag]!r} and {name!r} have the same tag {tag!r}: begin each "
+                "recaption_prompt_with_trigword with a word of its own"
+            )
+        owners[tag] = name
+        prompts[name] = EffectPrompts(tag, whole or student_prompt(tag, captions[name]), effect.prompt)
+    return prompts, report
+
+
+def encode_lessons(
+    host: Host,
+    prompts: Mapping[str, EffectPrompts],
+    samples: Sequence[EffectSample],
+    pictures: Sequence[Pictures],
+    general: Sequence[GeneralSample],
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Lessons:
+    """Everything the trainer needs, encoded once. Raises Cancelled."""
+    encode = _encoder(host)
+    effects: dict[str, list[Sample]] = {name: [] for name in prompts}
+    known: dict[Path, tuple[Tensor, Tensor]] = {}
+    for sample, picture in zip(samples, pictures, strict=True):
+        words = prompts[sample.lora_name]
+        student, teacher = encode(words.student, picture.image), encode(words.teacher, picture.image)
+        known[sample.source_image] = picture.image, picture.source
+        effects[sample.lora_name].append(
+            Sample(sample.lora_name, picture.source, student, teacher, picture.target)
+        )
+    others = []
+    for one in general:
+        if cancelled():
+            raise Cancelled("cancelled while encoding the general stream")
+        if one.source_image not in known:
+            image = host.read_image(one.source_image)
+            known[one.source_image] = image, host.encode_image(image[None])[0]
+        image, source = known[one.source_image]
+        text = encode(one.instruction, image)
+        others.append(Sample(None, source, text, text))
+    empty = host.encode_text([""], pictures[0].image)[0]
+    return Lessons(effects, others, empty)
+
+
+def _encoder(host: Host) -> Callable[[str, Tensor], Tensor]:
+    """`encode(prompt, image)` -> (T,D); where the encoder does not see the image, each prompt once."""
+    known: dict[str, Tensor] = {}
+
+    def encode(prompt: str, image: Tensor) -> Tensor:
+        if host.text_sees_image:
+            return host.encode_text([prompt], image)[0]
+        if prompt not in known:
+            known[prompt] = host.encode_text([prompt], None)[0]
+        return known[prompt]
+
+    return encode

@@ -1,0 +1,280 @@
+"""A whole distillation from a configuration to a collection file: what `collectionlora distill` runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..collection.atomic import atomic_write
+from ..collection.catalogue import Catalogue, Effect, fingerprint, slug
+from ..collection.file import save_collection, with_thumbnails
+from ..collection.jsonl import read_effect_data, read_effects, read_general_data
+from ..collection.lora_weights import LoraWeights
+from .bank import TeacherBank
+from .config import nearest
+from .distiller import FAKE, STUDENT, Distiller
+from .host import Host
+from .lora import LoraAdapter, linear_shapes, target_shapes
+from .plots import plot_losses, plot_similarity
+from .prepare import (
+    EffectPrompts,
+    Pictures,
+    check_lists,
+    choose_prompts,
+    encode_lessons,
+    make_targets,
+    read_pictures,
+)
+from .prompting import TagReport
+from .randomness import generator
+from .roles import Roles
+from .run_config import ConfigError, Run, Targets, read_run
+from .sampling import sample_collection
+from .targets import TargetMaker
+from .trainer import Record, Trainer
+
+__all__ = ["DistillationRun", "Prepared", "Progress", "Run", "Targets", "read_run", "to_pil"]
+
+Progress = Callable[[str, int, int], None]
+"""`progress(phase, done, all)`: phases "teacher images", "cycles"."""
+
+Losses = dict[str, dict[str, list[float]]]
+"""Term -> {"cycle": [...], "loss": [...]} over the cycles that have the term."""
+
+
+@dataclass
+class Prepared:
+    """All that is known before the first cycle."""
+
+    prompts: dict[str, EffectPrompts]
+    tags: TagReport
+    catalogue: Catalogue
+    """Without thumbnails and training summary."""
+    examples: dict[str, Pictures]
+    """One pair of pictures an effect, for the thumbnails."""
+
+
+class DistillationRun:
+    """Prepares, trains and writes the results of one `Run`.
+
+    ::
+
+        with DistillationRun(run, host) as job:
+            job.prepare(progress)
+            for record in job.train(resume=True):
+                ...
+            job.finish()
+
+    Args:
+        cancelled: asked often; True ends `prepare` or `train` with Cancelled. What is done by then is kept.
+
+    Raises:
+        ConfigError, CollectionError: lists, teachers or titles that do not fit together.
+        ValueError: targets that the model has not.
+    """
+
+    def __init__(self, run: Run, host: Host, cancelled: Callable[[], bool] = lambda: False) -> None:
+        self.run, self.host, self.cancelled = run, host, cancelled
+        host.transformer.requires_grad_(False)
+        self.effects = {effect.lora_name: effect for effect in read_effects(run.effects)}
+        self._samples = read_effect_data(run.data, self.effects)
+        self._general = read_general_data(run.general) if run.general else []
+        check_lists(list(self.effects), self._samples)
+        for name in run.titles:
+            if name not in self.effects:
+                raise ConfigError(f"titles.{name}: no effect of that name{nearest(name, self.effects)}")
+        self.shapes = linear_shapes(host.transformer)
+        self.bank = TeacherBank(
+            {name: effect.lora_path for name, effect in self.effects.items()},
+            self.shapes,
+            host.device,
+            ram=run.distill.bank_ram,
+        )
+        config = run.distill
+        targets = target_shapes(host.transformer, config.targets)
+        self.adapters = {
+            STUDENT: LoraAdapter.create(targets, config.rank, config.alpha, config.seed).to(host.device),
+            FAKE: LoraAdapter.create(targets, config.rank, config.alpha, config.seed + 1).to(host.device),
+        }
+        self.roles = Roles(host.transformer, self.adapters)
+        self.losses: Losses = {}
+        self.seconds = 0.0
+
+    def __enter__(self) -> DistillationRun:
+        self.roles.attach()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.roles.detach()
+
+    def prepare(self, progress: Progress = lambda *_: None) -> Prepared:
+        """Read pictures, make missing teacher images, choose captions and tags, encode all.
+
+        Raises DataError, ValueError, CollectionError or CaptionError naming what does not fit; Cancelled.
+        """
+        run, host = self.run, self.host
+        pictures = read_pictures(host, self._samples, self.cancelled)
+        maker = TargetMaker(
+            host,
+            self.bank,
+            host.encode_text([""], pictures[0].image)[0],
+            run.output / "teacher_images",
+            run.targets.steps,
+            run.targets.guidance,
+            run.targets.batch,
+            run.distill.seed,
+        )
+        pictures = make_targets(
+            host,
+            self.roles,
+            maker,
+            self.effects,
+            self._samples,
+            pictures,
+            lambda done, all_: progress("teacher images", done, all_),
+            self.cancelled,
+        )
+        prompts, tags = choose_prompts(
+            host, self.effects, self._samples, pictures, run.captions, run.candidates, run.distill.seed
+        )
+        lessons = encode_lessons(host, prompts, self._samples, pictures, self._general, self.cancelled)
+        distiller = Distiller(
+            host.velocity, self.roles, self.bank, lessons.unconditional, run.distill.objective
+        )
+        self.trainer = Trainer(distiller, lessons, run.distill, self.cancelled)
+        examples: dict[str, Pictures] = {}
+        for sample, picture in zip(self._samples, pictures, strict=True):
+            examples.setdefault(sample.lora_name, picture)
+        # Made now, because names or prompts that no catalogue can hold must not be found after hours.
+        self.prepared = Prepared(prompts, tags, self._catalogue(prompts), examples)
+        return self.prepared
+
+    def _catalogue(self, prompts: Mapping[str, EffectPrompts]) -> Catalogue:
+        effects = []
+        for name, words in prompts.items():
+            title = self.run.titles.get(name, name.replace("_", " ").capitalize())
+            effects.append(Effect(slug(name), title, words.tag, words.student, self.effects[name].data_type))
+        base = fingerprint(self.shapes, self.host.name)
+        return Catalogue(tuple(effects), self.run.distill.objective.sigmas, base)
+
+    def train(self, resume: bool = False, progress: Progress = lambda *_: None) -> Iterator[Record]:
+        """Records of the cycles; saves the state every `save_every` cycles and at the end, whatever the end.
+
+        Raises Cancelled, DivergedError (the state is saved), CheckpointError if resuming fails.
+        """
+        trainer, run = self.trainer, self.run
+        if resume:
+            trainer.resume(run.checkpoint)
+            self._read_losses()
+        try:
+            for record in trainer.run():
+                self._note(record)
+                progress("cycles", trainer.cycle, run.distill.cycles)
+                if trainer.cycle % run.distill.save_every == 0:
+                    self._save()
+                yield record
+        finally:
+            self._save()
+
+    def _save(self) -> None:
+        # Losses first: after a kill in between, those of cycles that are not in the state are dropped.
+        with atomic_write(self.run.output / "losses.json") as temporary:
+            content = {"losses": self.losses, "seconds": round(self.seconds, 1)}
+            temporary.write_text(json.dumps(content), encoding="utf-8")
+        self.trainer.save(self.run.checkpoint)
+
+    def _note(self, record: Record) -> None:
+        self.seconds += sum(record.seconds.values())
+        for term, value in record.losses.items():
+            line = self.losses.setdefault(term, {"cycle": [], "loss": []})
+            line["cycle"].append(record.cycle)
+            line["loss"].append(round(value, 6))
+
+    def _read_losses(self) -> None:
+        """The losses up to the state; a curve that got lost is no reason to stop."""
+        try:
+            content = json.loads((self.run.output / "losses.json").read_text(encoding="utf-8"))
+            for term, line in content["losses"].items():
+                kept = sum(cycle < self.trainer.cycle for cycle in line["cycle"])
+                self.losses[term] = {"cycle": line["cycle"][:kept], "loss": line["loss"][:kept]}
+            self.seconds = float(content["seconds"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            self.losses, self.seconds = {}, 0.0
+
+    def finish(self) -> dict[str, Any]:
+        """Write the collection with thumbnails, report.json and the plots; returns the report.
+
+        Valid after any end of `train`: the collection holds what was trained so far.
+        """
+        run, prepared, trainer = self.run, self.prepared, self.trainer
+        weights = trainer.result()
+        for part in (weights.down, weights.up):
+            part.update({path: tensor.bfloat16() for path, tensor in part.items()})
+        training = {
+            "cycles": trainer.cycle,
+            "preset": run.preset,
+            "rank": run.distill.rank,
+            "seed": run.distill.seed,
+            "skipped_cycles": trainer.skipped,
+            "seconds": round(self.seconds),
+            "date": time.strftime("%Y-%m-%d"),
+        }
+        catalogue = replace(prepared.catalogue, training=training)
+        save_collection(
+            run.collection, weights, with_thumbnails(catalogue, weights, self._thumbnails(weights))
+        )
+        report: dict[str, Any] = {
+            "collection": run.collection.name,
+            "training": training,
+            "prompts": {name: words.student for name, words in prepared.prompts.items()},
+            "tags": prepared.tags.to_json(),
+            "losses": self.losses,
+        }
+        try:
+            self._plot()
+        except ImportError as error:
+            report["plots"] = str(error)
+        with atomic_write(run.output / "report.json") as temporary:
+            temporary.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        return report
+
+    def _plot(self) -> None:
+        """Raises ImportError without matplotlib."""
+        if self.losses:
+            lines = {term: (line["cycle"], line["loss"]) for term, line in self.losses.items()}
+            plot_losses(self.run.output / "losses.png", lines)
+        tags = self.prepared.tags
+        plot_similarity(self.run.output / "similarity.png", tags.matrices(), tags.names)
+
+    def _thumbnails(self, weights: LoraWeights) -> dict[str, tuple[Image.Image, Image.Image]]:
+        """Source and the collection's own result, for each effect: no picture of the truth is passed off."""
+        config, host, made = self.run.distill, self.host, {}
+        adapter = LoraAdapter(self.adapters[STUDENT].shapes, config.rank, config.alpha)
+        adapter.load(weights)
+        with Roles(host.transformer, {"result": adapter.to(host.device)}) as roles:
+            for name, words in self.prepared.prompts.items():
+                picture = self.prepared.examples[name]
+                latent = sample_collection(
+                    host,
+                    roles,
+                    "result",
+                    torch.stack(host.encode_text([words.student], picture.image)),
+                    picture.source[None],
+                    [generator(config.seed, "thumbnail", name)],
+                    config.objective.sigmas,
+                )
+                made[slug(name)] = (to_pil(picture.image), to_pil(host.decode(latent)[0]))
+        return made
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """(3,H,W) in [0,1] as a PIL picture."""
+    array = (image.detach().clamp(0, 1) * 255 + 0.5).to(torch.uint8).movedim(0, -1).cpu().numpy()
+    return Image.fromarray(array)

@@ -1,0 +1,141 @@
+"""A run's configuration file: TOML in, a checked `Run` out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .captions import VlmEndpoint
+from .config import ConfigError, Distillation, checked, distillation, nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["ConfigError", "Run", "Targets", "read_run"]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """How teacher images are made."""
+
+    steps: int = 40
+    guidance: float = 4.0
+    batch: int = 8
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration file. Paths are relative to the file's folder."""
+
+    output: Path
+    effects: Path
+    """List of teachers, see `collection.jsonl`."""
+    data: Path
+    """List of sources of each effect."""
+    general: Path | None = None
+    """List of the general stream's edits; without it every sample is an effect's."""
+    base: str = "pocket"
+    """"pocket", or a folder with pocket weights."""
+    distill: Distillation = field(default_factory=Distillation)
+    targets: Targets = field(default_factory=Targets)
+    candidates: int = 64
+    """Random tags to choose from for each effect."""
+    captions: VlmEndpoint | None = None
+    preset: str = "default"
+    titles: Mapping[str, str] = field(default_factory=dict)
+    """Titles by effect name; by default the name in words."""
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the state of the run is kept."""
+        return self.output / "state.safetensors"
+
+    @property
+    def collection(self) -> Path:
+        """The file to share."""
+        return self.output / "collection.safetensors"
+
+
+_PATHS = ("output", "effects", "data", "general")
+_TABLES = ("distill", "targets", "captions", "titles")
+_KNOWN = (*_PATHS, *_TABLES, "base", "preset", "candidates")
+
+
+def read_run(path: Path, cycles: int | None = None) -> Run:
+    """Read and check a TOML file; `cycles` overrides `distill.cycles`.
+
+    Raises ConfigError naming the file, the key and the nearest valid one.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    try:
+        return _run(values, path.resolve().parent, cycles)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
+    paths: dict[str, Path] = {}
+    for key, value in values.items():
+        if key not in _KNOWN:
+            raise ConfigError(f"unknown key {key}{nearest(key, _KNOWN)}")
+        if key in _TABLES and not isinstance(value, dict):
+            raise ConfigError(f"{key} must be a table: [{key}]")
+        if key in (*_PATHS, "base", "preset") and (not isinstance(value, str) or not value):
+            raise ConfigError(f"{key} = {value!r} must be a text")
+        if key in _PATHS:
+            paths[key] = folder / value
+    for key in ("output", "effects", "data"):
+        if key not in paths:
+            raise ConfigError(f'the key {key} is missing; add {key} = "..." at the top of the file')
+    candidates = values.get("candidates", Run.candidates)
+    if type(candidates) is not int or not 1 <= candidates <= 4096:
+        raise ConfigError(f"candidates = {candidates!r} must be a whole number from 1 to 4096")
+    titles = values.get("titles", {})
+    for name, title in titles.items():
+        if not isinstance(title, str):
+            raise ConfigError(f"titles.{name} = {title!r} must be a text")
+    preset, base = values.get("preset", "default"), values.get("base", "pocket")
+    distill = values.get("distill", {})
+    return Run(
+        output=paths["output"],
+        effects=paths["effects"],
+        data=paths["data"],
+        general=paths.get("general"),
+        base=base if base == "pocket" else str(folder / base),
+        distill=distillation(distill if cycles is None else {**distill, "cycles": cycles}, preset),
+        targets=checked(Targets, values.get("targets", {}), "targets."),
+        candidates=candidates,
+        captions=_endpoint(values["captions"]) if "captions" in values else None,
+        preset=preset,
+        titles=titles,
+    )
+
+
+def _endpoint(values: dict[str, Any]) -> VlmEndpoint:
+    known = ("url", "model", "key_variable")
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(f"unknown key captions.{key}{nearest(key, known)}")
+        if not isinstance(value, str):
+            raise ConfigError(f"captions.{key} = {value!r} must be a text")
+    for key in ("url", "model"):
+        if key not in values:
+            raise ConfigError(f"the key captions.{key} is missing")
+    # The key itself never stands in a file that people share: the file names the variable that holds it.
+    variable = values.get("key_variable")
+    if variable is not None and variable not in os.environ:
+        raise ConfigError(
+            f"captions.key_variable = {variable!r}: the environment has no such variable; set it"
+        )
+    return VlmEndpoint(values["url"], values["model"], os.environ[variable] if variable else "")

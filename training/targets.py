@@ -1,0 +1,112 @@
+"""Teacher images: made once, kept on disk under the hash of all that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, stack, uint8
+
+from ..collection.atomic import atomic_write
+from .bank import TeacherBank
+from .host import Host
+from .randomness import generator
+from .roles import Roles
+from .sampling import sample_teachers
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """One teacher image to make: effect, teacher prompt with its embedding (T,D), source (3,H,W) with its
+    latent (C,h,w)."""
+
+    effect: str
+    prompt: str
+    text: Tensor
+    image: Tensor
+    source: Tensor
+
+
+class TargetMaker:
+    """Makes teacher images (latents) and remembers them in `folder`, one small file each.
+
+    The key covers the teacher's file, its prompt, the source's pixels, the host's weights and the sampler, so
+    that a changed teacher is never served an old image. It covers no computed number: another machine or
+    thread count rounds differently and must still find its images. A run that was cut off goes on where it
+    stopped.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        bank: TeacherBank,
+        unconditional: Tensor,
+        folder: Path,
+        steps: int,
+        guidance: float,
+        batch: int,
+        seed: int,
+    ) -> None:
+        self.host, self.bank, self.unconditional = host, bank, unconditional
+        self.folder, self.steps, self.guidance, self.batch, self.seed = folder, steps, guidance, batch, seed
+        self._teachers = {name: file_hash(path) for name, path in bank.files.items()}
+
+    def make(
+        self, roles: Roles, wanted: Sequence[Wanted], cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[int, Tensor]]:
+        """(index, latent (C,h,w)) for each wanted image, those on disk first. Stops early if cancelled."""
+        keys = [self._key(one) for one in wanted]
+        paths = [self.folder / f"{key}.safetensors" for key in keys]
+        missing = []
+        for i, path in enumerate(paths):
+            try:
+                yield i, load_file(path)["latent"].to(self.host.device)
+            except (FileNotFoundError, SafetensorError, KeyError):  # not there yet, or damaged: make it
+                missing.append(i)
+        # Samples of one teacher together: a batch of one teacher costs no batched matmul.
+        missing.sort(key=lambda i: wanted[i].effect)
+        for start in range(0, len(missing), self.batch):
+            if cancelled():
+                return
+            chosen = missing[start : start + self.batch]
+            latents = self._sample(roles, [wanted[i] for i in chosen], [keys[i] for i in chosen])
+            for i, latent in zip(chosen, latents):
+                with atomic_write(paths[i]) as temporary:
+                    save_file({"latent": latent.contiguous()}, temporary)
+                yield i, latent
+
+    def _sample(self, roles: Roles, wanted: Sequence[Wanted], keys: Sequence[str]) -> Tensor:
+        return sample_teachers(
+            self.host,
+            roles,
+            self.bank,
+            [one.effect for one in wanted],
+            stack([one.text for one in wanted]),
+            self.unconditional,
+            stack([one.source for one in wanted]),
+            [generator(self.seed, "target", key) for key in keys],
+            self.steps,
+            self.guidance,
+        )
+
+    def _key(self, one: Wanted) -> str:
+        teacher = self._teachers[one.effect]
+        settings = [self.host.identity, teacher, one.prompt, self.steps, self.guidance, self.seed]
+        digest = hashlib.sha256(json.dumps([*settings, list(one.image.shape)]).encode())
+        digest.update((one.image.clamp(0, 1) * 255).round().to(uint8).cpu().numpy().tobytes())
+        return digest.hexdigest()[:40]
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, or of all files of a folder with their names."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        digest.update(file.name.encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
