@@ -60,6 +60,12 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def linear_shapes(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """Module path -> (out, in) of every Linear: what a teacher may adapt."""
+    found = {path: linear_shape(child) for path, child in module.named_modules()}
+    return {path: shape for path, shape in found.items() if shape is not None}
+
+
 def target_shapes(module: nn.Module, targets: Sequence[str] = PAPER_TARGETS) -> dict[str, tuple[int, int]]:
     """Module path -> (out, in) of every Linear whose path is, or ends in a dot and, one of ``targets``.
 
@@ -68,10 +74,9 @@ def target_shapes(module: nn.Module, targets: Sequence[str] = PAPER_TARGETS) -> 
     """
     found: dict[str, tuple[int, int]] = {}
     missed = set(targets)
-    for path, child in module.named_modules():
+    for path, shape in linear_shapes(module).items():
         hits = [target for target in targets if path == target or path.endswith(f".{target}")]
-        shape = linear_shape(child) if hits else None
-        if shape is not None:
+        if hits:
             found[path] = shape
             missed.difference_update(hits)
     if missed:
@@ -80,8 +85,7 @@ def target_shapes(module: nn.Module, targets: Sequence[str] = PAPER_TARGETS) -> 
 
 
 class LoraAdapter(nn.Module):
-    """A trainable LoRA for a set of Linears it does not own: delta(x) = (alpha / r) B A x for each module
-    path.
+    """A trainable LoRA for Linears it does not own: delta(x) = (alpha / r) B A x for each module path.
 
     Master weights are float32; the arithmetic happens in the input's dtype. ``state_dict`` keys are
     ``down.<path>`` and ``up.<path>`` with ``/`` for the dots of the path.
@@ -125,7 +129,8 @@ class LoraAdapter(nn.Module):
     def forward(self, path: str, x: Tensor) -> Tensor:
         """The delta (..., out) that the Linear at ``path`` gains on input x (..., in)."""
         key = _key(path)
-        return self.scale * F.linear(F.linear(x, self.down[key].to(x.dtype)), self.up[key].to(x.dtype))
+        low = self.scale * F.linear(x, self.down[key].to(x.dtype))  # scaled here, where it is small
+        return F.linear(low, self.up[key].to(x.dtype))
 
     @torch.no_grad()
     def weights(self) -> LoraWeights:
@@ -142,8 +147,7 @@ class LoraAdapter(nn.Module):
 
         Raises:
             LoraFormatError: naming the first module that is missing, extra, or of another shape. Nothing has
-            been
-                changed then.
+                been changed then.
         """
         for path in [*self.shapes, *weights.down]:
             if path not in weights.down or path not in self.shapes:

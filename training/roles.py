@@ -40,8 +40,7 @@ class Roles:
     blocks in threads of its own. The caller freezes the module's parameters.
 
     Raises:
-        RoleError: an adapter's module path that is missing from the module, is no Linear, or has another
-        shape.
+        RoleError: an adapter's module path is missing from the module, is no Linear, or has another shape.
     """
 
     def __init__(self, module: nn.Module, adapters: Mapping[str, LoraAdapter]) -> None:
@@ -116,8 +115,7 @@ class Roles:
             yield
 
     def guard(self, output: Tensor) -> Tensor:
-        """``output`` unchanged; a backward through it raises RoleError unless the role of now is active
-        again.
+        """``output`` unchanged; a backward through it raises RoleError unless the present role is active.
 
         With activation checkpointing, backward runs blocks anew under whichever role is active *then*: under
         another role the gradients would be silently wrong.
@@ -136,8 +134,8 @@ class Roles:
 
     def _hook(self, path: str, shape: tuple[int, int]) -> None:
         assert self._handles is not None
+        linear = self._linear(path, shape, "a teacher")
         if path not in self._handles:
-            linear = self._linear(path, shape, "a teacher")
             self._handles[path] = linear.register_forward_hook(partial(self._add_delta, path))
 
     def _add_delta(self, path: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:

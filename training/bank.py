@@ -1,0 +1,135 @@
+"""Fifty teachers do not fit: files on the disk, a few LoRAs in RAM, those of the batch on the device."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..collection.layouts import read_lora
+from .lora import LoraWeights, Shapes, TeacherStack
+
+
+@dataclass
+class BankStats:
+    """How often a teacher came from its file (``loads``) or was found in RAM (``hits``)."""
+
+    loads: int = 0
+    hits: int = 0
+
+
+class TeacherBank:
+    """N teacher LoRAs by name, read when needed.
+
+    A file is memory-mapped while it is read; the last ``ram`` LoRAs used stay in RAM, in ``dtype`` and, for
+    CUDA, pinned. One background thread does all reading and copying, so that :meth:`prefetch` costs the
+    caller nothing.
+
+    Args:
+        files: teacher name -> file or folder in any layout that ``read_lora`` knows.
+        shapes: module path -> (out, in) of *all* Linears of the base.
+        ram: how many LoRAs to keep in RAM, at least 1.
+
+    Raises:
+        LoraFormatError: at once, if a file is missing, truncated, or for another architecture or size. Only
+            headers are read for that; NaN and infinities are found when a teacher is first used.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, Path],
+        shapes: Shapes,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        ram: int = 8,
+    ) -> None:
+        if ram < 1:
+            raise ValueError(f"ram must be at least 1 LoRA, not {ram}")
+        self.files = dict(files)
+        self.stats = BankStats()
+        self._shapes = dict(shapes)
+        self._device = torch.device(device)
+        self._dtype = dtype
+        self._ram = ram
+        self._kept: OrderedDict[str, LoraWeights] = OrderedDict()  # of the thread alone: needs no lock
+        self._coming: dict[str, Future[LoraWeights]] = {}
+        self._stacked: TeacherStack | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="teacher-bank")
+        self._stream: torch.cuda.Stream | None = None
+        if self._device.type == "cuda":
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        for file in self.files.values():
+            read_lora(file, self._shapes, check_finite=False)  # mapped and dropped: a wrong file fails here
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Start bringing these teachers to the device and return at once. They wait there for :meth:`stack`.
+
+        Raises:
+            ValueError: a name the bank does not hold.
+        """
+        for name in names:
+            if name not in self.files:
+                raise ValueError(f"the bank holds no teacher {name!r}")
+            if name not in self._coming:
+                self._coming[name] = self._thread.submit(self._fetch, name)
+
+    def stack(self, names: Iterable[str]) -> TeacherStack:
+        """The named teachers on the device, each once, in order of first mention; waits for those on the way.
+
+        Raises:
+            ValueError: a name the bank does not hold.
+            LoraFormatError: a file that has been damaged since the start, or holds NaN or infinities.
+        """
+        wanted = tuple(dict.fromkeys(names))
+        if self._stacked is None or self._stacked.names != wanted:
+            self._stacked = None  # before the next one: two may not fit
+            self.prefetch(wanted)
+            teachers = {name: self._coming.pop(name).result() for name in wanted}
+            if self._stream is not None:
+                for teacher in teachers.values():
+                    for tensor in (*teacher.down.values(), *teacher.up.values()):
+                        # allocated on the thread's stream, read on this one: not to be reused before
+                        tensor.record_stream(torch.cuda.current_stream(self._device))
+            self._stacked = TeacherStack.of(teachers)
+        return self._stacked
+
+    def _fetch(self, name: str) -> LoraWeights:
+        """In the thread: one teacher on the device, ready for use."""
+        weights = self._from_ram(name)
+        with torch.cuda.stream(
+            self._stream
+        ):  # of its own, not to wait for the training's kernels; None: no-op
+            down, up = (
+                {path: tensor.to(self._device, non_blocking=True) for path, tensor in part.items()}
+                for part in (weights.down, weights.up)
+            )
+        if self._stream is not None:
+            self._stream.synchronize()
+        return LoraWeights(down, up, weights.alpha)
+
+    def _from_ram(self, name: str) -> LoraWeights:
+        """In the thread: one teacher in RAM, alpha folded into B."""
+        if name in self._kept:
+            self.stats.hits += 1
+            self._kept.move_to_end(name)
+            return self._kept[name]
+        self.stats.loads += 1
+        while len(self._kept) >= self._ram:  # before reading: room for one more is not a given
+            self._kept.popitem(last=False)
+        lora = read_lora(self.files[name], self._shapes)
+        self._kept[name] = LoraWeights(
+            {path: self._own(down) for path, down in lora.down.items()},
+            {path: self._own(up.float() * lora.scale(path)) for path, up in lora.up.items()},
+            {path: float(lora.rank(path)) for path in lora.down},
+        )
+        return self._kept[name]
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        # a copy always: a mapped tensor would be read from the disk again, and fault if its file has shrunk
+        copy = tensor.to(self._dtype, copy=True)
+        return copy if self._stream is None else copy.pin_memory()
