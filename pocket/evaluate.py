@@ -39,6 +39,7 @@ from .images import FloatImage, load_folder, load_picture
 JUDGE = Path(__file__).resolve().parent / "weights" / "judge.safetensors"
 BATCH = 32
 REFERENCE = "teacher@40x2"
+REFERENCE_STEPS = 40
 COMPARED = (
     ("collection@8", "teacher@8"),
     ("collection@8", REFERENCE),
@@ -131,7 +132,7 @@ def evaluate(
         )
         truths, again = bench.truth(0), bench.truth(1)
         sources = dict.fromkeys(names, bench.images)
-        made = {"truth@ae": again, "source": sources, REFERENCE: bench.teachers(REFERENCE, 40)}
+        made = {"truth@ae": again, "source": sources, REFERENCE: bench.teachers(REFERENCE, REFERENCE_STEPS)}
         notes = {
             REFERENCE: f"40 Euler steps, guidance {guidance:g}: {80 if guidance else 40} evaluations",
             "stacked@8": f"{len(teachers)} teachers summed at full strength, each effect's teacher prompt",
@@ -144,8 +145,13 @@ def evaluate(
         panel = bench.images[:2], truths, made[REFERENCE], made["collection@8"]
         if shown:
             bench = _Bench(host, roles, bank, names, _read(shown), guidance, seed, progress)
-            reference = bench.teachers(REFERENCE, 40)
-            panel = bench.images, bench.truth(0), reference, bench.student("collection@8", own)
+            reference = bench.teachers(REFERENCE, REFERENCE_STEPS)
+            panel = (
+                bench.images,
+                bench.truth(0),
+                reference,
+                bench.student("collection@8", students["collection@8"]),
+            )
     unique = [name for name in names if torch.equal(truths[name], again[name])]
     report = judge_rows(judge, made, sources, truths, unique=unique, seed=seed)
     _write(out / "report.json", report, notes, collection.name, guidance, seed)
@@ -334,21 +340,19 @@ def _sheet(
     images: Tensor, truths: Made, reference: Made, own: Made, report: JudgeReport, guidance: float
 ) -> Image.Image:
     """A row an effect; for each of the images source, truth, teacher, collection."""
-    ways = (
-        "source",
-        "true effect",
-        f"teacher\n{'40 x 2' if guidance else '40'} evaluations",
-        "collection\n8 evaluations",
+    times = f"{REFERENCE_STEPS} x 2" if guidance else REFERENCE_STEPS
+    ways = ("source", "true effect", f"teacher\n{times} evaluations", "collection\n8 evaluations")
+    rows = []
+    for effect in report.effects:
+        made = [
+            picture
+            for i, image in enumerate(images)
+            for picture in (image, truths[effect][i], reference[effect][i], own[effect][i])
+        ]
+        rows.append(SheetRow(EFFECTS[effect].title, made))
+    title = f"{len(rows)} effects in one LoRA, 8 steps"
+    note = (
+        "Sources that training never saw. Places, palettes and strokes are drawn at random: "
+        "a true effect is one of many."
     )
-    lines = [
-        SheetRow(
-            EFFECTS[effect].title,
-            [
-                p
-                for i, image in enumerate(images)
-                for p in (image, *(m[effect][i] for m in (truths, reference, own)))
-            ],
-        )
-        for effect in report.effects
-    ]
-    return contact_sheet(lines, ways * len(images))
+    return contact_sheet(rows, ways * len(images), title, note if len(images) > 1 else "")
