@@ -249,7 +249,7 @@ def _local_search(table: Tensor, start: list[int]) -> tuple[tuple[float, float],
 
 
 def _shortlist(own: Tensor, chosen: Tensor, effect: int) -> Tensor:
-    """Indices of the candidates (C,D) of `effect` furthest from the other effects (N,D) about the present mean.
+    """Indices of the candidates (C,D) of `effect` furthest from the others (N,D) about the present mean.
 
     A swap moves the mean, so only these are measured exactly: cheap enough for 180 effects.
     """
