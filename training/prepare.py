@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,8 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..collection.atomic import atomic_write
 from ..collection.jsonl import EffectEntry, EffectSample, GeneralSample
-from .captions import VlmEndpoint, caption_effect
+from .captions import PAIRS_SHOWN, VlmEndpoint, caption_effect, caption_template
 from .data import Lessons, Sample
 from .host import Host
 from .prompting import IMAGES_AT_LEAST, TagReport, choose_tags, embed_over_images, student_prompt
@@ -132,23 +134,25 @@ def choose_prompts(
     samples: Sequence[EffectSample],
     pictures: Sequence[Pictures],
     endpoint: VlmEndpoint | None,
+    remembered: Path,
     candidates: int,
     seed: int,
 ) -> tuple[dict[str, EffectPrompts], TagReport]:
     """AOP: a caption and a tag for every effect.
 
     A `recaption_prompt` of the list is taken as caption; a `recaption_prompt_with_trigword` is taken as the
-    whole student prompt, its first word as tag. Raises DataError when two effects have one tag.
+    whole student prompt, its first word as tag. Captions of an endpoint are kept in the file `remembered`: a
+    model answers differently each time, and a resumed student must see the prompts it has learnt.
+
+    Raises DataError when two effects have one tag; CaptionError.
     """
     captions = {}
     for name, effect in effects.items():
-        own = [picture for sample, picture in zip(samples, pictures) if sample.lora_name == name]
-        order = torch.randperm(len(own), generator=generator(seed, "caption pairs", name)).tolist()
-        pairs = []
-        for picture in (own[i] for i in order[:2]) if endpoint is not None else ():
-            if picture.target is not None:
-                pairs.append((picture.image, host.decode(picture.target[None])[0]))
-        captions[name] = effect.recaption_prompt or caption_effect(effect.prompt, pairs, endpoint, seed)
+        if effect.recaption_prompt or endpoint is None:
+            captions[name] = effect.recaption_prompt or caption_template(effect.prompt)
+        else:
+            own = [picture for sample, picture in zip(samples, pictures) if sample.lora_name == name]
+            captions[name] = _asked_caption(host, name, effect.prompt, own, endpoint, remembered, seed)
 
     def encode(prompts: list[str], image: Tensor | None) -> Tensor:
         return torch.stack([text.float().mean(0) for text in host.encode_text(prompts, image)])
@@ -172,6 +176,32 @@ def choose_prompts(
         owners[tag] = name
         prompts[name] = EffectPrompts(tag, whole or student_prompt(tag, captions[name]), effect.prompt)
     return prompts, report
+
+
+def _asked_caption(
+    host: Host,
+    name: str,
+    prompt: str,
+    own: Sequence[Pictures],
+    endpoint: VlmEndpoint,
+    remembered: Path,
+    seed: int,
+) -> str:
+    """The caption of one effect by the endpoint, asked once for each prompt and model."""
+    try:
+        known = json.loads(remembered.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        known = {}
+    key = json.dumps([name, prompt, endpoint.model])
+    if key not in known:
+        order = torch.randperm(len(own), generator=generator(seed, "caption pairs", name)).tolist()
+        shown = [(own[i].image, own[i].target) for i in order[:PAIRS_SHOWN]]
+        pairs = [(image, host.decode(target[None])[0]) for image, target in shown if target is not None]
+        known[key] = caption_effect(prompt, pairs, endpoint, seed)
+        with atomic_write(remembered) as temporary:
+            temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
+    caption: str = known[key]
+    return caption
 
 
 def encode_lessons(

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..collection.file import save_collection, with_thumbnails
 from ..collection.jsonl import read_effect_data, read_effects, read_general_data
 from ..collection.lora_weights import LoraWeights
 from .bank import TeacherBank
+from .checkpoint import CheckpointError
 from .config import nearest
 from .distiller import FAKE, STUDENT, Distiller
 from .host import Host
@@ -25,7 +27,6 @@ from .lora import LoraAdapter, linear_shapes, target_shapes
 from .plots import plot_losses, plot_similarity
 from .prepare import (
     EffectPrompts,
-    Pictures,
     check_lists,
     choose_prompts,
     encode_lessons,
@@ -36,7 +37,7 @@ from .prompting import TagReport
 from .randomness import generator
 from .roles import Roles
 from .run_config import ConfigError, Run, Targets, read_run
-from .sampling import sample_collection
+from .sampling import apply_collection
 from .targets import TargetMaker
 from .trainer import Record, Trainer
 
@@ -57,8 +58,8 @@ class Prepared:
     tags: TagReport
     catalogue: Catalogue
     """Without thumbnails and training summary."""
-    examples: dict[str, Pictures]
-    """One pair of pictures an effect, for the thumbnails."""
+    examples: dict[str, Tensor]
+    """One source (3,H,W) an effect, for the thumbnails."""
 
 
 class DistillationRun:
@@ -142,16 +143,23 @@ class DistillationRun:
             self.cancelled,
         )
         prompts, tags = choose_prompts(
-            host, self.effects, self._samples, pictures, run.captions, run.candidates, run.distill.seed
+            host,
+            self.effects,
+            self._samples,
+            pictures,
+            run.captions,
+            run.output / "captions.json",
+            run.candidates,
+            run.distill.seed,
         )
         lessons = encode_lessons(host, prompts, self._samples, pictures, self._general, self.cancelled)
         distiller = Distiller(
             host.velocity, self.roles, self.bank, lessons.unconditional, run.distill.objective
         )
         self.trainer = Trainer(distiller, lessons, run.distill, self.cancelled)
-        examples: dict[str, Pictures] = {}
+        examples: dict[str, Tensor] = {}
         for sample, picture in zip(self._samples, pictures, strict=True):
-            examples.setdefault(sample.lora_name, picture)
+            examples.setdefault(sample.lora_name, picture.image)
         # Made now, because names or prompts that no catalogue can hold must not be found after hours.
         self.prepared = Prepared(prompts, tags, self._catalogue(prompts), examples)
         return self.prepared
@@ -172,7 +180,7 @@ class DistillationRun:
         trainer, run = self.trainer, self.run
         if resume:
             trainer.resume(run.checkpoint)
-            self._read_losses()
+            self._read_progress()
         try:
             for record in trainer.run():
                 self._note(record)
@@ -184,11 +192,18 @@ class DistillationRun:
             self._save()
 
     def _save(self) -> None:
-        # Losses first: after a kill in between, those of cycles that are not in the state are dropped.
-        with atomic_write(self.run.output / "losses.json") as temporary:
-            content = {"losses": self.losses, "seconds": round(self.seconds, 1)}
+        content = {"prompts": self._prompts(), "losses": self.losses, "seconds": round(self.seconds, 1)}
+        # Before the state: after a kill in between, losses of cycles that are not in the state are dropped.
+        with atomic_write(self._progress_file) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
         self.trainer.save(self.run.checkpoint)
+
+    @property
+    def _progress_file(self) -> Path:
+        return self.run.output / "progress.json"
+
+    def _prompts(self) -> dict[str, str]:
+        return {name: words.student for name, words in self.prepared.prompts.items()}
 
     def _note(self, record: Record) -> None:
         self.seconds += sum(record.seconds.values())
@@ -197,16 +212,23 @@ class DistillationRun:
             line["cycle"].append(record.cycle)
             line["loss"].append(round(value, 6))
 
-    def _read_losses(self) -> None:
-        """The losses up to the state; a curve that got lost is no reason to stop."""
+    def _read_progress(self) -> None:
+        """Losses up to the state. Raises CheckpointError if the student has learnt other prompts."""
         try:
-            content = json.loads((self.run.output / "losses.json").read_text(encoding="utf-8"))
-            for term, line in content["losses"].items():
-                kept = sum(cycle < self.trainer.cycle for cycle in line["cycle"])
-                self.losses[term] = {"cycle": line["cycle"][:kept], "loss": line["loss"][:kept]}
-            self.seconds = float(content["seconds"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            self.losses, self.seconds = {}, 0.0
+            content = json.loads(self._progress_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return  # a curve that got lost is no reason to stop
+        ours = self._prompts()
+        for name, theirs in content["prompts"].items():
+            if ours.get(name, theirs) != theirs:
+                raise CheckpointError(
+                    f"{self._progress_file}: effect {name!r} was trained as {theirs!r}, this run has "
+                    f"{ours[name]!r}; restore lists and settings, or start again without resuming"
+                )
+        for term, line in content["losses"].items():
+            kept = sum(cycle < self.trainer.cycle for cycle in line["cycle"])
+            self.losses[term] = {"cycle": line["cycle"][:kept], "loss": line["loss"][:kept]}
+        self.seconds = float(content["seconds"])
 
     def finish(self) -> dict[str, Any]:
         """Write the collection with thumbnails, report.json and the plots; returns the report.
@@ -233,7 +255,7 @@ class DistillationRun:
         report: dict[str, Any] = {
             "collection": run.collection.name,
             "training": training,
-            "prompts": {name: words.student for name, words in prepared.prompts.items()},
+            "prompts": self._prompts(),
             "tags": prepared.tags.to_json(),
             "losses": self.losses,
         }
@@ -255,22 +277,14 @@ class DistillationRun:
 
     def _thumbnails(self, weights: LoraWeights) -> dict[str, tuple[Image.Image, Image.Image]]:
         """Source and the collection's own result, for each effect: no picture of the truth is passed off."""
-        config, host, made = self.run.distill, self.host, {}
-        adapter = LoraAdapter(self.adapters[STUDENT].shapes, config.rank, config.alpha)
-        adapter.load(weights)
-        with Roles(host.transformer, {"result": adapter.to(host.device)}) as roles:
-            for name, words in self.prepared.prompts.items():
-                picture = self.prepared.examples[name]
-                latent = sample_collection(
-                    host,
-                    roles,
-                    "result",
-                    torch.stack(host.encode_text([words.student], picture.image)),
-                    picture.source[None],
-                    [generator(config.seed, "thumbnail", name)],
-                    config.objective.sigmas,
-                )
-                made[slug(name)] = (to_pil(picture.image), to_pil(host.decode(latent)[0]))
+        config, made = self.run.distill, {}
+        for name, words in self.prepared.prompts.items():
+            image = self.prepared.examples[name]
+            draws = [generator(config.seed, "thumbnail", name)]
+            result = apply_collection(
+                self.host, weights, [words.student], image[None], draws, config.objective.sigmas
+            )
+            made[slug(name)] = (to_pil(image), to_pil(result[0]))
         return made
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from .bank import TeacherBank
 from .flow import consistency, euler, few_step_sigmas, last
 from .host import Host
+from .lora import LoraWeights, TeacherStack
 from .losses import guided
 from .randomness import noise_like
 from .roles import BASE, Roles
@@ -67,9 +68,40 @@ def sample_collection(
     Args:
         texts: (B,T,D) student prompts.
     """
+    with roles.use(role):
+        return _few_steps(host, texts, sources, generators, sigmas)
 
+
+@torch.no_grad()
+def apply_collection(
+    host: Host,
+    weights: LoraWeights,
+    prompts: Sequence[str],
+    images: Tensor,
+    generators: Sequence[torch.Generator],
+    sigmas: Sequence[float],
+) -> Tensor:
+    """Images (B,3,H,W) from images by a collection's weights of any ranks, one student prompt each."""
+    texts = [host.encode_text([prompt], image)[0] for prompt, image in zip(prompts, images, strict=True)]
+    down, up = (
+        {path: tensor.to(host.device, torch.float32) for path, tensor in part.items()}
+        for part in (weights.down, weights.up)
+    )
+    stack = TeacherStack.of({"collection": LoraWeights(down, up, weights.alpha)})
+    everyone = torch.zeros(len(images), dtype=torch.long)
+    with Roles(host.transformer, {}) as roles, roles.use_teachers(stack, everyone):
+        latents = _few_steps(host, torch.stack(texts), host.encode_image(images), generators, sigmas)
+    return host.decode(latents)
+
+
+def _few_steps(
+    host: Host,
+    texts: Tensor,
+    sources: Tensor,
+    generators: Sequence[torch.Generator],
+    sigmas: Sequence[float],
+) -> Tensor:
     def velocity(x: Tensor, sigma: Tensor, _: Tensor) -> Tensor:
         return host.velocity(x, sigma, texts, sources)
 
-    with roles.use(role):
-        return last(consistency(velocity, noise_like(sources, generators), sigmas, generators))
+    return last(consistency(velocity, noise_like(sources, generators), sigmas, generators))

@@ -1,0 +1,95 @@
+"""A configuration file is right, or its error names file, key and remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from collectionlora.training.config import ConfigError
+from collectionlora.training.run_config import read_run
+
+
+def test_paths_are_relative_to_the_file(project: Any) -> None:
+    run = read_run(project.write())
+    assert run.effects == project.folder / "effects.jsonl"
+    assert run.collection == project.folder / "out" / "collection.safetensors"
+    assert run.base == "pocket"
+    project.settings["base"] = "weights"
+    assert read_run(project.write()).base == str(project.folder / "weights")
+
+
+def test_a_preset_and_a_table_make_the_distillation(project: Any) -> None:
+    project.settings |= {"preset": "pocket", "distill": {"rank": 4, "objective": {"shift": 2.0}}}
+    run = read_run(project.write())
+    assert (run.distill.rank, run.distill.objective.shift) == (4, 2.0)
+    assert run.distill.objective.floor == 0.1
+    assert run.targets.steps == 3
+
+
+def test_the_number_of_cycles_can_be_overridden_and_is_checked(project: Any) -> None:
+    assert read_run(project.write(), cycles=9).distill.cycles == 9
+    with pytest.raises(ConfigError, match=r"config\.toml: cycles = 0 is out of range"):
+        read_run(project.write(), cycles=0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("efects", "x", "unknown key efects; did you mean 'effects'"),
+        ("distil", {}, "unknown key distil; did you mean 'distill'"),
+        ("targets", {"step": 3}, "unknown key targets.step; did you mean 'steps'"),
+        ("targets", {"steps": 0}, "targets.steps = 0 is out of range"),
+        ("targets", {"steps": "3"}, "targets.steps = '3' must be a whole number"),
+        ("distill", {"rnak": 3}, "unknown key rnak; did you mean 'rank'"),
+        ("distill", {"objective": {"floors": 3}}, "unknown key objective.floors; did you mean 'floor'"),
+        ("distill", {"lr": 7.0}, "lr = 7.0 is out of range"),
+        ("distill", 3, r"distill must be a table: \[distill\]"),
+        ("preset", "papr", "unknown preset 'papr'; did you mean 'paper'"),
+        ("candidates", 0, "candidates = 0 must be a whole number from 1 to 4096"),
+        ("candidates", True, "candidates = True must be a whole number"),
+        ("output", 3, "output = 3 must be a text"),
+        ("titles", {"frost": 3}, "titles.frost = 3 must be a text"),
+        ("captions", {"url": "http://x"}, "the key captions.model is missing"),
+        ("captions", {"ulr": "http://x"}, "unknown key captions.ulr; did you mean 'url'"),
+        (
+            "captions",
+            {"url": "http://x", "model": "m", "key_variable": "NOT_SET_HERE"},
+            "captions.key_variable = 'NOT_SET_HERE': the environment has no such variable",
+        ),
+    ],
+)
+def test_a_wrong_entry_is_named_with_file_and_remedy(
+    project: Any, key: str, value: Any, message: str
+) -> None:
+    project.settings[key] = value
+    with pytest.raises(ConfigError, match=rf"config\.toml: {message}"):
+        read_run(project.write())
+
+
+@pytest.mark.parametrize("key", ["output", "effects", "data"])
+def test_a_missing_entry_is_named(project: Any, key: str) -> None:
+    del project.settings[key]
+    with pytest.raises(ConfigError, match=f"the key {key} is missing"):
+        read_run(project.write())
+
+
+def test_the_endpoints_key_comes_from_the_environment(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "secret")
+    project.settings["captions"] = {"url": "http://x", "model": "m", "key_variable": "SOME_KEY"}
+    endpoint = read_run(project.write()).captions
+    assert endpoint is not None
+    assert endpoint.key == "secret"
+    assert "secret" not in repr(endpoint)
+
+
+def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.toml: cannot be read"):
+        read_run(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("output = \n")
+    with pytest.raises(ConfigError, match=r"bad\.toml: not a TOML file"):
+        read_run(tmp_path / "bad.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"binary\.toml: not a TOML file"):
+        read_run(tmp_path / "binary.toml")

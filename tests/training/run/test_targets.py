@@ -1,0 +1,145 @@
+"""Teacher images are made once, and anew when anything they depend on has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from collectionlora.training.bank import TeacherBank
+from collectionlora.training.lora import linear_shapes
+from collectionlora.training.randomness import generator
+from collectionlora.training.roles import Roles
+from collectionlora.training.targets import TargetMaker, Wanted, file_hash
+
+
+class Workshop:
+    """A maker whose parts can be changed between two calls."""
+
+    def __init__(self, tiny: ModuleType, host: Any, folder: Path) -> None:
+        self.host, self.folder = host, folder
+        self.files = tiny.write_teachers(folder)
+        self.settings: dict[str, Any] = {"steps": 2, "guidance": 4.0, "batch": 2, "seed": 0}
+        image = torch.rand(3, 4, 6, generator=generator(0, "image"))
+        self.wanted = [self.want(name, image) for name in ("frost", "neon", "frost")]
+        self.wanted[2] = self.want("frost", 1 - image)
+
+    def want(self, name: str, image: Tensor) -> Wanted:
+        text = self.host.encode_text([name], None)[0]
+        return Wanted(name, name, text, image, self.host.encode_image(image[None])[0])
+
+    def make(self, cancelled: Callable[[], bool] = lambda: False) -> tuple[dict[int, Tensor], int]:
+        """The images by index, and how many network evaluations they cost."""
+        bank = TeacherBank(self.files, linear_shapes(self.host.transformer))
+        empty = self.host.encode_text([""], None)[0]
+        maker = TargetMaker(self.host, bank, empty, self.folder / "made", **self.settings)
+        self.host.evaluations = 0
+        with Roles(self.host.transformer, {}) as roles:
+            made = dict(maker.make(roles, self.wanted, cancelled))
+        return made, self.host.evaluations
+
+
+@pytest.fixture
+def workshop(tiny: ModuleType, host: Any, tmp_path: Path) -> Workshop:
+    return Workshop(tiny, host, tmp_path)
+
+
+def test_each_image_is_its_own_teachers_and_made_once(workshop: Workshop) -> None:
+    made, cost = workshop.make()
+    assert sorted(made) == [0, 1, 2]
+    assert cost == 3 * 2 * 2
+    assert not torch.allclose(made[0], made[1])
+    again, cost = workshop.make()
+    assert cost == 0
+    assert all(torch.equal(again[i], made[i]) for i in made)
+
+
+def test_an_image_does_not_depend_on_its_batch(workshop: Workshop, tmp_path: Path) -> None:
+    made, _ = workshop.make()
+    workshop.folder, workshop.settings["batch"] = tmp_path / "other", 1
+    alone, _ = workshop.make()
+    assert all(torch.allclose(alone[i], made[i], atol=1e-5) for i in made)
+
+
+def another_teacher(workshop: Workshop) -> None:
+    workshop.files["frost"] = workshop.files["comic"]
+
+
+def another_prompt(workshop: Workshop) -> None:
+    workshop.wanted[0] = replace(workshop.wanted[0], prompt="frost!")
+    workshop.wanted[2] = replace(workshop.wanted[2], prompt="frost!")
+
+
+def another_source(workshop: Workshop) -> None:
+    for i in (0, 2):
+        workshop.wanted[i] = workshop.want("frost", workshop.wanted[i].image * 0.5)
+
+
+def another_base(workshop: Workshop) -> None:
+    workshop.host.identity = "tiny, second training"
+
+
+@pytest.mark.parametrize(
+    ("change", "remade"),
+    [(another_teacher, 2), (another_prompt, 2), (another_source, 2), (another_base, 3)],
+)
+def test_what_an_image_depends_on_makes_it_anew(
+    workshop: Workshop, change: Callable[[Workshop], None], remade: int
+) -> None:
+    workshop.make()
+    change(workshop)
+    _, cost = workshop.make()
+    assert cost == remade * 2 * 2
+
+
+@pytest.mark.parametrize("setting", [{"steps": 3}, {"guidance": 0.0}, {"seed": 1}])
+def test_another_sampler_makes_all_anew(workshop: Workshop, setting: dict[str, Any]) -> None:
+    workshop.make()
+    workshop.settings |= setting
+    assert workshop.make()[1] > 0
+    assert len(list((workshop.folder / "made").iterdir())) == 6
+
+
+def test_rounding_of_the_latents_does_not_make_images_anew(workshop: Workshop) -> None:
+    # Another machine or thread count computes latents and embeddings with other last bits.
+    workshop.make()
+    workshop.wanted = [
+        replace(one, source=one.source + 1e-6, text=one.text + 1e-6) for one in workshop.wanted
+    ]
+    assert workshop.make()[1] == 0
+
+
+def test_a_damaged_image_is_made_anew(workshop: Workshop) -> None:
+    made, _ = workshop.make()
+    path = next((workshop.folder / "made").iterdir())
+    path.write_bytes(path.read_bytes()[:-4])
+    again, cost = workshop.make()
+    assert cost == 2 * 2
+    assert all(torch.allclose(again[i], made[i], atol=1e-5) for i in made)
+
+
+def test_a_cancel_keeps_the_batches_done(workshop: Workshop) -> None:
+    asked: list[None] = []
+
+    def second_time() -> bool:
+        asked.append(None)
+        return len(asked) > 1
+
+    made, _ = workshop.make(second_time)
+    assert len(made) == 2
+    assert workshop.make()[1] == 2 * 2
+
+
+def test_the_hash_of_a_folder_covers_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    first = file_hash(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    second = file_hash(tmp_path)
+    (tmp_path / "b").write_text("2")
+    assert len({first, second, file_hash(tmp_path)}) == 3
