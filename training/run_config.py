@@ -15,7 +15,7 @@ from .config import ConfigError, Distillation, checked, distillation, nearest
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 __all__ = ["ConfigError", "Run", "Targets", "read_run"]
 

@@ -1,0 +1,240 @@
+"""The command `collectionlora`. What needs torch is imported by the command that needs it: --help is instant.
+
+Exit codes: 0 done, 2 bad input or configuration, 3 the run diverged, 130 cancelled, 1 anything unexpected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .training.hosts.pocket import PocketHost
+
+OK, UNEXPECTED, BAD_INPUT, DIVERGED, CANCELLED = 0, 1, 2, 3, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code. Only usage errors leave by SystemExit, with code 2."""
+    args = _parser().parse_args(arguments)
+    try:
+        code: int = args.command(args)
+    except KeyboardInterrupt:
+        return _fail("cancelled", CANCELLED)
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc()
+        return _fail(*_explained(error))
+    return code
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """One line for a person, and the exit code."""
+    from .training.captions import CaptionError
+    from .training.trainer import Cancelled, DivergedError
+
+    text = " ".join(str(error).split())
+    if isinstance(error, Cancelled):
+        return text, CANCELLED
+    if isinstance(error, DivergedError):
+        return text, DIVERGED
+    # Whatever reads a user's file raises a ValueError of its own kind, and the system an OSError.
+    if isinstance(error, ValueError | OSError | CaptionError):
+        return text, BAD_INPUT
+    return (
+        f"unexpected {type(error).__name__}: {text}; run again with --debug for the whole story",
+        UNEXPECTED,
+    )
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"collectionlora: {text}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show where an error came from")
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("--base", type=Path, metavar="DIR", help="pocket weights other than the shipped ones")
+    parser = argparse.ArgumentParser(
+        prog="collectionlora", description="Many effect LoRAs in one few-step LoRA."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, what: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return commands.add_parser(name, parents=[common, *parents], help=what, description=what)
+
+    one = add("distill", "distil the teachers of a configuration file into a collection")
+    one.add_argument("config", type=Path, metavar="CONFIG.toml")
+    one.add_argument("--resume", action="store_true", help="go on from the last saved state")
+    one.add_argument("--cycles", type=int, metavar="N", help="length of the run instead of the file's")
+    one.set_defaults(command=_distill)
+
+    one = add("sample", "apply an effect of a pocket collection to a picture", model)
+    one.add_argument("collection", type=Path, metavar="COLLECTION")
+    one.add_argument("--image", type=Path, required=True, metavar="FILE")
+    one.add_argument("--effect", required=True, metavar="NAME", help="`collectionlora inspect` lists them")
+    one.add_argument("--then", metavar="NAME", help="a second effect on top, in the same steps")
+    one.add_argument("--steps", type=int, metavar="N", help="evaluations; by default what it was trained for")
+    one.add_argument("--seed", type=int, default=0, metavar="N")
+    one.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .png, .webp or .jpg to write")
+    one.set_defaults(command=_sample)
+
+    one = add("evaluate", "judge a pocket collection beside its teachers, the truth and their sum", model)
+    one.add_argument("collection", type=Path, nargs="?", metavar="COLLECTION")
+    one.add_argument("--images", type=int, default=32, metavar="N", help="test pictures an effect (32)")
+    one.add_argument("--out", type=Path, default=Path("out/evaluate"), metavar="DIR")
+    one.set_defaults(command=_evaluate)
+
+    one = add("inspect", "say what is in a LoRA or collection")
+    one.add_argument("file", type=Path, metavar="FILE")
+    one.add_argument("--json", action="store_true", help="all of it, for programs")
+    one.set_defaults(command=_inspect)
+
+    one = add("convert", "write a LoRA or collection in another program's layout, values unchanged")
+    one.add_argument("source", type=Path, metavar="SRC")
+    one.add_argument("target", type=Path, metavar="DST", help="a .safetensors file; for peft a folder")
+    one.add_argument("--layout", choices=("comfy", "peft", "kohya"), required=True)
+    one.set_defaults(command=_convert)
+
+    one = add(
+        "demo", "distil four pocket effects, then judge the shipped collection; about six minutes", model
+    )
+    one.add_argument("--image", type=Path, metavar="FILE", help="a picture of yours, for a sheet of its own")
+    one.add_argument("--cycles", type=int, metavar="N", help="length of the distillation")
+    one.add_argument("--out", type=Path, default=Path("out/demo"), metavar="DIR")
+    one.set_defaults(command=_demo)
+    return parser
+
+
+def _host(folder: Path | None) -> PocketHost:
+    """The pocket base; with it what every computing command needs."""
+    import torch
+
+    try:
+        from .training.hosts.pocket import WEIGHTS, PocketHost
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        raise ValueError(f"{name} is missing: pip install 'collectionlora[diffusers,pocket]'") from error
+    # Moments near zero become denormal numbers, with which a CPU is five times slower.
+    torch.set_flush_denormal(True)
+    if "OMP_NUM_THREADS" not in os.environ:  # torch alone takes half of the virtual cores
+        torch.set_num_threads(os.cpu_count() or 1)
+    return PocketHost(folder or WEIGHTS, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _distill(args: argparse.Namespace) -> int:
+    from .console import Console, distil
+    from .training.run_config import ConfigError, read_run
+    from .training.trainer import Cancelled, DivergedError
+
+    run = read_run(args.config, args.cycles)
+    if run.checkpoint.exists() and not args.resume:
+        raise ConfigError(
+            f"{run.checkpoint} holds the state of an earlier run; go on with --resume, or delete it to start "
+            "again"
+        )
+    host = _host(None if run.base == "pocket" else Path(run.base))
+    with Console() as console:
+        try:
+            report = distil(run, host, console, args.resume)
+        except (Cancelled, DivergedError) as error:
+            again = f"collectionlora distill {args.config}"
+            if run.checkpoint.exists():
+                again += " --resume"
+            raise type(error)(f"{error}; go on with: {again}") from error
+        if "plots" in report:
+            console.say(f"No plots: {report['plots']}")
+        effects, cycles = len(report["prompts"]), report["training"]["cycles"]
+        console.say(f"{effects} effects in {cycles} cycles: {run.collection}, {run.output / 'report.json'}")
+    return OK
+
+
+def _sample(args: argparse.Namespace) -> int:
+    from PIL import Image
+
+    from .collection.atomic import atomic_write
+    from .collection.file import read_catalogue
+    from .collection.layouts import read_lora
+    from .training.flow import few_step_sigmas
+    from .training.lora import linear_shapes
+    from .training.prompting import SHORT_COMPOSITION, compose
+    from .training.randomness import generator
+    from .training.run import to_pil
+    from .training.sampling import apply_collection
+
+    catalogue = read_catalogue(args.collection)
+    prompt = catalogue[args.effect].prompt
+    if args.then:
+        prompt = compose(prompt, catalogue[args.then].prompt, SHORT_COMPOSITION)
+    kind = Image.registered_extensions().get(args.out.suffix.lower())
+    if kind not in Image.SAVE:
+        raise ValueError(f"{args.out}: no picture format of that name; end it in .png, .webp or .jpg")
+    sigmas = few_step_sigmas(args.steps) if args.steps is not None else catalogue.sigmas
+    host = _host(args.base)
+    weights = read_lora(args.collection, linear_shapes(host.transformer))
+    image = host.read_image(args.image)
+    draws = [generator(args.seed, "sample", args.effect)]
+    result = apply_collection(host, weights, [prompt], image[None], draws, sigmas)
+    with atomic_write(args.out) as temporary:
+        to_pil(result[0]).save(temporary, kind)
+    print(f"{args.out}: {prompt} ({len(sigmas) - 1} evaluations)")
+    return OK
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from .console import Console
+    from .pocket.demo import PICTURES, judge_of, teacher_files, teacher_guidance
+    from .pocket.evaluate import evaluate
+    from .training.hosts.pocket import WEIGHTS
+
+    folder = args.base or WEIGHTS
+    with Console() as console:
+        report = evaluate(
+            _host(args.base),
+            args.collection or folder / "collection.safetensors",
+            teacher_files(folder),
+            PICTURES / "test",
+            args.images,
+            args.out,
+            console.progress,
+            teacher_guidance(),
+            judge=judge_of(folder),
+        )
+        console.say(report.table())
+        console.say(f"Judged on {report.images} pictures an effect. Report and sheets are in {args.out}.")
+    return OK
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from .collection.inspect import describe, render
+
+    description = describe(args.file)
+    print(json.dumps(description, indent=1) if args.json else render(description))
+    return OK
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from .collection.inspect import convert
+
+    convert(args.source, args.target, args.layout)
+    print(f"{args.target}: {args.layout} layout")
+    return OK
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from .console import Console
+    from .pocket.demo import CYCLES, demo
+    from .training.hosts.pocket import WEIGHTS
+
+    with Console() as console:
+        cycles = CYCLES if args.cycles is None else args.cycles
+        demo(_host(args.base), console, args.base or WEIGHTS, args.out, args.image, cycles)
+    return OK

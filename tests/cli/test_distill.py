@@ -1,0 +1,193 @@
+"""`distill`: whatever its end, files and exit code are right and errors are one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from collectionlora import cli, console
+from collectionlora.collection.file import load_collection, read_catalogue
+from collectionlora.training.hosts.pocket import PocketHost
+from collectionlora.training.lora import linear_shapes
+
+
+def test_distill_writes_a_collection_that_can_be_read_and_sampled(
+    pocket: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["distill", pocket.config]) == cli.OK
+    captured = capsys.readouterr()
+    path = pocket.folder / "out" / "collection.safetensors"
+    assert str(path) in captured.out
+    assert "teacher images: 100%" in captured.err
+    assert "cycles: 100%" in captured.err
+    assert "fm=" in captured.err
+    catalogue = read_catalogue(path)
+    assert [effect.name for effect in catalogue.effects] == ["frost", "neon"]
+    assert all(effect.thumbnail for effect in catalogue.effects)
+    host = PocketHost(Path(pocket.base))
+    assert catalogue.fits(linear_shapes(host.transformer))
+    load_collection(path, linear_shapes(host.transformer))
+    out = pocket.folder / "made.png"
+    sample = ["sample", str(path), "--image", str(pocket.folder / "a.png"), "--effect", "neon"]
+    assert cli.main([*sample, "--base", pocket.base, "--out", str(out)]) == cli.OK
+    assert Image.open(out).size == (128, 128)
+
+
+def test_distill_resumes_and_takes_the_length_from_the_command_line(pocket: Any, fails: Any) -> None:
+    assert cli.main(["distill", pocket.config]) == cli.OK
+    line = fails(cli.BAD_INPUT, "distill", pocket.config)
+    assert "state.safetensors holds the state of an earlier run; go on with --resume" in line
+    assert cli.main(["distill", pocket.config, "--resume", "--cycles", "3"]) == cli.OK
+    assert read_catalogue(pocket.folder / "out" / "collection.safetensors").training["cycles"] == 3
+
+
+def test_ctrl_c_in_a_cycle_leaves_a_collection_and_says_how_to_go_on(
+    pocket: Any, fails: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    press_ctrl_c(monkeypatch, lambda phase, done: phase == "cycles" and done == 1)
+    line = fails(cli.CANCELLED, "distill", pocket.config)
+    assert line.endswith(f"go on with: collectionlora distill {pocket.config} --resume")
+    assert read_catalogue(pocket.folder / "out" / "collection.safetensors").training["cycles"] == 1
+    monkeypatch.undo()
+    assert cli.main(["distill", pocket.config, "--resume"]) == cli.OK
+    assert read_catalogue(pocket.folder / "out" / "collection.safetensors").training["cycles"] == 2
+
+
+def test_ctrl_c_among_teacher_images_keeps_those_made(
+    pocket: Any, fails: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pocket.change("guidance = 0.0", "guidance = 0.0\nbatch = 1")
+    press_ctrl_c(monkeypatch, lambda phase, done: phase == "teacher images" and done == 1)
+    line = fails(cli.CANCELLED, "distill", pocket.config)
+    assert line.endswith(f"go on with: collectionlora distill {pocket.config}")
+    assert len(list((pocket.folder / "out" / "teacher_images").iterdir())) == 1
+    monkeypatch.undo()
+    assert cli.main(["distill", pocket.config]) == cli.OK
+
+
+def press_ctrl_c(monkeypatch: pytest.MonkeyPatch, when: Callable[[str, int], bool]) -> None:
+    """Interrupt this process when the progress says so."""
+    progress = console.Console.progress
+
+    def pressing(self: console.Console, phase: str, done: int, total: int) -> None:
+        progress(self, phase, done, total)
+        if when(phase, done):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(console.Console, "progress", pressing)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_handler_is_given_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    it = console.Console()
+    with it.listening():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert it.cancelled()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_keyboard_interrupt_anywhere_else_exits_with_130(
+    collection: Path, fails: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_inspect", press)
+    assert fails(cli.CANCELLED, "inspect", str(collection)) == "collectionlora: cancelled"
+
+
+def test_a_diverging_run_exits_with_3_and_keeps_what_it_has(
+    pocket: Any, fails: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pocket.change("cycles = 2\n", "cycles = 9\n")
+    velocity, good = PocketHost.velocity, [True]
+
+    def broken(self: PocketHost, *inputs: Any) -> Any:
+        return velocity(self, *inputs) * (1 if good[0] else torch.nan)
+
+    progress = console.Console.progress
+
+    def breaking(self: console.Console, phase: str, done: int, total: int) -> None:
+        progress(self, phase, done, total)
+        good[0] = phase != "cycles"
+
+    monkeypatch.setattr(PocketHost, "velocity", broken)
+    monkeypatch.setattr(console.Console, "progress", breaking)
+    assert "not finite in 3 cycles in a row" in fails(cli.DIVERGED, "distill", pocket.config)
+    assert read_catalogue(pocket.folder / "out" / "collection.safetensors").training["cycles"] >= 1
+
+
+def unknown_key(pocket: Any) -> None:
+    pocket.change("rank = 2", "rnak = 2")
+
+
+def missing_list(pocket: Any) -> None:
+    (pocket.folder / "data.jsonl").unlink()
+
+
+def missing_base(pocket: Any) -> None:
+    pocket.change('base = "base"', 'base = "elsewhere"')
+
+
+def wrong_base(pocket: Any) -> None:
+    (pocket.folder / "base").unlink()
+    (pocket.folder / "base").mkdir()
+    save_file({"foreign.weight": torch.zeros(2)}, pocket.folder / "base" / "transformer.safetensors")
+
+
+def cut_base(pocket: Any) -> None:
+    wrong_base(pocket)
+    (pocket.folder / "base" / "transformer.safetensors").write_bytes(b"\x00" * 7)
+
+
+def long_prompt(pocket: Any) -> None:
+    path = pocket.folder / "effects.jsonl"
+    path.write_text(path.read_text().replace('"prompt": "neon"', f'"prompt": "{"neon " * 60}"'))
+
+
+def empty_picture(pocket: Any) -> None:
+    (pocket.folder / "a.png").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (unknown_key, ["config.toml", "unknown key rnak", "did you mean 'rank'"]),
+        (missing_list, ["data.jsonl", "cannot be read", "check the path"]),
+        (missing_base, ["elsewhere/transformer.safetensors", "no such file"]),
+        (wrong_base, ["base/transformer.safetensors", "not the pocket base's"]),
+        (cut_base, ["base/transformer.safetensors", "damaged"]),
+        (long_prompt, ["prompt of 3", "takes 192", "shorten it"]),
+        (empty_picture, ["a.png"]),
+    ],
+)
+def test_bad_input_exits_with_2_and_one_line(
+    pocket: Any, fails: Any, damage: Callable[[Any], None], words: list[str]
+) -> None:
+    damage(pocket)
+    line = fails(cli.BAD_INPUT, "distill", pocket.config)
+    for word in words:
+        assert word in line
+
+
+def test_anything_unexpected_exits_with_1_and_debug_shows_where(
+    pocket: Any, capsys: pytest.CaptureFixture[str], fails: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> int:
+        raise AssertionError("a mistake of ours")
+
+    monkeypatch.setattr(cli, "_distill", broken)
+    line = fails(cli.UNEXPECTED, "distill", pocket.config)
+    assert "unexpected AssertionError: a mistake of ours; run again with --debug" in line
+    assert cli.main(["distill", "--debug", pocket.config]) == cli.UNEXPECTED
+    assert "Traceback" in capsys.readouterr().err
