@@ -46,7 +46,10 @@ for name in sys.argv[1:]:
     importlib.import_module(f"collectionlora.{name}")
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
-    loaded = set(json.loads(run_python(code, *map(dotted, core_files()))))
+    # a script that trains a part of the pocket world is a program of its own and takes the host it needs
+    scripts = ROOT / "pocket" / "train"
+    names = [dotted(path) for path in core_files() if scripts not in path.parents]
+    loaded = set(json.loads(run_python(code, *names)))
     assert not loaded & HOST_LIBRARIES
 
 
