@@ -57,16 +57,15 @@ def render(description: dict[str, Any]) -> str:
     lines = [
         f"{description['file']}",
         f"  {description['kind']} in {description['layout']} layout, {_megabytes(description['bytes'])}",
-        f"  {description['modules']} modules in {base['blocks']} blocks, {description['parameters']:,} parameters"
-        f" ({_join(description['dtypes'])})",
+        f"  {description['modules']} modules in {base['blocks']} blocks,"
+        f" {description['parameters']:,} parameters ({_join(description['dtypes'])})",
         f"  rank {_join(description['ranks'])}; scale {_join(description['scales'])}",
         f"  base: {base['name']}" + _verdict(base),
     ]
     if catalogue := description.get("catalogue"):
         effects = catalogue["effects"]
-        lines.append(
-            f"  {len(effects)} effects at {catalogue['nfe']} steps, {catalogue['thumbnails']} thumbnails"
-        )
+        thumbnails = catalogue["thumbnails"]
+        lines.append(f"  {len(effects)} effects at {catalogue['nfe']} steps, {thumbnails} thumbnails")
         lines += [f"    {effect['name']}: {effect['title']}: {_line(effect['prompt'])}" for effect in effects]
         lines += [f"  training: {key} = {_line(value)}" for key, value in catalogue["training"].items()]
     return "\n".join(lines)

@@ -29,6 +29,7 @@ from .names import (
     foreign_architecture,
     layout_of,
     natural_order,
+    of_text_encoder,
     parse_key,
     unsupported,
 )
@@ -126,12 +127,15 @@ def read_lora(
 def _collect(source: Source, names: ModuleNames, shapes: Shapes | None) -> dict[str, dict[str, Key]]:
     """module path -> part -> key, every key of the file accounted for."""
     parsed = [parse_key(text) for text in source.keys]
-    if not any(parsed) and not any(unsupported(text) for text in source.keys):
+    if not any(parsed) and not any(unsupported(text) or of_text_encoder(text) for text in source.keys):
         first = f"its first key is '{source.keys[0]}'" if source.keys else "it is empty"
         raise LoraFormatError(f"{source.path}: no LoRA in a known layout ({first}); layouts read: {_READ}")
     parts: dict[str, dict[str, Key]] = {}
     adapters: set[str | None] = set()
+    text_encoder = next(filter(of_text_encoder, source.keys), None)
     for text, key in zip(source.keys, parsed, strict=True):
+        if of_text_encoder(text):
+            continue  # refused below, unless the rest of the file is for another model altogether
         if refused := unsupported(text):
             what, remedy = refused
             raise LoraFormatError(f"{source.path}: {what} (key '{text}'), which is not supported; {remedy}")
@@ -149,6 +153,11 @@ def _collect(source: Source, names: ModuleNames, shapes: Shapes | None) -> dict[
             )
         parts[module][key.part] = key
         adapters.add(key.adapter if key.part != "alpha" else None)
+    if text_encoder is not None:
+        raise LoraFormatError(
+            f"{source.path}: a LoRA with text-encoder weights (key '{text_encoder}'), which is not supported;"
+            " train it again without the text encoder"
+        )
     if len(adapters - {None}) > 1:
         found = ", ".join(sorted(str(name) for name in adapters - {None}))
         raise LoraFormatError(f"{source.path}: holds several adapters ({found}); save one adapter a file")

@@ -66,12 +66,8 @@ _UNSUPPORTED = (
     (r"\.lora_(A|B|up|down)(\.\w+)?\.bias$", "a LoRA with biases", "train it again without lora_bias"),
     (r"\.lora_embedding_", "a LoRA of an embedding", "train it again without embedding layers"),
     (r"modules_to_save", "a LoRA with fully trained modules", "train it again without modules_to_save"),
-    (
-        r"^(lora_te|text_encoders?[._]|te[12]?_)",
-        "a LoRA with text-encoder weights",
-        "train it without the text encoder",
-    ),
 )
+_TEXT_ENCODER = re.compile(r"(lora_te|text_encoders?[._]|te[12]?_)")
 _FOREIGN = (
     (r"down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block", "Stable Diffusion 1/2/XL"),
     (r"double_blocks|single_blocks|single_transformer_blocks", "FLUX or HunyuanVideo"),
@@ -168,6 +164,11 @@ def unsupported(key: str) -> tuple[str, str] | None:
         if re.search(pattern, key):
             return what, remedy
     return None
+
+
+def of_text_encoder(key: str) -> bool:
+    """Whether a key belongs to a text encoder, which many trainers save in the same file."""
+    return _TEXT_ENCODER.match(key) is not None
 
 
 def foreign_architecture(key: str) -> str | None:

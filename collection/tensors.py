@@ -47,10 +47,9 @@ def read_header(path: Path) -> Header:
             if len(prefix) < 8:
                 raise _truncated(path, f"it has {total} bytes, too few for a header")
             (length,) = struct.unpack("<Q", prefix)
-            if prefix[:2] == b"PK" or prefix[:1] == b"\x80":
-                raise LoraFormatError(
-                    f"{path}: this is a PyTorch pickle, not safetensors; save it as .safetensors"
-                )
+            # the first bytes of a pickle or zip, read as a length, are beyond any limit
+            if length > HEADER_REFUSED and prefix[:2] in (b"PK", b"\x80\x02"):
+                raise LoraFormatError(f"{path}: a PyTorch pickle, not safetensors; save it as .safetensors")
             if length > HEADER_REFUSED:
                 raise LoraFormatError(
                     f"{path}: its header claims {length} bytes, more than {HEADER_REFUSED}, so it was not"
