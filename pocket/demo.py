@@ -174,7 +174,7 @@ def draw_own(host: Host, collection: Path, image: torch.Tensor, path: Path) -> N
         made = apply_collection(host, weights, prompts, images, draws, catalogue.sigmas)
         rows.append(SheetRow(effect.title, [image, *made.cpu()]))
     evaluations = len(catalogue.sigmas) - 1
-    columns = ["your picture", *(f"draw {k + 1}\n{evaluations} evaluations" for k in range(OWN_DRAWS))]
+    columns = ["your picture", *(f"result {k + 1}\n{evaluations} evaluations" for k in range(OWN_DRAWS))]
     with atomic_write(path) as temporary:
         contact_sheet(rows, columns).save(temporary, "PNG")
 

@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 SIZE = 128
 """Side of every pocket picture in pixels."""
@@ -346,14 +346,14 @@ def load_folder(folder: Path, size: int = SIZE) -> dict[str, FloatImage]:
 
 
 def load_picture(path: Path, size: int = SIZE) -> FloatImage:
-    """The largest central square of any picture file as (size,size,3) float32 in [0,1].
+    """The largest central square of any picture file, upright, as (size,size,3) float32 in [0,1].
 
     Raises ValueError naming the file when it is empty or not a picture.
     """
     try:
         with Image.open(path) as file:
-            picture = file.convert("RGB")
-    except OSError as error:
+            picture = ImageOps.exif_transpose(file).convert("RGB")  # telephones turn pictures by a note
+    except Exception as error:  # decoders raise many kinds on damaged files
         raise ValueError(f"{path} is not a readable picture: {error}") from error
     side = min(picture.size)
     left, top = (picture.width - side) / 2, (picture.height - side) / 2

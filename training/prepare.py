@@ -26,6 +26,10 @@ SHAPE_TOLERANCE = 0.05
 """How much the proportions of a pair may differ: models crop sides to multiples of up to 32 pixels."""
 
 
+_ORIENTATION = 0x0112
+"""The EXIF field."""
+
+
 class DataError(ValueError):
     """The lists do not fit together; the message names the effect or file and the remedy."""
 
@@ -95,7 +99,9 @@ def _check_pair(source: Path, result: Path, image: Tensor) -> None:
 
 def _size(path: Path) -> tuple[int, int]:
     with Image.open(path) as picture:
-        return picture.size
+        width, height = picture.size
+        turned = picture.getexif().get(_ORIENTATION, 1) >= 5  # stored on its side, shown upright
+        return (height, width) if turned else (width, height)
 
 
 def make_targets(

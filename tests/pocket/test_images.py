@@ -136,6 +136,15 @@ def test_a_picture_of_any_form_is_cut_to_its_central_square(tmp_path: Path) -> N
     np.testing.assert_allclose(picture[32, 32], np.array([250, 128, 0]) / 255, atol=1e-3)
 
 
+def test_a_picture_that_a_telephone_turned_by_a_note_stands_upright(tmp_path: Path) -> None:
+    red_above_blue = np.zeros((32, 32, 3), np.uint8)
+    red_above_blue[:16, :, 0] = red_above_blue[16:, :, 2] = 255
+    note = Image.Exif()
+    note[0x0112] = 6  # stored lying on its side: turn it clockwise
+    Image.fromarray(np.rot90(red_above_blue).copy()).save(tmp_path / "turned.png", exif=note)
+    np.testing.assert_allclose(load_picture(tmp_path / "turned.png", 32), red_above_blue / 255, atol=1e-2)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a picture"])
 def test_an_unreadable_picture_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.png"
