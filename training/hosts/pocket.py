@@ -51,13 +51,13 @@ class PocketHost:
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
         """(B,3,128,128) -> (B,16,16,16)."""
-        parts = [self._autoencoder.encode(part) for part in images.to(self.device).split(32)]
+        parts = [self._autoencoder.encode(part) for part in torch.split(images.to(self.device), 32)]
         return torch.cat(parts)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """(B,16,16,16) -> (B,3,128,128)."""
-        return torch.cat([self._autoencoder.decode(part) for part in latents.split(32)])
+        return torch.cat([self._autoencoder.decode(part) for part in torch.split(latents, 32)])
 
     def read_image(self, path: Path) -> Tensor:
         """The largest central square of a picture file, (3,128,128)."""
