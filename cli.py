@@ -126,7 +126,8 @@ def _host(folder: Path | None) -> PocketHost:
     # Moments near zero become denormal numbers, with which a CPU is five times slower.
     torch.set_flush_denormal(True)
     if "OMP_NUM_THREADS" not in os.environ:  # torch alone takes half of the virtual cores
-        torch.set_num_threads(os.cpu_count() or 1)
+        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        torch.set_num_threads(len(cores))
     return PocketHost(folder or WEIGHTS, "cuda" if torch.cuda.is_available() else "cpu")
 
 
