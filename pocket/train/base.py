@@ -3,7 +3,7 @@ nothing else.
 
 `python -m collectionlora.pocket.train.base --pool DIR --autoencoder FILE --out DIR --minutes 60` writes
 DIR/base.pt (to go on from: the same command continues), DIR/transformer.safetensors and DIR/text.safetensors
-(moving averages, bf16). Learning rates hold, then fall to zero over the last fifth; `base.pt` is written
+(moving averages, bf16). Learning rates hold, then fall to zero over the last part; `base.pt` is written
 before they fall, so that a later and longer run starts from the plateau.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import string
 import time
 from pathlib import Path
@@ -33,6 +34,10 @@ GIBBERISH = 0.2
 together.
 """
 TIME_SHIFT = 2.0
+SHARPNESS = re.compile(r"attn\.norm_[qk]\.weight$")
+"""Scales of queries and keys of the image stream. They are normed and heads are narrow (32), so these scales alone
+decide whether a token can look at *one* other place, which an edit needs first. From 1 they take thousands of steps."""
+SHARP = 2.5
 
 
 class Lessons:
@@ -99,12 +104,18 @@ def optimizers(transformer: nn.Module, text: nn.Module, lr: float) -> list[torch
     # everything: hence a small one.
     modulation = [p for name, p in named if "_mod." in name]
     hidden = [p for name, p in named if "_mod." not in name]
-    known = {id(p) for p in (*modulation, *hidden)}
+    sharpness = [p for name, p in transformer.named_parameters() if SHARPNESS.search(name)]
+    known = {id(p) for p in (*modulation, *hidden, *sharpness)}
     rest = [p for p in [*transformer.parameters(), *text.parameters()] if id(p) not in known]
     made = [
         torch.optim.Muon(hidden, lr=2 * lr, weight_decay=0.01),
         torch.optim.AdamW(
-            [{"params": rest, "lr": lr / 2}, {"params": modulation, "lr": lr / 6}], betas=(0.9, 0.98)
+            [
+                {"params": rest, "lr": lr / 2},
+                {"params": modulation, "lr": lr / 6},
+                {"params": sharpness, "lr": 2 * lr},
+            ],
+            betas=(0.9, 0.98),
         ),
     ]
     for optimizer in made:
@@ -122,6 +133,7 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=60, help="length of this run, its falling end included"
     )
+    parser.add_argument("--decay", type=float, default=0.2, help="share of the run over which rates fall")
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -131,6 +143,9 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.set_flush_denormal(True)
     transformer, text = pocket_transformer().to(device), TextEncoder().to(device)
+    for name, parameter in transformer.named_parameters():
+        if SHARPNESS.search(name):
+            nn.init.constant_(parameter, SHARP)
     model = nn.ModuleDict({"transformer": transformer, "text": text})
     velocity = EditVelocity(transformer)
     average = torch.optim.swa_utils.AveragedModel(
@@ -153,7 +168,7 @@ def main() -> None:
     while (progress := (time.time() - start) / (60 * args.minutes)) < 1:
         if step % 40 == 0:
             lessons.grow()
-        rate = min(1.0, (step - first + 1) / 100, (1 - progress) / 0.2)
+        rate = min(1.0, (step - first + 1) / 100, (1 - progress) / args.decay)
         for trainer in trainers:
             for group in trainer.param_groups:
                 group["lr"] = group["peak"] * rate
@@ -172,12 +187,12 @@ def main() -> None:
         average.update_parameters(model)
         step += 1
         recent = 0.98 * recent + 0.02 * loss.item() if step > first + 1 else loss.item()
-        if step % 100 == 0:
+        if step % 50 == 0:
             seconds = time.time() - start
             line = f"step {step} loss {recent:.4f} lr {rate:.3f} shards {len(lessons.loaded)}"
             print(f"{line} seconds {seconds:.0f}", flush=True)
         if step % 500 == 0:
-            if progress < 0.8:
+            if progress < 1 - args.decay:
                 state = {
                     "model": model.state_dict(),
                     "average": average.state_dict(),
