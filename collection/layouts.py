@@ -227,11 +227,14 @@ def _check_shapes(
         )
 
 
+def _is_finite(tensor: Tensor) -> bool:
+    # torch has no isfinite for 8-bit floats
+    values = tensor.float() if tensor.element_size() == 1 else tensor
+    return bool(torch.isfinite(values).all())
+
+
 def _check_finite(path: Path, key: str, tensor: Tensor) -> None:
-    values = (
-        tensor.float() if tensor.element_size() == 1 else tensor
-    )  # torch has no isfinite for 8-bit floats
-    if not bool(torch.isfinite(values).all()):
+    if not _is_finite(tensor):
         raise LoraFormatError(
             f"{path}: '{key}' holds NaN or infinite values: its training failed; use an earlier save"
         )
@@ -296,7 +299,7 @@ def check_layout(layout: str) -> None:
 
 
 def check_weights(weights: LoraWeights) -> None:
-    """Raise LoraFormatError unless every module has matching down, up and alpha."""
+    """Raise LoraFormatError unless every module has matching down, up and alpha, all finite."""
     if not weights.down:
         raise LoraFormatError("the LoRA has no modules; nothing to write")
     for module, down in weights.down.items():
@@ -309,6 +312,9 @@ def check_weights(weights: LoraWeights) -> None:
             )
         if not math.isfinite(alpha):
             raise LoraFormatError(f"'{module}': alpha is {alpha}")
+        for part, tensor in (("down", down), ("up", up)):
+            if not _is_finite(tensor):
+                raise LoraFormatError(f"'{module}': {part} holds NaN or infinite values; nothing was written")
     if extra := (weights.up.keys() | weights.alpha.keys()) - weights.down.keys():
         raise LoraFormatError(f"'{sorted(extra)[0]}' has no down matrix")
 

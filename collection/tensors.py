@@ -171,3 +171,16 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         plain[key] = tensor.clone() if storage in seen else tensor  # safetensors refuses shared storage
         seen.add(storage)
     save_file(plain, str(path), metadata={"format": "pt", **metadata})
+    _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the header's notes in order: safetensors shuffles them, and equal contents should be equal files."""
+    with path.open("r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        content = json.loads(file.read(length))
+        content["__metadata__"] = dict(sorted(content["__metadata__"].items()))
+        text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:  # always, unless the library begins to write shorter JSON than Python
+            file.seek(8)
+            file.write(text.ljust(length))

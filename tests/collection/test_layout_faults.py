@@ -332,6 +332,7 @@ class TestWriter:
             ("up", {}),
             ("alpha", {}),
             ("alpha", {Q: math.nan}),
+            ("up", {Q: torch.full((8, 4), math.inf)}),
             ("up", {Q: torch.ones(8, 3)}),
             ("down", {Q: torch.ones(4)}),
             ("up", {Q: torch.ones(8, 4), "img_in": torch.ones(8, 4)}),
