@@ -35,8 +35,10 @@ together.
 """
 TIME_SHIFT = 2.0
 SHARPNESS = re.compile(r"attn\.norm_[qk]\.weight$")
-"""Scales of queries and keys of the image stream. They are normed and heads are narrow (32), so these scales alone
-decide whether a token can look at *one* other place, which an edit needs first. From 1 they take thousands of steps."""
+"""Scales of queries and keys of the image stream. They are normed and heads are narrow (32), so these scales
+alone decide whether a token can look at *one* other place, which an edit needs first. From 1 they take
+thousands of steps.
+"""
 SHARP = 2.5
 
 
