@@ -175,12 +175,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def _sort_metadata(path: Path) -> None:
-    """Put the header's notes in order: safetensors shuffles them, and equal contents should be equal files."""
+    """Put the header's notes in order: safetensors shuffles them; equal contents should be equal files."""
     with path.open("r+b") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         content = json.loads(file.read(length))
         content["__metadata__"] = dict(sorted(content["__metadata__"].items()))
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(text) <= length:  # always, unless the library begins to write shorter JSON than Python
+        if len(text) <= length:  # longer only if the library wrote shorter JSON than Python
             file.seek(8)
             file.write(text.ljust(length))
