@@ -143,12 +143,14 @@ def choose_prompts(
     remembered: Path,
     candidates: int,
     seed: int,
+    tags: str = "chosen",
 ) -> tuple[dict[str, EffectPrompts], TagReport]:
     """AOP: a caption and a tag for every effect.
 
     A `recaption_prompt` of the list is taken as caption; a `recaption_prompt_with_trigword` is taken as the
     whole student prompt, its first word as tag. Captions of an endpoint are kept in the file `remembered`: a
-    model answers differently each time, and a resumed student must see the prompts it has learnt.
+    model answers differently each time, and a resumed student must see the prompts it has learnt. `tags` is
+    "chosen", "random", or "none": the caption alone is then the student prompt, the name stands for the tag.
 
     Raises DataError when two effects have one tag; CaptionError.
     """
@@ -171,16 +173,21 @@ def choose_prompts(
     report = choose_tags(embed, captions, candidates, seed)
     prompts: dict[str, EffectPrompts] = {}
     owners: dict[str, str] = {}
+    drawn = {"chosen": report.tags, "random": report.random_tags, "none": {name: name for name in effects}}[
+        tags
+    ]
     for name, effect in effects.items():
         whole = effect.recaption_prompt_with_trigword
-        tag = whole.split()[0] if whole else report.tags[name]
+        tag = whole.split()[0] if whole else drawn[name]
         if tag in owners:
             raise DataError(
                 f"effects {owners[tag]!r} and {name!r} have the same tag {tag!r}: begin each "
                 "recaption_prompt_with_trigword with a word of its own"
             )
         owners[tag] = name
-        prompts[name] = EffectPrompts(tag, whole or student_prompt(tag, captions[name]), effect.prompt)
+        prompts[name] = EffectPrompts(
+            tag, whole or student_prompt("" if tags == "none" else tag, captions[name]), effect.prompt
+        )
     return prompts, report
 
 

@@ -151,6 +151,7 @@ class DistillationRun:
             run.output / "captions.json",
             run.candidates,
             run.distill.seed,
+            run.tags,
         )
         lessons = encode_lessons(host, prompts, self._samples, pictures, self._general, self.cancelled)
         distiller = Distiller(

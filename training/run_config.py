@@ -46,6 +46,8 @@ class Run:
     targets: Targets = field(default_factory=Targets)
     candidates: int = 64
     """Random tags to choose from for each effect."""
+    tags: str = "chosen"
+    """"chosen" for small similarity; "random" as in the paper, or "none" (captions alone), to measure AOP."""
     captions: VlmEndpoint | None = None
     preset: str = "default"
     titles: Mapping[str, str] = field(default_factory=dict)
@@ -64,7 +66,8 @@ class Run:
 
 _PATHS = ("output", "effects", "data", "general")
 _TABLES = ("distill", "targets", "captions", "titles")
-_KNOWN = (*_PATHS, *_TABLES, "base", "preset", "candidates")
+_TAGS = ("chosen", "random", "none")
+_KNOWN = (*_PATHS, *_TABLES, "base", "preset", "candidates", "tags")
 
 
 def read_run(path: Path, cycles: int | None = None) -> Run:
@@ -101,6 +104,9 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
     candidates = values.get("candidates", Run.candidates)
     if type(candidates) is not int or not 1 <= candidates <= 4096:
         raise ConfigError(f"candidates = {candidates!r} must be a whole number from 1 to 4096")
+    tags = values.get("tags", Run.tags)
+    if tags not in _TAGS:
+        raise ConfigError(f"tags = {tags!r}; valid are {', '.join(_TAGS)}")
     titles = values.get("titles", {})
     for name, title in titles.items():
         if not isinstance(title, str):
@@ -116,6 +122,7 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
         distill=distillation(distill if cycles is None else {**distill, "cycles": cycles}, preset),
         targets=checked(Targets, values.get("targets", {}), "targets."),
         candidates=candidates,
+        tags=tags,
         captions=_endpoint(values["captions"]) if "captions" in values else None,
         preset=preset,
         titles=titles,

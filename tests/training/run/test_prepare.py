@@ -123,3 +123,22 @@ def test_reading_and_encoding_can_be_cancelled(project: Any, host: Any) -> None:
     pictures = prepare.read_pictures(host, data)
     with pytest.raises(Cancelled):
         prepare.encode_lessons(host, words, data, pictures, general, lambda: True)
+
+
+@pytest.mark.parametrize("tags", ["chosen", "random", "none"])
+def test_tags_can_be_chosen_drawn_or_left_out(project: Any, host: Any, tags: str) -> None:
+    effects, data, _ = lists(project)
+    pictures = [
+        prepare.Pictures(picture.image, picture.source, picture.source)
+        for picture in prepare.read_pictures(host, data)
+    ]
+    remembered = project.folder / "out" / "captions.json"
+    made, report = prepare.choose_prompts(
+        host, effects, data, pictures, None, remembered, candidates=4, seed=0, tags=tags
+    )
+    drawn = {"chosen": report.tags, "random": report.random_tags, "none": {name: name for name in effects}}
+    for name, words in made.items():
+        assert words.tag == drawn[tags][name]
+        assert (
+            words.student == report.captions[name] if tags == "none" else words.student.startswith(words.tag)
+        )
