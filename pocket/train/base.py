@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...collection.atomic import atomic_write
@@ -139,6 +139,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="folder of weights to start from, if OUT holds no base.pt")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -149,6 +150,10 @@ def main() -> None:
         if SHARPNESS.search(name):
             nn.init.constant_(parameter, SHARP)
     model = nn.ModuleDict({"transformer": transformer, "text": text})
+    if args.start:
+        for name, part in (("transformer", transformer), ("text", text)):
+            weights = load_file(args.start / f"{name}.safetensors")
+            part.load_state_dict({key: tensor.float() for key, tensor in weights.items()})
     velocity = EditVelocity(transformer)
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
@@ -159,7 +164,7 @@ def main() -> None:
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        for trainer, saved in zip(trainers, state.get("trainers", []), strict=False):
+        for trainer, saved in zip(trainers, state["trainers"], strict=True):
             trainer.load_state_dict(saved)
         first = state["step"]
     lessons = Lessons(args.pool, Autoencoder.load(args.autoencoder).to(device), device)
