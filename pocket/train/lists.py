@@ -22,6 +22,8 @@ from ..images import ImageSource
 
 FOLDER = Path(__file__).resolve().parents[1]
 COUNTS = {"train": 96, "tune": 32, "test": 40}
+EACH = 32
+"""Sources of an effect: each costs 40 evaluations of its teacher."""
 GENERAL = 384
 """Lessons of the general stream."""
 
@@ -52,7 +54,7 @@ def main() -> None:
         (
             {"source_image": source, "instruction": effect.teacher_prompt, "lora_name": effect.name}
             for effect in EFFECTS.values()
-            for source in sources
+            for source in sources[:EACH]
         ),
     )
     write(
