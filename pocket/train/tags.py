@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def _pick(name: str, effects: list[str], out: Path) -> None:
-    """The lines of a shipped list that belong to `effects`, with absolute paths, at most SOURCES an effect."""
+    """The lines of a shipped list for `effects`, at most SOURCES each, with absolute paths."""
     count = dict.fromkeys(effects, 0)
     kept = []
     for line in (FOLDER / name).read_text(encoding="utf-8").splitlines():
