@@ -69,7 +69,7 @@ def load_state(path: Path) -> State:
             f"{path}: version {header['version']}, this program reads {VERSION}; update the program"
         )
     try:
-        state: State = _join(header["state"], tensors)
+        state: State = dict(_join(header["state"], tensors))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: a damaged checkpoint ({error!r}); delete it and start again"
@@ -102,6 +102,8 @@ def _join(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
         return {key: _join(item, tensors) for key, item in content}
     if kind == "list":
         return [_join(item, tensors) for item in content]
+    if kind != "value":
+        raise ValueError(f"a {kind!r} is no part of a state")
     return content
 
 

@@ -235,7 +235,7 @@ class Trainer:
         with self.distiller.roles.use(role):
             for batch, term, weight in terms:
                 self._ask()
-                (weight * term.losses.sum() / self.config.batch).backward()
+                torch.autograd.backward(weight * term.losses.sum() / self.config.batch)
                 done += [(term.name, batch.effects[i] or "general") for i in term.positions]
                 losses.append(term.losses.detach())
         norm = torch.nn.utils.clip_grad_norm_(adapter.parameters(), self.config.clip)
@@ -333,11 +333,11 @@ class Trainer:
         """
         state = load_state(path)
         ours = self._kept
-        for part in ("config", "lessons"):
+        for part, where in (("config", ""), ("lessons", "lessons.")):
             difference = _difference(ours[part], state.get(part))
             if difference is not None:
                 raise CheckpointError(
-                    f"{path}: made with {difference}; restore that, or start again without resuming"
+                    f"{path}: made with {where}{difference}; restore that, or start again without resuming"
                 )
         try:
             self._restore(state)
