@@ -1,0 +1,401 @@
+"""The run: updates, phases, schedules, and every way of stopping and going on ends in the same weights."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from collectionlora.training.checkpoint import CheckpointError, copied
+from collectionlora.training.distiller import FAKE, STUDENT, Draws
+from collectionlora.training.trainer import Cancelled, Record, Trainer
+
+
+def run_to(trainer: Trainer, cycle: int) -> list[Record]:
+    """Records up to, not including, a cycle."""
+    records = []
+    for record in trainer.run():
+        records.append(record)
+        if trainer.cycle == cycle:
+            break
+    return records
+
+
+def story(records: list[Record]) -> list[object]:
+    """What of the records must repeat: all but times and memory."""
+    return [(r.cycle, r.values, r.grad_norms, r.lr, r.not_finite) for r in records]
+
+
+# -- updates --
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_accumulating_micro_batches_equals_one_large_batch(share, tiny, teachers):
+    def run(micro: int) -> tuple[list[Tensor], list[float]]:
+        values = {"micro_batch": micro, "share_rollouts": share, "cycles": 3, "ema": 0.9}
+        world = tiny.world(teachers, values, dtype=torch.float64, stir=True)
+        losses = []
+        for record in world.trainer.run():
+            for effects in record.values.values():
+                losses += [value for effect in sorted(effects) for value in effects[effect]]
+        adapters = (world.trainer.student, world.trainer.fake)
+        return [tensor for adapter in adapters for tensor in adapter.state_dict().values()], losses
+
+    tensors, losses = run(4)
+    for micro in (1, 2):
+        others, other_losses = run(micro)
+        for one, other in zip(tensors, others):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+        assert other_losses == pytest.approx(losses, abs=1e-10)
+
+
+def test_the_gradient_is_the_weighted_sum_of_terms_over_the_whole_batch(tiny, teachers, monkeypatch):
+    objective = {"bs_weight": 0.5, "ts_weight": 2.0, "fm_weight": 3.0}
+    values = {"objective": objective, "cycles": 1, "clip": 1e6, "micro_batch": 2}
+    world = tiny.world(teachers, values, dtype=torch.float64, stir=True)
+    trainer, seen = world.trainer, {}
+    (batch,) = whole_batch(trainer)
+    total = 0.0
+    with world.roles.use(STUDENT):
+        for term in world.distiller.student_terms(batch, Draws(0, 0, "student")):
+            total = total + objective[f"{term.name}_weight"] * term.losses.sum() / len(batch)
+        total.backward()
+    expected = [parameter.grad.clone() for parameter in trainer.student.parameters()]
+    assert len(batch.seeded()) < len(batch)
+    monkeypatch.setattr(
+        trainer.optimizers[STUDENT],
+        "step",
+        lambda: seen.update(found=[parameter.grad.clone() for parameter in trainer.student.parameters()]),
+    )
+    (record,) = trainer.run()
+    for one, other in zip(seen["found"], expected):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+    norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in expected))
+    assert record.grad_norms[STUDENT] == pytest.approx(norm, rel=1e-6)
+
+
+def whole_batch(trainer: Trainer):
+    """The batches of the first update, as one."""
+    found = trainer.config
+    trainer.config = dataclasses.replace(found, micro_batch=found.batch)
+    batches = trainer._batches(0)
+    trainer.config = found
+    return batches
+
+
+def test_a_gradient_is_clipped_and_its_norm_reported_before(tiny, teachers, monkeypatch):
+    world = tiny.world(teachers, {"clip": 1e-3, "cycles": 1}, stir=True)
+    clipped = []
+    for role in (STUDENT, FAKE):
+        parameters = list(world.roles.adapters[role].parameters())
+        monkeypatch.setattr(
+            world.trainer.optimizers[role],
+            "step",
+            lambda parameters=parameters: clipped.append(
+                sum(float(p.grad.square().sum()) for p in parameters)
+            ),
+        )
+    (record,) = world.trainer.run()
+    assert len(clipped) == 3
+    assert all(math.sqrt(square) == pytest.approx(1e-3, rel=1e-2) for square in clipped)
+    assert all(norm > 1e-2 for norm in record.grad_norms.values())
+
+
+def test_training_lowers_the_losses_it_trains(tiny, teachers):
+    world = tiny.world(teachers, {"cycles": 61, "warm_cycles": 60, "p_effect": 1.0, "lr": 0.05})
+    losses = [record.losses["fm"] for record in world.trainer.run()]
+    assert sum(losses[40:60]) < 0.8 * sum(losses[:20])
+
+
+def test_a_record_tells_losses_by_term_and_effect(tiny, teachers):
+    world = tiny.world(teachers, {"cycles": 1, "batch": 8, "micro_batch": 2})
+    (record,) = world.trainer.run()
+    samples = world.lessons.draw(0, 0, range(8), 0.5)
+    effects = [sample.effect or "general" for sample in samples]
+    assert {"general"} < set(effects)
+    counted = {term: sum(map(len, found.values())) for term, found in record.values.items()}
+    assert counted == {
+        "bs": 8,
+        "ts": 8 - effects.count("general"),
+        "fm": 8 - effects.count("general"),
+        "fake": 2 * 8,
+    }
+    assert set(record.effects) == set(effects)
+    assert set(record.effects["general"]) == {"bs", "fake"}
+    every = [value for values in record.values["bs"].values() for value in values]
+    assert record.losses["bs"] == pytest.approx(sum(every) / 8)
+    assert set(record.seconds) == {"student", "fake"}
+    assert record.memory > 0
+    assert not record.skipped
+
+
+def test_the_base_is_bit_identical_afterwards(tiny, teachers):
+    world = tiny.world(teachers, {"cycles": 2})
+    before = copy.deepcopy(world.net.state_dict())
+    list(world.trainer.run())
+    world.roles.detach()
+    assert tiny.same(world.net.state_dict(), before)
+    assert not any(parameter.requires_grad for parameter in world.net.parameters())
+    assert not any(module._forward_hooks for module in world.net.modules())
+
+
+def test_teachers_are_prefetched_only_where_they_are_needed(tiny, teachers, monkeypatch):
+    for values, needed in (({}, True), ({"objective": {"bs_weight": 0.0, "ts_weight": 0.0}}, False)):
+        world = tiny.world(teachers, {"cycles": 3, "warm_cycles": 2, **values})
+        asked: list[tuple[int, tuple[str, ...]]] = []
+        prefetch = world.bank.prefetch
+        monkeypatch.setattr(
+            world.bank,
+            "prefetch",
+            lambda names, w=world, a=asked, p=prefetch: (a.append((w.trainer.cycle, tuple(names))), p(names)),
+        )
+        list(world.trainer.run())
+        assert {cycle for cycle, _ in asked} == ({2} if needed else set())
+
+
+def test_without_any_teacher_image_a_run_that_needs_some_is_refused(tiny, teachers):
+    without = tiny.lessons(targets=False)
+    for values in ({"warm_cycles": 2}, {"objective": {"bs_weight": 0.0}}):
+        with pytest.raises(ValueError, match="no sample has a teacher image"):
+            tiny.world(teachers, values, lessons_=without)
+    list(tiny.world(teachers, {"cycles": 1}, lessons_=without).trainer.run())
+
+
+# -- schedules --
+
+
+def rates(tiny, teachers, **values) -> list[float]:
+    world = tiny.world(teachers, {"cycles": 4, "lr": 0.1, "fake_lr": 0.02, **values})
+    found = []
+    for record in world.trainer.run():
+        for role, rate in ((STUDENT, 0.1), (FAKE, 0.02)):
+            (group,) = world.trainer.optimizers[role].param_groups
+            assert group["lr"] == pytest.approx(record.lr * rate / 0.1)
+        found.append(record.lr / 0.1)
+    return found
+
+
+def test_learning_rates_follow_their_schedule(tiny, teachers):
+    assert rates(tiny, teachers) == [1, 1, 1, 1]
+    assert rates(tiny, teachers, lr_schedule="linear") == pytest.approx([1, 0.75, 0.5, 0.25])
+    assert rates(tiny, teachers, lr_schedule="cosine") == pytest.approx(
+        [0.5 + 0.5 * math.cos(math.pi * k / 4) for k in range(4)]
+    )
+    assert rates(tiny, teachers, lr_warmup=2) == pytest.approx([0.5, 1, 1, 1])
+
+
+def test_the_moving_average_is_what_is_saved_and_has_no_memory_of_the_start(tiny, teachers):
+    world = tiny.world(teachers, {"ema": 0.9, "cycles": 4})
+    average = copied(world.trainer.student.state_dict())
+    for record in world.trainer.run():
+        decay = min(0.9, (1 + record.cycle) / (10 + record.cycle))
+        for name, value in world.trainer.student.state_dict().items():
+            average[name] = decay * average[name] + (1 - decay) * value
+    result = world.trainer.result()
+    for path in result.up:
+        key = "up." + path.replace(".", "/")
+        torch.testing.assert_close(result.up[path], average[key])
+        assert not torch.equal(result.up[path], world.trainer.student.state_dict()[key])
+        assert result.alpha[path] == 2.0
+
+
+def test_without_moving_average_the_student_itself_is_the_result(tiny, teachers):
+    world = tiny.world(teachers, {"cycles": 1})
+    list(world.trainer.run())
+    assert tiny.same(world.trainer.result().up, world.trainer.student.weights().up)
+
+
+def test_warm_cycles_regress_only_and_then_the_fake_score_starts_as_the_student(tiny, teachers):
+    world = tiny.world(teachers, {"warm_cycles": 2, "cycles": 3})
+    trainer = world.trainer
+    start = copied(trainer.fake.state_dict())
+    run = trainer.run()
+    first = next(run)
+    assert list(first.values) == ["fm"]
+    assert {call.role for call in world.calls} == {STUDENT}
+    assert tiny.same(trainer.fake.state_dict(), start)
+    assert list(next(run).values) == ["fm"]
+    assert tiny.same(copied(trainer.fake.state_dict()), copied(trainer.student.state_dict()))
+    assert set(next(run).values) == {"bs", "ts", "fm", "fake"}
+    assert not tiny.same(copied(trainer.fake.state_dict()), copied(trainer.student.state_dict()))
+
+
+# -- stopping and going on --
+
+RUNS = {
+    "plain": {},
+    "paper": {"share_rollouts": False, "micro_batch": 2},
+    "warm": {"warm_cycles": 3, "ema": 0.9},
+    "cosine": {"lr_schedule": "cosine", "lr_warmup": 2, "ema": 0.5, "micro_batch": 1},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_resumed_after_every_cycle_is_bit_identical_to_an_uninterrupted_one(
+    name, tiny, teachers, tmp_path
+):
+    whole = tiny.world(teachers, RUNS[name]).trainer
+    path, records = tmp_path / "state.safetensors", []
+    for record in whole.run():
+        records.append(record)
+        whole.save(tmp_path / f"{whole.cycle}")
+    parts, found = tiny.world(teachers, RUNS[name]).trainer, []
+    for stop in range(1, 7):
+        found += run_to(parts, stop)
+        parts.save(path)
+        assert path.read_bytes() == (tmp_path / f"{stop}").read_bytes()
+        parts = tiny.world(teachers, RUNS[name]).trainer
+        parts.resume(path)
+        assert parts.cycle == stop
+    assert story(found) == story(records)
+    assert tiny.same(tiny.live(parts), tiny.live(whole))
+    assert tiny.same(parts.result().up, whole.result().up)
+
+
+def test_a_generator_left_and_begun_anew_goes_on(tiny, teachers):
+    whole, parts = tiny.world(teachers).trainer, tiny.world(teachers).trainer
+    list(whole.run())
+    for stop in (1, 2, 5):
+        run_to(parts, stop)
+    list(parts.run())
+    assert tiny.same(tiny.live(parts), tiny.live(whole))
+    assert list(parts.run()) == []
+
+
+def test_cancel_at_every_micro_step_leaves_the_last_finished_cycle(tiny, teachers):
+    values = {
+        "micro_batch": 2,
+        "fake_ratio": 1,
+        "ema": 0.9,
+        "share_rollouts": False,
+        "cycles": 2,
+        "p_effect": 1.0,
+    }
+    asked, limit = 0, 10**9
+
+    def cancelled() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > limit
+
+    whole = tiny.world(teachers, values).trainer
+    list(whole.run())
+    trainer = tiny.world(teachers, values, cancelled=cancelled).trainer
+    for cycle in range(2):
+        before, limit = tiny.live(trainer), -1
+        while True:
+            asked, limit = 0, limit + 1
+            try:
+                run_to(trainer, cycle + 1)
+            except Cancelled:
+                assert asked == limit + 1
+                assert tiny.same(tiny.live(trainer), before)
+                assert tiny.same(trainer._kept, before)
+                assert trainer.distiller.roles.active == "base"
+                assert all(parameter.grad is None for parameter in trainer.student.parameters())
+            else:
+                break
+        assert limit == 2 * 3 + 2 * 2  # each term of each micro-batch, and between rollout and fake score
+    assert tiny.same(tiny.live(trainer), tiny.live(whole))
+
+
+class OutOfMemoryError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [OutOfMemoryError, KeyboardInterrupt])
+def test_an_exception_at_any_evaluation_leaves_the_last_finished_cycle(error, tiny, teachers):
+    values = {"fake_ratio": 1, "ema": 0.9, "cycles": 2}
+    whole = tiny.world(teachers, values).trainer
+    list(whole.run())
+    world = tiny.world(teachers, values)
+    run_to(world.trainer, 1)
+    state, fatal = tiny.live(world.trainer), 0
+
+    def fail(*_: object) -> None:
+        if len(world.calls) > fatal:
+            raise error
+
+    world.net.register_forward_pre_hook(fail)
+    while True:
+        world.calls.clear()
+        try:
+            list(world.trainer.run())
+        except error:
+            assert tiny.same(tiny.live(world.trainer), state)
+        else:
+            break
+        fatal += 1
+    assert fatal >= 4 + 4 + 1 + 1
+    assert tiny.same(tiny.live(world.trainer), tiny.live(whole))
+
+
+# -- whose checkpoint --
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lr": 0.03}, r"lr = 0.02 where this run has 0.03"),
+        ({"objective": {"floor": 0.1}}, r"objective.floor = 0.0 where this run has 0.1"),
+        ({"betas": [0.5, 0.9]}, r"betas = \[0.9, 0.999\] where this run has \[0.5, 0.9\]"),
+        ({"rank": 3}, r"rank = 2 where this run has 3"),
+        ({"ema": 0.5}, r"ema = 0.0 where this run has 0.5"),
+    ],
+)
+def test_a_checkpoint_of_another_configuration_is_refused_by_its_first_difference(
+    change, message, tiny, teachers, tmp_path
+):
+    path = tmp_path / "state.safetensors"
+    tiny.world(teachers).trainer.save(path)
+    other = tiny.world(teachers, change).trainer
+    before = tiny.live(other)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        other.resume(path)
+    assert str(path) in str(caught.value)
+    assert tiny.same(tiny.live(other), before)
+
+
+def test_settings_that_change_no_cycle_may_differ(tiny, teachers, tmp_path):
+    path = tmp_path / "state.safetensors"
+    first = tiny.world(teachers).trainer
+    run_to(first, 2)
+    first.save(path)
+    other = tiny.world(teachers, {"cycles": 9, "save_every": 3, "bank_ram": 1, "micro_batch": 2}).trainer
+    other.resume(path)
+    assert len(list(other.run())) == 7
+
+
+def test_a_checkpoint_of_other_lessons_is_refused(tiny, teachers, tmp_path):
+    path = tmp_path / "state.safetensors"
+    tiny.world(teachers).trainer.save(path)
+    other = tiny.world(teachers, lessons_=tiny.lessons(general=2)).trainer
+    with pytest.raises(CheckpointError, match=r"lessons\.general = 3 where this run has 2"):
+        other.resume(path)
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_changes_nothing(tiny, teachers, tmp_path, monkeypatch):
+    path = tmp_path / "state.safetensors"
+    tiny.world(teachers).trainer.save(path)
+    monkeypatch.setattr(tiny, "WIDTH", 6)
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    tiny.write_teachers(folder)
+    other = tiny.world(folder).trainer
+    run_to(other, 1)
+    before = tiny.live(other)
+    with pytest.raises(CheckpointError, match="does not fit this model") as caught:
+        other.resume(path)
+    assert str(path) in str(caught.value)
+    assert tiny.same(tiny.live(other), before)
+
+
+def test_8_bit_adam_without_its_package_says_what_to_install(tiny, teachers, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(RuntimeError, match="pip install bitsandbytes"):
+        tiny.world(teachers, {"optimizer": "adamw8bit"})
