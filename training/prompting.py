@@ -112,7 +112,8 @@ def similarity(embeddings: Tensor) -> Tensor:
     if float(norms.max()) <= 1e-9 * float(embeddings.double().norm(dim=1).max().clamp(min=1e-300)):
         return torch.ones(len(embeddings), len(embeddings), dtype=torch.float64)
     unit = centred / norms.clamp(min=1e-12)
-    return (unit @ unit.T).clamp(-1, 1).fill_diagonal_(1.0)
+    cosines: Tensor = (unit @ unit.T).clamp(-1, 1).fill_diagonal_(1.0)
+    return cosines
 
 
 def largest_pair(matrix: Tensor) -> tuple[int, int, float]:
