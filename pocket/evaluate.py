@@ -34,7 +34,7 @@ from ..training.randomness import generator
 from ..training.roles import BASE, Roles
 from ..training.sampling import sample_collection, sample_teachers
 from .effects import EFFECTS
-from .images import FloatImage, load_folder, load_picture
+from .images import FloatImage, load_folder
 
 JUDGE = Path(__file__).resolve().parent / "weights" / "judge.safetensors"
 BATCH = 32
@@ -84,7 +84,6 @@ def evaluate(
     rows: Mapping[str, Student] | None = None,
     effects: Sequence[str] | None = None,
     judge: Judge | None = None,
-    shown: Sequence[Path] = (),
     seed: int = 0,
 ) -> JudgeReport:
     """Judge a collection against its teachers; write report.json, confusion.png and sheet.png into `out`.
@@ -101,7 +100,6 @@ def evaluate(
         rows: further few-step adapters, sampled with their own sigmas.
         effects: those to measure; by default all of the collection.
         judge: the pocket's own by default.
-        shown: pictures for the contact sheet instead of the first two test images; they are not judged.
 
     Raises:
         ValueError: an effect without truth or teacher, or too few images, named. CollectionError,
@@ -142,20 +140,12 @@ def evaluate(
             made[row], notes[row] = _better(bench, judge, row, steps)
         for row, student in students.items():
             made[row] = bench.student(row, student)
-        panel = bench.images[:2], truths, made[REFERENCE], made["collection@8"]
-        if shown:
-            bench = _Bench(host, roles, bank, names, _read(shown), guidance, seed, progress)
-            reference = bench.teachers(REFERENCE, REFERENCE_STEPS)
-            panel = (
-                bench.images,
-                bench.truth(0),
-                reference,
-                bench.student("collection@8", students["collection@8"]),
-            )
     unique = [name for name in names if torch.equal(truths[name], again[name])]
     report = judge_rows(judge, made, sources, truths, unique=unique, seed=seed)
     _write(out / "report.json", report, notes, collection.name, guidance, seed)
-    _sheet(*panel, report, guidance).save(out / "sheet.png")
+    sheet = _sheet(bench.images[:2], truths, made[REFERENCE], made["collection@8"], report, guidance)
+    with atomic_write(out / "sheet.png") as temporary:
+        sheet.save(temporary, "PNG")
     try:
         title = "What the collection's pictures in 8 steps were recognised as"
         plot_confusion(out / "confusion.png", report.confusion["collection@8"], names, report.classes, title)
@@ -302,10 +292,6 @@ def _adapter(loras: Sequence[LoraWeights]) -> LoraAdapter:
     return adapter.requires_grad_(False)
 
 
-def _read(paths: Sequence[Path]) -> dict[str, FloatImage]:
-    return {str(path): load_picture(path) for path in paths}
-
-
 def _tensor(pictures: Sequence[FloatImage]) -> Tensor:
     return torch.from_numpy(np.stack(pictures)).movedim(-1, 1).contiguous()
 
@@ -355,4 +341,4 @@ def _sheet(
         "Sources that training never saw. Places, palettes and strokes are drawn at random: "
         "a true effect is one of many."
     )
-    return contact_sheet(rows, ways * len(images), title, note if len(images) > 1 else "")
+    return contact_sheet(rows, ways * len(images), title, note)

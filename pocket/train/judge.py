@@ -160,7 +160,6 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=200, help="pictures for thresholds and accuracy")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_flush_denormal(True)
@@ -179,7 +178,7 @@ def main() -> None:
             words = f"step {step + 1} loss {recent[0]:.3f} accuracy {recent[1]:.3f}"
             print(f"{words} seconds {time.time() - start:.0f}", flush=True)
 
-    classifier = train_classifier(sample, CLASSES, args.steps, args.seed, progress, args.rate)
+    classifier = train_classifier(sample, CLASSES, args.steps, args.seed, progress)
     classifier.half().float()  # what is stored is what is calibrated
     held_out = Pool.draw(images, autoencoder, "tune", args.held_out, args.held_out, 0.0)
     judge = calibrated(classifier, held_out)

@@ -229,17 +229,6 @@ def test_few_step_teachers_are_shown_at_their_better_sampler(euler_bad, kept):
     assert note.startswith(kept)
 
 
-def test_shown_pictures_are_on_the_sheet_but_not_judged(setting, made):
-    own = setting["images"] / "picture2.png"
-    report = evaluate(**setting, shown=[own])
-    assert report.images == 2
-    with Image.open(setting["out"] / "sheet.png") as one:
-        narrow = one.width
-    evaluate(**setting)
-    with Image.open(setting["out"] / "sheet.png") as two:
-        assert two.width > narrow
-
-
 def test_adapters_of_unlike_ranks_and_modules_add_up():
     draw = generator(0, "loras")
 
