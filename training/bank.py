@@ -72,7 +72,10 @@ class TeacherBank:
         Raises:
             ValueError: a name the bank does not hold.
         """
-        for name in names:
+        wanted = tuple(dict.fromkeys(names))
+        if self._stacked is not None and self._stacked.names == wanted:
+            return  # there already: a second copy would stay on the device unused
+        for name in wanted:
             if name not in self.files:
                 raise ValueError(f"the bank holds no teacher {name!r}")
             if name not in self._coming:

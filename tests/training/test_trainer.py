@@ -158,6 +158,16 @@ def test_teachers_are_prefetched_only_where_they_are_needed(tiny, teachers, monk
         assert {cycle for cycle, _ in asked} == ({2} if needed else set())
 
 
+@pytest.mark.parametrize("micro", [1, 4])
+def test_no_teacher_stays_prefetched(micro, tiny, teachers):
+    one = tiny.lessons(general=0)
+    same = dataclasses.replace(one, effects={"neon": one.effects["neon"]})
+    for lessons in (None, same):
+        world = tiny.world(teachers, {"cycles": 2, "micro_batch": micro}, lessons_=lessons)
+        list(world.trainer.run())
+        assert not world.bank._coming
+
+
 def test_without_any_teacher_image_a_run_that_needs_some_is_refused(tiny, teachers):
     without = tiny.lessons(targets=False)
     for values in ({"warm_cycles": 2}, {"objective": {"bs_weight": 0.0}}):
