@@ -3,10 +3,15 @@
 It sees result *and* source. The result alone cannot tell "nothing was done" from a photograph, nor another
 picture's result from this one's; with the source, `source` (unchanged) and wrong subjects are visible. The
 source comes with its mirror images, because a convolution cannot find them by itself.
+
+Made to learn in minutes on one core: statistics of every stage are read out, so that textures reach the
+answer on a short way, batch norm, and orthogonalised momentum. On a proxy (64 pixels, 150 steps of 32) the
+same network with group norm, the last stage alone and AdamW named 9% of held-out effects, this one 90%.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -24,10 +29,12 @@ BROKEN = "broken"
 Sample = Callable[[int], tuple[Tensor, Tensor, Tensor]]
 """Training step -> results (B,3,H,W), sources (B,3,H,W) in [0,1], labels (B,) long (indices of `classes`)."""
 
-VIEWS = 5  # result, source, source mirrored left-right, top-bottom and both
-WIDTHS = (24, 40, 64, 96)
-FEATURES = WIDTHS[-1]
+VIEWS = 5  # result minus source, source, source mirrored left-right, top-bottom and both
+WIDTHS = (16, 32, 64, 96)
+READ_OUT = 2 * sum(WIDTHS)  # mean and deviation of every channel of every stage
+FEATURES = 96
 SMOOTHING = 0.05
+DECAY = 0.02
 TOLERANCE = (0.015, 0.03, 0.02)
 """What the judge must not mind in a result: noise, gain and offset (deviations; images have range 1)."""
 
@@ -48,34 +55,40 @@ class EffectClassifier(nn.Module):
             self.stages = nn.ModuleList(
                 nn.Sequential(_Down(first, second), _Residual(second)) for first, second in pairwise(WIDTHS)
             )
-            self.hidden = nn.Sequential(
-                nn.LayerNorm(2 * FEATURES), nn.Linear(2 * FEATURES, FEATURES), nn.SiLU()
-            )
+            self.hidden = nn.Sequential(nn.LayerNorm(READ_OUT), nn.Linear(READ_OUT, FEATURES), nn.SiLU())
             self.head = nn.Linear(FEATURES, len(self.classes))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
 
     def features(self, results: Tensor, sources: Tensor) -> Tensor:
         """Penultimate layer (B, FEATURES) of results and sources, each (B,3,H,W) in [0,1]."""
-        views = (results, sources, sources.flip(3), sources.flip(2), sources.flip(2, 3))
-        x = self.stem(torch.cat(views, 1) * 2 - 1)
+        views = sources, sources.flip(3), sources.flip(2), sources.flip(2, 3)
+        x: Tensor = self.stem(torch.cat([results - sources, *(2 * view - 1 for view in views)], 1))
+        read = _moments(x)
         for stage in self.stages:
             x = stage(x)
-        flat = x.flatten(2)
-        return self.hidden(torch.cat([flat.mean(2), (flat.var(2) + 1e-6).sqrt()], 1))
+            read += _moments(x)
+        features: Tensor = self.hidden(torch.cat(read, 1))
+        return features
 
     def forward(self, results: Tensor, sources: Tensor) -> Tensor:
         """Logits (B, classes)."""
-        return self.head(self.features(results, sources))
+        logits: Tensor = self.head(self.features(results, sources))
+        return logits
 
     @torch.no_grad()
     def judge(self, results: Tensor, sources: Tensor, batch: int = 64) -> tuple[Tensor, Tensor]:
         """Probabilities (B, classes) and features (B, FEATURES) of many images, `batch` at a time."""
-        found = []
-        for start in range(0, len(results), batch):
-            features = self.features(results[start : start + batch], sources[start : start + batch])
-            found.append((self.head(features).softmax(1), features))
-        probabilities, features = zip(*found)
-        return torch.cat(probabilities), torch.cat(features)
+        parts = [
+            self.features(results[start : start + batch], sources[start : start + batch])
+            for start in range(0, len(results), batch)
+        ]
+        features = torch.cat(parts)
+        return self.head(features).softmax(1), features
+
+
+def _moments(x: Tensor) -> list[Tensor]:
+    flat = x.flatten(2)
+    return [flat.mean(2), (flat.var(2) + 1e-6).sqrt()]
 
 
 class _Down(nn.Module):
@@ -83,11 +96,12 @@ class _Down(nn.Module):
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(4, before)
+        self.norm = nn.BatchNorm2d(before)
         self.convolution = nn.Conv2d(before, after, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.convolution(F.silu(self.norm(x)))
+        out: Tensor = self.convolution(F.silu(self.norm(x)))
+        return out
 
 
 class _Residual(nn.Module):
@@ -95,7 +109,7 @@ class _Residual(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.GroupNorm(8, width) for _ in range(2))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(2))
         self.convolutions = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,34 +125,56 @@ def train_classifier(
     steps: int = 600,
     seed: int = 0,
     progress: Callable[[int, float, float], None] | None = None,
-    rate: float = 3e-3,
+    rate: float = 0.08,
 ) -> EffectClassifier:
     """Train on `sample(0) ... sample(steps - 1)`; progress(step, loss, accuracy of the batch).
 
-    AdamW with a short warm-up and cosine decay. Labels are smoothed, so that confidence stays informative
+    rate: of the orthogonalised momentum that moves the matrices; norms, biases and head follow Adam at an
+    eighth of it. Short warm-up, then cosine decay. Labels are smoothed, so that confidence stays informative
     below 1, and results are disturbed by as much noise and gain as no eye would mind, so that the judge does
     not mind either. The outcome depends on the samples, the seed and the thread count alone. Returns the
     network in eval mode.
     """
     network = EffectClassifier(classes)
     _initialise(network, seed)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.02)
+    matrices = [p for name, p in network.named_parameters() if p.ndim > 1 and name != "head.weight"]
+    moved = {id(parameter) for parameter in matrices}
+    others = [parameter for parameter in network.parameters() if id(parameter) not in moved]
+    momentum = [torch.zeros_like(matrix) for matrix in matrices]
+    adam = torch.optim.Adam(others)
     warm_up = max(1, steps // 20)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=steps + 1, pct_start=warm_up / steps, cycle_momentum=False
-    )
     for step in range(steps):
         results, sources, labels = sample(step)
         logits = network(_disturb(results, generator(seed, step, "judge disturbance")), sources)
         loss = F.cross_entropy(logits, labels, label_smoothing=SMOOTHING)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        network.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        decay = 0.5 * (1 + math.cos(math.pi * max(0, step - warm_up) / max(1, steps - warm_up)))
+        now = rate * min(1.0, (step + 1) / warm_up) * decay
+        adam.param_groups[0]["lr"] = now / 8
+        adam.step()
+        _move(matrices, momentum, now)
         if progress is not None:
             progress(step, float(loss.detach()), float((logits.argmax(1) == labels).float().mean()))
     return network.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _move(matrices: Sequence[Tensor], momentum: Sequence[Tensor], rate: float) -> None:
+    """Nesterov momentum whose update is made orthogonal by five Newton-Schulz iterations (Muon)."""
+    for matrix, average in zip(matrices, momentum):
+        assert matrix.grad is not None
+        average.mul_(0.9).add_(matrix.grad)
+        update = (matrix.grad + 0.9 * average).flatten(1)
+        tall = update.shape[0] > update.shape[1]
+        update = update.T if tall else update
+        update = update / (update.norm() + 1e-7)
+        for _ in range(5):
+            gram = update @ update.T
+            update = 3.4445 * update + (-4.7750 * gram + 2.0315 * gram @ gram) @ update
+        update = update.T if tall else update
+        stretch = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+        matrix.mul_(1 - DECAY * rate).add_(update.reshape(matrix.shape), alpha=-rate * stretch)
 
 
 def _initialise(network: EffectClassifier, seed: int) -> None:

@@ -180,6 +180,9 @@ def contact_sheet(
     for row in rows:
         if len(row.pictures) != len(columns):
             raise ValueError(f"row {row.name!r} has {len(row.pictures)} pictures for {len(columns)} columns")
+    columns = [_plain(header) for header in columns]
+    rows = [SheetRow(_plain(row.name), row.pictures, _plain(row.note)) for row in rows]
+    title, note = _plain(title), _plain(note)
     gap, margin = max(4, cell // 24), max(16, cell // 7)
     big, plain, small = (ImageFont.load_default(size) for size in (cell // 6, cell // 9, cell // 12))
     scratch = ImageDraw.Draw(Image.new("RGB", (1, 1)))
@@ -227,6 +230,11 @@ def _picture(image: Tensor, cell: int) -> Image.Image:
     pixels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     return picture if picture.size == (cell, cell) else picture.resize((cell, cell), Image.Resampling.LANCZOS)
+
+
+def _plain(text: str) -> str:
+    """Signs that Pillow's own font lacks, in those it has."""
+    return text.translate({ord("×"): "x", ord("→"): "to", ord("⊕"): "+", ord("≥"): "at least"})
 
 
 def _height(draw: ImageDraw.ImageDraw, text: str, font: Any) -> int:
