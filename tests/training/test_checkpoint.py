@@ -98,7 +98,8 @@ def test_a_copy_is_not_changed_by_later_updates():
 def test_a_loaded_state_does_not_hold_its_file(path, tiny):
     save_state(path, STATE)
     state = load_state(path)
-    path.write_bytes(b"")  # would fault, or show, in tensors that are mapped from it
+    with path.open("r+b") as file:  # in place: would show in tensors that are mapped from it
+        file.write(bytes(path.stat().st_size))
     assert tiny.same(state, STATE)
 
 
