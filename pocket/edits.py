@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import edits_drawn, edits_simple
+from . import edits_drawn, edits_simple, edits_styles
 from .edit_kit import FAMILIES, LONGEST, Apply, Edit
 
 __all__ = ["FAMILIES", "LONGEST", "Apply", "Edit", "sample_edit"]
 
 # The families register themselves when their modules are imported.
-_MODULES = (edits_simple, edits_drawn)
+_MODULES = (edits_simple, edits_drawn, edits_styles)
 _NAMES = tuple(FAMILIES)
 _SHARES = np.array([FAMILIES[name][0] for name in _NAMES], np.float64)
 _SHARES /= _SHARES.sum()

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from . import draw
+from . import draw, patterns
 from .draw import Canvas, FloatImage, blur, hsv, luma, mix, rgb
 
 Kind = Literal["colour", "structural", "one-to-many"]
@@ -90,23 +90,13 @@ def duotone(image: FloatImage, rng: np.random.Generator) -> FloatImage:
 # -- drawing ------------------------------------------------------------------------------------------
 
 
-def _hatching(level: FloatImage, rng: np.random.Generator, period: float, angle: float) -> FloatImage:
-    """Parallel pencil lines (H,W), thicker where `level` is darker and none where it is light."""
-    y, x = draw.grid(*level.shape)
-    wobble = 1.2 * np.sin(y / rng.uniform(9, 14) + rng.uniform(0, 6)) + 1.2 * np.sin(x / rng.uniform(9, 14))
-    across = np.cos(angle) * y + np.sin(angle) * x + rng.uniform(0, period) + wobble
-    distance = np.abs(across % period - period / 2)
-    width = np.clip((0.62 - level) / 0.62, 0, 1) * period * 0.36
-    return np.where(width > 0.35, np.clip(width - distance + 0.5, 0, 1), 0).astype(np.float32)
-
-
 @effect("Pencil sketch", "drawing", "redraw this picture with lines", "one-to-many", "edges")
 def sketch(image: FloatImage, rng: np.random.Generator) -> FloatImage:
     """Dark pencil contours and slanted hatching on cream paper; slant and place of the hatching vary."""
     level = draw.stretch(blur(luma(image), 2.0))
     angle = rng.choice([-1, 1]) * rng.uniform(0.6, 0.95)
-    shade = 0.6 * _hatching(level, rng, 7.5, angle)
-    shade = np.maximum(shade, 0.6 * _hatching(level + 0.42, rng, 7.5, angle + np.pi / 2))
+    shade = 0.6 * patterns.hatching(level, rng, 7.5, angle)
+    shade = np.maximum(shade, 0.6 * patterns.hatching(level + 0.42, rng, 7.5, angle + np.pi / 2))
     ink = np.maximum(shade, draw.contour(image))
     return mix(rgb((0.98, 0.95, 0.87)), rgb((0.16, 0.15, 0.19)), ink)
 
@@ -163,27 +153,9 @@ def stained_glass(image: FloatImage, rng: np.random.Generator) -> FloatImage:
 @effect("Halftone print", "pieces", "rebuild that picture from pieces", "one-to-many", "luma")
 def halftone(image: FloatImage, rng: np.random.Generator) -> FloatImage:
     """Round dots of one random ink on white paper, larger where the picture is dark, on a turned lattice."""
-    size, period = image.shape[0], np.float32(8.5)
-    y, x = draw.grid(size, size)
-    angle = np.float32(rng.uniform(0.35, 1.2))
-    cos, sin = np.cos(angle), np.sin(angle)
-    shift_v, shift_u = rng.uniform(0, period, 2).astype(np.float32)
-    v, u = cos * y - sin * x + shift_v, sin * y + cos * x + shift_u
-    middle_v, middle_u = (np.floor(v / period) + 0.5) * period, (np.floor(u / period) + 0.5) * period
-    # Each dot takes the darkness at its middle, turned back to the picture: all dots are round.
-    back_v, back_u = middle_v - shift_v, middle_u - shift_u
-    level = draw.stretch(blur(luma(image), 2.2))[..., None]
-    darkness = (
-        1
-        - draw.warp(np.repeat(level, 3, 2), cos * back_v + sin * back_u, cos * back_u - sin * back_v)[..., 0]
-    )
-    radius = period * 0.61 * np.clip(darkness, 0, 1) ** 0.7
-    dots = np.clip(radius - np.hypot(v - middle_v, u - middle_u) + 0.5, 0, 1)
+    angle = rng.uniform(0.35, 1.2)
+    dots = patterns.dots(draw.stretch(blur(luma(image), 2.2)), rng, 8.5, angle)
     return mix(rgb((0.99, 0.98, 0.95)), hsv(rng.random(), 0.85, 0.62), dots)
-
-
-# Corners of a brush stroke, along and aside: a bar with rounded ends.
-_BAR = ((1, 0.45), (0.75, 1), (-0.75, 1), (-1, 0.45), (-1, -0.45), (-0.75, -1), (0.75, -1), (1, -0.45))
 
 
 @effect("Oil painting", "paint", "paint the picture with thick brush strokes", "one-to-many", "luma")
@@ -202,12 +174,9 @@ def oil_strokes(image: FloatImage, rng: np.random.Generator) -> FloatImage:
         y, x = places.T
         angle = phase[0] + 1.2 * np.sin(y * wave[0] + phase[1]) + 1.2 * np.sin(x * wave[1] + phase[2])
         angle = np.where(detail[row, column] > 0.3, tangent[row, column], angle)
-        along = np.stack([np.sin(angle), np.cos(angle)], 1) * rng.uniform(0.4, 0.6, (len(y), 1)) * length
-        aside = np.stack([np.cos(angle), -np.sin(angle)], 1) * width / 2
+        reach = rng.uniform(0.4, 0.6, len(y)) * length
         colours = np.clip((soft[row, column] - 0.5) * 1.1 + 0.5 + rng.uniform(-0.08, 0.08, (len(y), 1)), 0, 1)
-        corners = np.stack([places + a * along + b * aside for a, b in _BAR], 1).astype(np.float32)
-        for outline, colour in zip(corners, colours, strict=True):
-            canvas.polygon(outline, colour)
+        patterns.strokes(canvas, places, angle, reach, width, colours)
     return canvas.over(soft)
 
 

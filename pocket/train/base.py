@@ -140,6 +140,11 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=Path, help="folder of weights to start from, if OUT holds no base.pt")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="a quarter faster on a CPU; needs a C++ compiler",
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -155,6 +160,13 @@ def main() -> None:
             weights = load_file(args.start / f"{name}.safetensors")
             part.load_state_dict({key: tensor.float() for key, tensor in weights.items()})
     velocity = EditVelocity(transformer)
+
+    def flow_matching(target: Tensor, noise: Tensor, sigma: Tensor, words: Tensor, source: Tensor) -> Tensor:
+        output = velocity(add_noise(target, noise, sigma), sigma, text(words), source)
+        return (output - velocity_target(target, noise)).square().mean()
+
+    if args.compile:
+        flow_matching = torch.compile(flow_matching)
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
     )
@@ -182,10 +194,7 @@ def main() -> None:
         source, target, words = lessons.batch(rng, args.batch)
         sigma = shift(torch.rand(len(target), device=device), TIME_SHIFT)
         noise = torch.randn_like(target)
-        output = velocity(
-            add_noise(target, noise, sigma), sigma, text(prompt_bytes(words).to(device)), source
-        )
-        loss = (output - velocity_target(target, noise)).square().mean()
+        loss = flow_matching(target, noise, sigma, prompt_bytes(words).to(device), source)
         model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -29,7 +29,7 @@ from .base import TIME_SHIFT
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "img_mod.1", "img_mlp.net.0.proj", "img_mlp.net.2")
 """The image stream only: half the size of all targets, and the effects are about images."""
 RANK = 8
-PAIRS = 512
+PAIRS = 1024
 
 
 def pairs(host: PocketHost, effect: PocketEffect, images: ImageSource, seed: int) -> tuple[Tensor, Tensor]:
