@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .training.hosts.pocket import PocketHost
+    from .training.host import Host
 
 OK, UNEXPECTED, BAD_INPUT, DIVERGED, CANCELLED = 0, 1, 2, 3, 130
 
@@ -62,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show where an error came from")
     model = argparse.ArgumentParser(add_help=False)
-    model.add_argument("--base", type=Path, metavar="DIR", help="pocket weights other than the shipped ones")
+    what = "a Qwen-Image-Edit folder, or pocket weights; by default the shipped ones"
+    model.add_argument("--base", type=Path, metavar="DIR", help=what)
     parser = argparse.ArgumentParser(
         prog="collectionlora", description="Many effect LoRAs in one few-step LoRA."
     )
@@ -77,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--cycles", type=int, metavar="N", help="length of the run instead of the file's")
     one.set_defaults(command=_distill)
 
-    one = add("sample", "apply an effect of a pocket collection to a picture", model)
+    one = add("sample", "apply an effect of a collection to a picture", model)
     one.add_argument("collection", type=Path, metavar="COLLECTION")
     one.add_argument("--image", type=Path, required=True, metavar="FILE")
     one.add_argument("--effect", required=True, metavar="NAME", help="`collectionlora inspect` lists them")
@@ -114,8 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _host(folder: Path | None) -> PocketHost:
-    """The pocket base; with it what every computing command needs."""
+def _host(folder: Path | None, pocket_only: bool = False) -> Host:
+    """The base of a folder, by default the pocket's; with it what every computing command needs."""
     import torch
 
     try:
@@ -128,7 +129,14 @@ def _host(folder: Path | None) -> PocketHost:
     if "OMP_NUM_THREADS" not in os.environ:  # torch alone takes half of the virtual cores
         cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
         torch.set_num_threads(len(cores))
-    return PocketHost(folder or WEIGHTS, "cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if folder is None or not (folder / "model_index.json").is_file():
+        return PocketHost(folder or WEIGHTS, device)
+    if pocket_only:
+        raise ValueError(f"{folder}: only pocket bases can be judged: the truth of their effects is known")
+    from .training.hosts.qwen import QwenEditHost
+
+    return QwenEditHost(folder, device)
 
 
 def _distill(args: argparse.Namespace) -> int:
@@ -199,7 +207,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     folder = args.base or WEIGHTS
     with Console() as console:
         report = evaluate(
-            _host(args.base),
+            _host(args.base, pocket_only=True),
             args.collection or folder / "collection.safetensors",
             teacher_files(folder),
             PICTURES / "test",
@@ -237,5 +245,5 @@ def _demo(args: argparse.Namespace) -> int:
 
     with Console() as console:
         cycles = CYCLES if args.cycles is None else args.cycles
-        demo(_host(args.base), console, args.base or WEIGHTS, args.out, args.image, cycles)
+        demo(_host(args.base, pocket_only=True), console, args.base or WEIGHTS, args.out, args.image, cycles)
     return OK

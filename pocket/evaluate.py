@@ -200,7 +200,7 @@ class _Bench:
                 self.bank,
                 effects,
                 texts,
-                self._empty,
+                self._empty.expand(len(texts), -1, -1),
                 sources,
                 draws,
                 steps,

@@ -26,6 +26,8 @@ class Sample:
     """Embedding of the student prompt (general stream: of the instruction)."""
     teacher: Tensor
     """Embedding of the teacher's own prompt (general stream: of the instruction)."""
+    empty: Tensor
+    """Embedding of the empty prompt, for guidance: an encoder that looks at the source has one for each."""
     target: Tensor | None = None
     """An image the teacher produced for this source; None where there is none."""
 
@@ -53,6 +55,8 @@ class Batch:
     """(B,T,D)"""
     teacher: Tensor
     """(B,T,D)"""
+    empty: Tensor
+    """(B,T,D)"""
     targets: tuple[Tensor | None, ...]
 
     def __len__(self) -> int:
@@ -71,6 +75,7 @@ class Batch:
             _stacked("sources", [sample.source for sample in samples]),
             _stacked("student prompts", [sample.student for sample in samples]),
             _stacked("teacher prompts", [sample.teacher for sample in samples]),
+            _stacked("empty prompts", [sample.empty for sample in samples]),
             tuple(sample.target for sample in samples),
         )
 
@@ -93,8 +98,6 @@ class Lessons:
 
     effects: Mapping[str, Sequence[Sample]]
     general: Sequence[Sample]
-    unconditional: Tensor
-    """(T,D): embedding of the empty prompt."""
 
     def __post_init__(self) -> None:
         if not self.effects:

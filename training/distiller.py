@@ -63,7 +63,6 @@ class Distiller:
         velocity: the host's model; `roles` decides with which adapter it runs.
         roles: attached roles holding adapters named "student" and "fake".
         bank: the teachers by effect name.
-        unconditional: (T,D) embedding of the empty prompt.
     """
 
     def __init__(
@@ -71,11 +70,9 @@ class Distiller:
         velocity: EditVelocity,
         roles: Roles,
         bank: TeacherBank,
-        unconditional: Tensor,
         objective: Objective,
     ) -> None:
-        self.velocity, self.roles, self.bank = velocity, roles, bank
-        self.unconditional, self.objective = unconditional, objective
+        self.velocity, self.roles, self.bank, self.objective = velocity, roles, bank, objective
 
     def student_terms(self, batch: Batch, draws: Draws) -> Iterator[Term]:
         """The student's terms "bs", "ts", "fm", one at a time, so that one graph is alive at a time.
@@ -175,8 +172,8 @@ class Distiller:
             cond = self._velocity(batch, positions, batch.teacher, x, sigma)
             if not self.objective.guidance:
                 return cond
-            empty = self.unconditional.expand(len(batch), -1, -1)
-            return guided(cond, self._velocity(batch, positions, empty, x, sigma), self.objective.guidance)
+            uncond = self._velocity(batch, positions, batch.empty, x, sigma)
+            return guided(cond, uncond, self.objective.guidance)
 
     def _teachers(self, batch: Batch, positions: Sequence[int]) -> AbstractContextManager[None]:
         names = [batch.effects[i] for i in positions]

@@ -123,8 +123,8 @@ def make_targets(
     wanted = []
     for i in missing:
         prompt, picture = effects[samples[i].lora_name].prompt, pictures[i]
-        text = encode(prompt, picture.image)
-        wanted.append(Wanted(samples[i].lora_name, prompt, text, picture.image, picture.source))
+        text, empty = encode(prompt, picture.image), encode("", picture.image)
+        wanted.append(Wanted(samples[i].lora_name, prompt, text, empty, picture.image, picture.source))
     complete = list(pictures)
     for done, (j, target) in enumerate(maker.make(roles, wanted, cancelled), 1):
         complete[missing[j]] = replace(complete[missing[j]], target=target)
@@ -169,6 +169,11 @@ def choose_prompts(
         return encode(prompts, None)
 
     some = list({sample.source_image: picture.image for sample, picture in zip(samples, pictures)}.values())
+    if host.text_sees_image and len(some) < IMAGES_AT_LEAST:
+        raise DataError(
+            f"the data list names {len(some)} different sources: this base reads a prompt together with the "
+            f"picture, and tags are chosen over {IMAGES_AT_LEAST} of them; add sources to the list"
+        )
     embed = embed_over_images(encode, some[:IMAGES_AT_LEAST]) if host.text_sees_image else encode_alone
     report = choose_tags(embed, captions, candidates, seed)
     prompts: dict[str, EffectPrompts] = {}
@@ -232,9 +237,10 @@ def encode_lessons(
     for sample, picture in zip(samples, pictures, strict=True):
         words = prompts[sample.lora_name]
         student, teacher = encode(words.student, picture.image), encode(words.teacher, picture.image)
+        empty = encode("", picture.image)
         known[sample.source_image] = picture.image, picture.source
         effects[sample.lora_name].append(
-            Sample(sample.lora_name, picture.source, student, teacher, picture.target)
+            Sample(sample.lora_name, picture.source, student, teacher, empty, picture.target)
         )
     others = []
     for one in general:
@@ -245,9 +251,8 @@ def encode_lessons(
             known[one.source_image] = image, host.encode_image(image[None])[0]
         image, source = known[one.source_image]
         text = encode(one.instruction, image)
-        others.append(Sample(None, source, text, text))
-    empty = host.encode_text([""], pictures[0].image)[0]
-    return Lessons(effects, others, empty)
+        others.append(Sample(None, source, text, text, encode("", image)))
+    return Lessons(effects, others)
 
 
 def _encoder(host: Host) -> Callable[[str, Tensor], Tensor]:

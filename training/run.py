@@ -125,7 +125,6 @@ class DistillationRun:
         maker = TargetMaker(
             host,
             self.bank,
-            host.encode_text([""], pictures[0].image)[0],
             run.output / "teacher_images",
             run.targets.steps,
             run.targets.guidance,
@@ -154,9 +153,7 @@ class DistillationRun:
             run.tags,
         )
         lessons = encode_lessons(host, prompts, self._samples, pictures, self._general, self.cancelled)
-        distiller = Distiller(
-            host.velocity, self.roles, self.bank, lessons.unconditional, run.distill.objective
-        )
+        distiller = Distiller(host.velocity, self.roles, self.bank, run.distill.objective)
         self.trainer = Trainer(distiller, lessons, run.distill, self.cancelled)
         examples: dict[str, Tensor] = {}
         for sample, picture in zip(self._samples, pictures, strict=True):

@@ -41,7 +41,7 @@ class Run:
     general: Path | None = None
     """List of the general stream's edits; without it every sample is an effect's."""
     base: str = "pocket"
-    """"pocket", or a folder with pocket weights."""
+    """"pocket", a folder with Qwen-Image-Edit as published for diffusers, or one with pocket weights."""
     distill: Distillation = field(default_factory=Distillation)
     targets: Targets = field(default_factory=Targets)
     candidates: int = 64

@@ -23,7 +23,7 @@ def sample_teachers(
     bank: TeacherBank,
     names: Sequence[str | None],
     texts: Tensor,
-    unconditional: Tensor,
+    empty: Tensor,
     sources: Tensor,
     generators: Sequence[torch.Generator],
     steps: int = 40,
@@ -34,12 +34,11 @@ def sample_teachers(
 
     Args:
         names: each sample's teacher, None for the base alone.
-        texts: (B,T,D) teacher prompts. unconditional: (T,D).
+        texts, empty: (B,T,D) teacher prompts, and the empty prompt.
         sources: (B,C,h,w).
         guidance: cond + guidance (cond - uncond); 0 saves the second evaluation.
         fresh_noise: consistency sampling (noise anew at each step) instead of Euler.
     """
-    empty = unconditional.expand(len(names), -1, -1)
 
     def velocity(x: Tensor, sigma: Tensor, _: Tensor) -> Tensor:
         cond = host.velocity(x, sigma, texts, sources)

@@ -22,12 +22,13 @@ from .sampling import sample_teachers
 
 @dataclass(frozen=True, eq=False)
 class Wanted:
-    """One teacher image to make: effect, teacher prompt with its embedding (T,D), source (3,H,W) with its
-    latent (C,h,w)."""
+    """One teacher image to make: effect, teacher prompt, its embedding and the empty prompt's (T,D), source
+    (3,H,W) with its latent (C,h,w)."""
 
     effect: str
     prompt: str
     text: Tensor
+    empty: Tensor
     image: Tensor
     source: Tensor
 
@@ -45,14 +46,13 @@ class TargetMaker:
         self,
         host: Host,
         bank: TeacherBank,
-        unconditional: Tensor,
         folder: Path,
         steps: int,
         guidance: float,
         batch: int,
         seed: int,
     ) -> None:
-        self.host, self.bank, self.unconditional = host, bank, unconditional
+        self.host, self.bank = host, bank
         self.folder, self.steps, self.guidance, self.batch, self.seed = folder, steps, guidance, batch, seed
         self._teachers = {name: file_hash(path) for name, path in bank.files.items()}
 
@@ -87,7 +87,7 @@ class TargetMaker:
             self.bank,
             [one.effect for one in wanted],
             stack([one.text for one in wanted]),
-            self.unconditional,
+            stack([one.empty for one in wanted]),
             stack([one.source for one in wanted]),
             [generator(self.seed, "target", key) for key in keys],
             self.steps,

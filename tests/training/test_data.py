@@ -72,7 +72,8 @@ def test_a_batch_stacks_its_samples(tiny):
 
 def test_unequal_sizes_need_a_micro_batch_of_one():
     def sample(tokens: int, size: int) -> Sample:
-        return Sample("a", torch.zeros(2, size, size), torch.zeros(tokens, 3), torch.zeros(4, 3))
+        text = torch.zeros(4, 3)
+        return Sample("a", torch.zeros(2, size, size), torch.zeros(tokens, 3), text, text)
 
     with pytest.raises(
         ValueError, match=r"student prompts of shapes \[\(2, 3\), \(5, 3\)\] .* micro_batch = 1"
@@ -86,14 +87,14 @@ def test_unequal_sizes_need_a_micro_batch_of_one():
 def test_a_pair_must_have_one_size_and_the_general_stream_no_target():
     text = torch.zeros(2, 3)
     with pytest.raises(ValueError, match=r"effect 'a': source \(2, 4, 4\) and teacher image \(2, 4, 6\)"):
-        Sample("a", torch.zeros(2, 4, 4), text, text, torch.zeros(2, 4, 6))
+        Sample("a", torch.zeros(2, 4, 4), text, text, text, torch.zeros(2, 4, 6))
     with pytest.raises(ValueError, match="general stream has no teacher image"):
-        Sample(None, torch.zeros(2, 4, 4), text, text, torch.zeros(2, 4, 4))
+        Sample(None, torch.zeros(2, 4, 4), text, text, text, torch.zeros(2, 4, 4))
 
 
 def test_lessons_need_effects_and_effects_need_samples(tiny):
     lessons = tiny.lessons()
     with pytest.raises(ValueError, match="no effect to distil"):
-        Lessons({}, lessons.general, lessons.unconditional)
+        Lessons({}, lessons.general)
     with pytest.raises(ValueError, match="effect 'empty' has no source image"):
-        Lessons({**lessons.effects, "empty": []}, [], lessons.unconditional)
+        Lessons({**lessons.effects, "empty": []}, [])

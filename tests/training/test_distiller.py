@@ -201,7 +201,11 @@ class Plain:
     def __init__(self, world, batch, draws, i):
         self.net, self.objective, self.world = world.net, world.trainer.config.objective, world
         self.effect, self.source = batch.effects[i], batch.source[i : i + 1]
-        self.prompts = {"student": batch.student[i : i + 1], "teacher": batch.teacher[i : i + 1]}
+        self.prompts = {
+            "student": batch.student[i : i + 1],
+            "teacher": batch.teacher[i : i + 1],
+            "empty": batch.empty[i : i + 1],
+        }
         self.target, self.batch, self.draws, self.i = batch.targets[i], batch, draws, i
 
     def generator(self, purpose):
@@ -211,7 +215,7 @@ class Plain:
         return noise_like(self.source, self.generator(purpose))
 
     def velocity(self, role, x, sigma, prompt):
-        text = self.world.lessons.unconditional[None] if prompt is None else self.prompts[prompt]
+        text = self.prompts[prompt]
         with self.world.roles.use(role):
             return self.net(x, torch.full((1,), sigma, dtype=x.dtype), text, self.source)
 
@@ -221,7 +225,7 @@ class Plain:
     def real(self, x, sigma):
         names = [] if self.effect is None else [self.effect]
         stack = self.world.bank.stack(names)
-        text = {"cond": self.prompts["teacher"], "uncond": self.world.lessons.unconditional[None]}
+        text = {"cond": self.prompts["teacher"], "uncond": self.prompts["empty"]}
         with self.world.roles.use_teachers(stack, torch.tensor([0 if names else -1])):
             at = torch.full((1,), sigma, dtype=x.dtype)
             cond, uncond = (x - sigma * self.net(x, at, text[name], self.source) for name in text)

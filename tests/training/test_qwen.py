@@ -64,11 +64,12 @@ def lessons() -> Lessons:
             draw(name, number, "source", shape=image),
             draw(name, "student", shape=text),
             draw(name, "teacher", shape=text),
+            draw("empty", shape=text),
             draw(name, number, "target", shape=image) if effect else None,
         )
 
     effects = {name: [sample(name, i) for i in range(2)] for name in ("frost", "neon")}
-    return Lessons(effects, [sample(None, 0)], draw("empty", shape=(3, DEPTH)))
+    return Lessons(effects, [sample(None, 0)])
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def made(files: dict[str, Path], checkpointing: bool) -> Trainer:
     adapters = {role: LoraAdapter.create(shapes, 2, 2.0, seed) for seed, role in enumerate((STUDENT, FAKE))}
     roles, bank = Roles(model, adapters).attach(), TeacherBank(files, linear_shapes(model))
     data = lessons()
-    distiller = Distiller(EditVelocity(model), roles, bank, data.unconditional, config.objective)
+    distiller = Distiller(EditVelocity(model), roles, bank, config.objective)
     return Trainer(distiller, data, config)
 
 

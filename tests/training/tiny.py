@@ -126,6 +126,7 @@ def lessons(general: int = 3, targets: bool = True, dtype: torch.dtype = torch.f
                 image(f"{name} {i}"),
                 text(f"student:{name}"),
                 text(f"teacher:{name}"),
+                text("empty"),
                 image(f"{name} {i} target") if targets else None,
             )
             for i in range(2)
@@ -133,10 +134,10 @@ def lessons(general: int = 3, targets: bool = True, dtype: torch.dtype = torch.f
         for name in EFFECTS
     }
     others = [
-        Sample(None, image(f"general {i}"), text(f"general:{i}"), text(f"general:{i}"))
+        Sample(None, image(f"general {i}"), text(f"general:{i}"), text(f"general:{i}"), text("empty"))
         for i in range(general)
     ]
-    return Lessons(effects, others, text("empty"))
+    return Lessons(effects, others)
 
 
 def config(values: Mapping[str, Any] | None = None, preset: str = "default") -> Distillation:
@@ -177,7 +178,7 @@ def world(
         calls.append(Call(roles.active, prompts, torch.is_grad_enabled()))
 
     net.register_forward_pre_hook(log)
-    distiller = Distiller(net, roles, bank, learnt.unconditional, made.objective)
+    distiller = Distiller(net, roles, bank, made.objective)
     trainer = Trainer(distiller, learnt, made, cancelled)
     return World(net, roles, bank, learnt, distiller, trainer, calls)
 
@@ -187,8 +188,9 @@ def key(text: Tensor) -> tuple[float, ...]:
 
 
 def _names(learnt: Lessons) -> dict[tuple[float, ...], str]:
-    names = {key(learnt.unconditional): "empty"}
+    names = {}
     for name, samples in learnt.effects.items():
+        names[key(samples[0].empty)] = "empty"
         names[key(samples[0].student)] = f"student:{name}"
         names[key(samples[0].teacher)] = f"teacher:{name}"
     for i, sample in enumerate(learnt.general):

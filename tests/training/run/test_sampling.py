@@ -30,10 +30,9 @@ def teach(host: Any, files: dict[str, Path], names: list[str | None], **options:
     texts = torch.stack(host.encode_text([str(name) for name in names], None))
     sources = torch.stack([torch.ones(2, 2, 3)] * len(names))
     draws = [generator(0, str(name)) for name in names]
+    empty = torch.stack(host.encode_text([""] * len(names), None))
     with Roles(host.transformer, {}) as roles:
-        return sample_teachers(
-            host, roles, bank, names, texts, host.encode_text([""], None)[0], sources, draws, **options
-        )
+        return sample_teachers(host, roles, bank, names, texts, empty, sources, draws, **options)
 
 
 @pytest.mark.parametrize("fresh_noise", [False, True])

@@ -31,14 +31,13 @@ class Workshop:
         self.wanted[2] = self.want("frost", 1 - image)
 
     def want(self, name: str, image: Tensor) -> Wanted:
-        text = self.host.encode_text([name], None)[0]
-        return Wanted(name, name, text, image, self.host.encode_image(image[None])[0])
+        text, empty = self.host.encode_text([name, ""], None)
+        return Wanted(name, name, text, empty, image, self.host.encode_image(image[None])[0])
 
     def make(self, cancelled: Callable[[], bool] = lambda: False) -> tuple[dict[int, Tensor], int]:
         """The images by index, and how many network evaluations they cost."""
         bank = TeacherBank(self.files, linear_shapes(self.host.transformer))
-        empty = self.host.encode_text([""], None)[0]
-        maker = TargetMaker(self.host, bank, empty, self.folder / "made", **self.settings)
+        maker = TargetMaker(self.host, bank, self.folder / "made", **self.settings)
         self.host.evaluations = 0
         with Roles(self.host.transformer, {}) as roles:
             made = dict(maker.make(roles, self.wanted, cancelled))

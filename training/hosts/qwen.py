@@ -1,0 +1,176 @@
+"""Qwen-Image-Edit (2509 and later) as a host: a folder in diffusers' layout, without any user interface."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLQwenImage, QwenImageEditPlusPipeline, QwenImageTransformer2DModel
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers import BatchFeature, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from .diffusers import EditVelocity
+
+LONG_SIDE = 1024
+MULTIPLE = 32
+SEEN_AREA = 384 * 384
+"""Pixels of the copy that the text encoder looks at."""
+IMAGE_TOKEN = "<|image_pad|>"
+PARTS = ("transformer", "vae", "text_encoder")
+SAMPLES, SAMPLE = 64, 1 << 16
+
+
+class QwenEditHost:
+    """See :class:`~collectionlora.training.host.Host`. Latents are (16,H/8,W/8).
+
+    On a GPU the text encoder and the transformer take turns on the device: a run encodes first and trains
+    then, and both together do not fit 80 GB. Activations are checkpointed.
+
+    Args:
+        folder: holds `transformer`, `vae`, `text_encoder`, `tokenizer` and `processor`, as published.
+
+    Raises:
+        ValueError: naming the folder or part that is missing or damaged.
+    """
+
+    name = "qwen-image-edit"
+    text_sees_image = True
+
+    def __init__(
+        self, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.bfloat16
+    ) -> None:
+        self.device = torch.device(device)
+        load = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
+        self.transformer = _part(QwenImageTransformer2DModel, folder / "transformer", load)
+        vae = _part(AutoencoderKLQwenImage, folder / "vae", load)
+        words = _part(Qwen2_5_VLForConditionalGeneration, folder / "text_encoder", load)
+        own = {"local_files_only": True}
+        tokenizer = _part(Qwen2Tokenizer, folder / "tokenizer", own)
+        processor = _Processor(tokenizer, _part(Qwen2VLImageProcessorPil, folder / "processor", own))
+        for part in (self.transformer, vae, words):
+            part.eval().requires_grad_(False)
+        self.transformer.enable_gradient_checkpointing()
+        build: Any = QwenImageEditPlusPipeline
+        self._pipeline = build(None, vae.to(self.device), words, tokenizer, processor, self.transformer)
+        self._velocity = EditVelocity(self.transformer)
+        self._resident: Any = None
+        self.identity = _identity(folder)
+        to_latent = torch.tensor([vae.config.latents_mean, vae.config.latents_std], device=self.device)
+        self._mean, self._std = to_latent[:, None, :, None, None]
+
+    def velocity(self, x: Tensor, sigma: Tensor, text: Tensor, source: Tensor) -> Tensor:
+        """x, source (B,16,h,w), sigma (B,), text (B,T,D) -> (B,16,h,w) float32."""
+        model = self._take_turn(self.transformer)
+        given = (tensor.to(self.device, model.dtype) for tensor in (x, sigma, text, source))
+        output: Tensor = self._velocity(*given)
+        return output.float()
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str], image: Tensor | None) -> list[Tensor]:
+        """Prompts -> (T,D) each, seen with the source image (3,H,W); lengths differ."""
+        self._take_turn(self._pipeline.text_encoder)
+        seen = None if image is None else [_small_copy(image)]
+        return [self._pipeline.encode_prompt(prompt, seen, self.device)[0][0] for prompt in prompts]
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Tensor:
+        """(B,3,H,W) with sides of multiples of 16 -> (B,16,H/8,W/8) float32."""
+        vae = self._pipeline.vae
+        frames = (images[:, :, None] * 2 - 1).to(self.device, vae.dtype)
+        latents = torch.cat([vae.encode(one).latent_dist.mode() for one in torch.split(frames, 1)])
+        scaled: Tensor = (latents[:, :, 0].float() - self._mean) / self._std
+        return scaled.contiguous()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B,16,h,w) -> (B,3,8h,8w) float32."""
+        vae = self._pipeline.vae
+        raw = (latents.to(self.device) * self._std + self._mean)[:, :, None].to(vae.dtype)
+        frames = torch.cat([vae.decode(one).sample[:, :, 0] for one in torch.split(raw, 1)])
+        return ((frames.float() + 1) / 2).clamp(0, 1)
+
+    def read_image(self, path: Path) -> Tensor:
+        """(3,H,W): long side 1024, the middle of it cropped to multiples of 32, as the paper does."""
+        try:
+            with Image.open(path) as file:
+                picture = ImageOps.exif_transpose(file).convert("RGB")
+        except Exception as error:  # decoders raise many kinds on damaged files
+            raise ValueError(f"{path} is not a readable picture: {error}") from error
+        scale = LONG_SIDE / max(picture.size)
+        width, height = (max(MULTIPLE, round(side * scale)) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = width % MULTIPLE // 2, height % MULTIPLE // 2
+        box = (left, top, left + width - width % MULTIPLE, top + height - height % MULTIPLE)
+        return torch.from_numpy(np.asarray(picture.crop(box), np.float32) / 255).movedim(-1, 0).contiguous()
+
+    def _take_turn(self, part: Any) -> Any:
+        """The text encoder or the transformer, moved to the device, after the other one has left it."""
+        if self._resident is not part:
+            if self._resident is not None and self.device.type != "cpu":
+                self._resident.to("cpu")
+            part.to(self.device)
+            self._resident = part
+        return part
+
+
+class _Processor:
+    """Tokens and patches for Qwen2.5-VL. The published processor wants a video reader (and with it
+    torchvision) to do this for pictures.
+    """
+
+    def __init__(self, tokenizer: Any, pictures: Any) -> None:
+        self.tokenizer, self.pictures = tokenizer, pictures
+
+    def __call__(
+        self, text: Sequence[str], images: Sequence[Image.Image] | None, padding: bool, return_tensors: str
+    ) -> Any:
+        pixels: dict[str, Any] = {}
+        if images:
+            pixels = dict(self.pictures(images=list(images), return_tensors=return_tensors))
+            # one token a patch after merging; marked first, so that what is put in is not found again
+            counts = (pixels["image_grid_thw"].prod(1) // self.pictures.merge_size**2).tolist()
+            pieces = [one.split(IMAGE_TOKEN) for one in text]
+            text = [
+                "".join(part + IMAGE_TOKEN * count for part, count in zip(some, [*counts, 0], strict=True))
+                for some in pieces
+            ]
+        words = self.tokenizer(list(text), padding=padding, return_tensors=return_tensors)
+        return BatchFeature({**words, **pixels})
+
+
+def _small_copy(image: Tensor) -> Image.Image:
+    """(3,H,W) in [0,1] as a picture of SEEN_AREA pixels, sides of multiples of 32."""
+    array = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1).cpu().numpy()
+    ratio = image.shape[2] / image.shape[1]
+    width = round((SEEN_AREA * ratio) ** 0.5 / 32) * 32
+    height = round((SEEN_AREA / ratio) ** 0.5 / 32) * 32
+    return Image.fromarray(array).resize((max(32, width), max(32, height)), Image.Resampling.LANCZOS)
+
+
+def _part(kind: Any, folder: Path, settings: dict[str, Any]) -> Any:
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; a Qwen-Image-Edit folder holds {', '.join(PARTS)} ...")
+    try:
+        return kind.from_pretrained(folder, **settings)
+    except Exception as error:  # the libraries raise what they like
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder}: cannot be loaded: {reason}; fetch this part again") from error
+
+
+def _identity(folder: Path) -> str:
+    """A hash of samples of all weights: whole files of 57 GB would take minutes at every start."""
+    digest = hashlib.sha256()
+    for path in sorted(path for part in PARTS for path in (folder / part).glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.parent.name}/{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for k in range(SAMPLES):
+                file.seek(max(0, size - SAMPLE) * k // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE))
+    return digest.hexdigest()
