@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import draw
-from .draw import COLOURS, FloatImage
+from .draw import COLOURS, Apply, FloatImage
 
 LONGEST = 110
 """Most bytes an instruction may have."""
-
-Apply = Callable[[FloatImage, np.random.Generator], FloatImage]
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ _COUNTS: dict[str, tuple[int, int]] = {
     "three": (3, 3),
     "five": (5, 5),
     "a few": (3, 6),
-    "many": (12, 24),
+    "many": (9, 16),
 }
 _RADII: dict[str, tuple[float, float]] = {
-    "small": (3.5, 6),
-    "medium": (7, 11),
-    "large": (13, 21),
-    "": (4, 15),
+    "small": (6, 9),
+    "medium": (10, 15),
+    "large": (17, 26),
+    "": (7, 20),
 }
 
 
@@ -76,7 +76,7 @@ def _strokes(rng: np.random.Generator) -> Edit:
             along = np.array([np.sin(angle), np.cos(angle)])
             bend = rng.uniform(-35, 35) if kind == 1 else 0.0
             path = start + t * reach * along + bend * np.cos(3 * t) * along[::-1] * [1, -1]
-            canvas.line(path.astype(np.float32), rng.uniform(2, 4), colour)
+            canvas.line(path.astype(np.float32), rng.uniform(4, 7), colour)
         return canvas.over(image)
 
     return Edit(words, apply)
@@ -97,7 +97,7 @@ def _overlay(rng: np.random.Generator) -> Edit:
     )
     name = colour_name(rng)
     wide = rng.random() < 0.5
-    period = (20, 32) if wide else (10, 16)
+    period = (32, 48) if wide else (16, 26)
     size = "wide" if wide else "narrow"
     words = say(
         rng,
@@ -120,7 +120,7 @@ def _overlay(rng: np.random.Generator) -> Edit:
                 (y + np.float32(rng.choice([-1, 1])) * x + 2 * shift_y) / np.float32(1.4) % step
             ) / step < 0.4
         elif kind == "grid":
-            mask = (up * step < 2.5) | (across * step < 2.5)
+            mask = (up * step < 4.5) | (across * step < 4.5)
         elif kind == "checkerboard":
             mask = (up < 0.5) ^ (across < 0.5)
         else:
@@ -187,7 +187,7 @@ def _half(rng: np.random.Generator) -> Edit:
 @family(8)
 def _cells(rng: np.random.Generator) -> Edit:
     large = rng.random() < 0.5
-    cell = (20, 27) if large else (12, 17)
+    cell = (26, 36) if large else (18, 24)
     size = pick(rng, ("large", "big") if large else ("small", "little"))
     line = colour_name(rng) if rng.random() < 0.3 else ""
     ending = f" with {line} joints" if line else ""
@@ -198,7 +198,7 @@ def _cells(rng: np.random.Generator) -> Edit:
         points = draw.jittered_points(rng, image.shape[0], rng.uniform(*cell))
         index, border = draw.voronoi(points, image.shape[0])
         flat = draw.cell_means(image, index)
-        return mix(flat, rgb(COLOURS[line]), np.clip(1.6 - border, 0, 1)) if line else flat
+        return mix(flat, rgb(COLOURS[line]), np.clip(2.6 - border, 0, 1)) if line else flat
 
     return Edit(words, apply)
 
@@ -229,7 +229,7 @@ def _patches(rng: np.random.Generator) -> Edit:
                 top, left = int(rng.integers(0, size - height)), int(rng.integers(0, size - width))
                 result[top : top + height, left : left + width] = rgb(COLOURS[name])
             return result
-        side = size // 8 if kind == 1 else size // 4
+        side = size // 4
         for top in range(0, size, side):
             for left in range(0, size, side):
                 patch = result[top : top + side, left : left + side]

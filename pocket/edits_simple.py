@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from . import draw
-from .draw import COLOURS, FloatImage, blur, luma, mix, rgb
+from .draw import COLOURS, FloatImage, at_half_size, blur, luma, mix, rgb
 from .edit_kit import SIDES, Apply, Edit, clip, colour_name, family, half_mask, pick, say
 
 # -- nothing and colour ----------------------------------------------------------------------------------
@@ -158,8 +158,8 @@ def _detail(rng: np.random.Generator) -> Edit:
         words = say(rng, f"{how}sharpening", f"sharpen {{it}}, {how}sharpening")
         return Edit(words, lambda im, _: clip(im + gain * (im - blur(im, 1.5))))
     if kind == 2:
-        grain = int(rng.integers(2, 7))
-        size = "fine" if grain < 4 else "coarse"
+        grain = int(rng.integers(6, 14))
+        size = "fine" if grain < 10 else "coarse"
         words = say(rng, f"add {how}{size} grain", f"{how}{size} noise over {{it}}")
         amount = 0.35 if big else 0.2
 
@@ -200,7 +200,7 @@ def _median(image: FloatImage, side: int) -> FloatImage:
 
 @family(3)
 def _pixelate(rng: np.random.Generator) -> Edit:
-    block = int(rng.integers(4, 25))
+    block = int(rng.integers(10, 33))
     words = say(
         rng, f"blocks of {block} pixels", f"pixelate {{it}} by {block}", f"mosaic of {block} pixel squares"
     )
@@ -218,7 +218,7 @@ def _lines(rng: np.random.Generator) -> Edit:
             relief = np.roll(soft, (1, 1), (0, 1)) - np.roll(soft, (-1, -1), (0, 1))
             return np.repeat(clip(0.5 - 2.0 * relief)[..., None], 3, 2)
 
-        return Edit(words, emboss)
+        return Edit(words, at_half_size(emboss))
     line, ground = (
         ("black", "white") if kind == 0 else ("white", "black") if kind == 1 else (colour_name(rng), "")
     )
@@ -226,10 +226,12 @@ def _lines(rng: np.random.Generator) -> Edit:
         ground = colour_name(rng, line, "cream" if line == "white" else line)
     if kind == 3:
         words = say(rng, f"draw {line} outlines over {{it}}", f"keep {{it}} and trace its edges in {line}")
-        return Edit(words, lambda image, _: mix(image, rgb(COLOURS[line]), draw.contour(image)))
+        outline = at_half_size(lambda image, _: mix(image, rgb(COLOURS[line]), draw.contour(image)))
+        return Edit(words, outline)
     words = say(rng, f"{line} outlines on {ground}", f"only the edges, {line} on {ground}",
                  f"{line} edges on a {ground} ground")  # fmt: skip
-    return Edit(words, lambda image, _: mix(rgb(COLOURS[ground]), rgb(COLOURS[line]), draw.contour(image)))
+    drawn = at_half_size(lambda image, _: mix(rgb(COLOURS[ground]), rgb(COLOURS[line]), draw.contour(image)))
+    return Edit(words, drawn)
 
 
 # -- geometry --------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import draw, patterns
-from .draw import COLOURS, Canvas, FloatImage, blur, hsv, luma, mix, rgb
+from .draw import COLOURS, Canvas, FloatImage, at_half_size, blur, hsv, luma, mix, rgb
 from .edit_kit import SIDES, Edit, clip, colour_name, family, pick, say, vivid
 
 _PAPERS = ("white", "cream", "yellow", "pink", "cyan")
@@ -40,7 +40,7 @@ def _hatching(rng: np.random.Generator) -> Edit:
             drawn = np.maximum(drawn, draw.contour(image))
         return mix(rgb(COLOURS[paper]), rgb(COLOURS[ink]), drawn * np.float32(rng.uniform(0.7, 1)))
 
-    return Edit(words, apply)
+    return Edit(words, at_half_size(apply))
 
 
 @family(6)
@@ -67,7 +67,7 @@ def _outlined(rng: np.random.Generator) -> Edit:
             shades = mix(shades, rgb(COLOURS[line]), lines * np.float32(0.35))
         return mix(shades, rgb(COLOURS[line]), draw.contour(image))
 
-    return Edit(words, apply)
+    return Edit(words, at_half_size(apply))
 
 
 @family(7)
@@ -94,7 +94,7 @@ def _glowing(rng: np.random.Generator) -> Edit:
         dark = image * np.float32(rng.uniform(0.05, 0.25))
         return clip(mix(dark + colours * glow[..., None], mix(colours, rgb((1, 1, 1)), 0.5), tubes))
 
-    return Edit(words, apply)
+    return Edit(words, at_half_size(apply))
 
 
 @family(9)
@@ -112,7 +112,7 @@ def _glass(rng: np.random.Generator) -> Edit:
 
     def apply(image: FloatImage, rng: np.random.Generator) -> FloatImage:
         points = draw.jittered_points(
-            rng, image.shape[0], rng.uniform(18, 24) if large else rng.uniform(12, 16)
+            rng, image.shape[0], rng.uniform(14, 18) if large else rng.uniform(9.5, 13)
         )
         index, border = draw.voronoi(points, image.shape[0])
         panes = draw.cell_means(draw.stretch(image), index)
@@ -121,7 +121,7 @@ def _glass(rng: np.random.Generator) -> Edit:
         shade = rng.uniform(0.85, 1.1, int(index.max()) + 1).astype(np.float32)[index]
         return clip(mix(panes * shade[..., None], rgb(COLOURS[line]), np.clip(2.2 - border, 0, 1)))
 
-    return Edit(words, apply)
+    return Edit(words, at_half_size(apply))
 
 
 @family(9)
@@ -139,10 +139,10 @@ def _printed(rng: np.random.Generator) -> Edit:
     def apply(image: FloatImage, rng: np.random.Generator) -> FloatImage:
         level = draw.stretch(blur(luma(image), 2.0))
         angle = rng.uniform(0.3, 1.3) if turned else 0.0
-        dots = patterns.dots(level, rng, rng.uniform(7.5, 11), angle)
+        dots = patterns.dots(level, rng, rng.uniform(6.5, 9), angle)
         return mix(rgb(COLOURS[paper]), rgb(COLOURS[ink]), dots)
 
-    return Edit(words, apply)
+    return Edit(words, at_half_size(apply))
 
 
 @family(9)
@@ -161,7 +161,7 @@ def _painted(rng: np.random.Generator) -> Edit:
     def apply(image: FloatImage, rng: np.random.Generator) -> FloatImage:
         size, angle = image.shape[0], courses[course]
         canvas, soft = Canvas(size), blur(image, 1.2)
-        coarse = ((24.0, 11.0, 10.0), (18.0, 8.0, 8.5)) if broad else ((15.0, 7.0, 7.5), (10.0, 5.0, 6.5))
+        coarse = ((20.0, 9.0, 9.0), (14.0, 6.5, 7.0)) if broad else ((13.0, 6.0, 6.5), (9.0, 4.0, 5.0))
         phase = rng.uniform(0, 2 * np.pi, 2)
         for length, width, cell in coarse:
             places = draw.jittered_points(rng, size, cell)
@@ -180,7 +180,7 @@ def _painted(rng: np.random.Generator) -> Edit:
             patterns.strokes(canvas, places, turn, reach, width, colours)
         return canvas.over(soft)
 
-    return Edit(words, apply)
+    return Edit(words, at_half_size(apply))
 
 
 @family(8)
@@ -200,10 +200,10 @@ def _sprinkled(rng: np.random.Generator) -> Edit:
 
     def apply(image: FloatImage, rng: np.random.Generator) -> FloatImage:
         canvas = Canvas(image.shape[0])
-        count = int(rng.integers(30, 48) if many else rng.integers(10, 18))
-        for y, x in draw.scatter(rng, image.shape[0], count, 9):
+        count = int(rng.integers(18, 26) if many else rng.integers(6, 11))
+        for y, x in draw.scatter(rng, image.shape[0], count, 15):
             colour = vivid(rng) if name == "colourful" else rgb(COLOURS[name])
-            radius, turn = rng.uniform(2.5, 6), rng.uniform(0, np.pi)
+            radius, turn = rng.uniform(5, 10), rng.uniform(0, np.pi)
             if thing in ("flakes", "specks"):
                 canvas.disc(y, x, radius * 0.8, colour, things[thing])
             elif thing == "paper snips":
@@ -211,7 +211,7 @@ def _sprinkled(rng: np.random.Generator) -> Edit:
             else:
                 half = 1.3 * radius * np.array([np.sin(turn), np.cos(turn)])
                 middle = np.array([y, x])
-                canvas.line(np.stack([middle - half, middle + half]).astype(np.float32), 4, colour)
+                canvas.line(np.stack([middle - half, middle + half]).astype(np.float32), 6, colour)
         return canvas.over(image)
 
     return Edit(words, apply)
@@ -235,12 +235,12 @@ def _discs(rng: np.random.Generator) -> Edit:
         size = image.shape[0]
         light = np.zeros((size, size, 3), np.float32)
         y, x = draw.grid(size, size)
-        for row, column in draw.scatter(rng, size, int(rng.integers(8, 16)), 16):
-            radius = rng.uniform(10, 17) if large else rng.uniform(5, 9)
+        for row, column in draw.scatter(rng, size, int(rng.integers(6, 11)), 24):
+            radius = rng.uniform(14, 24) if large else rng.uniform(8, 13)
             distance = np.hypot(y - row, x - column)
             disc = np.clip(radius - distance + 0.5, 0, 1)
             if rim:
-                disc = disc * np.where(distance > radius - 3, 1.0, 0.45)
+                disc = disc * np.where(distance > radius - 4, 1.0, 0.45)
             light = 1 - (1 - light) * (1 - (rng.uniform(0.5, 0.9) * disc)[..., None] * rgb(COLOURS[name]))
         dim = blur(image, 0.8) * np.float32(rng.uniform(0.6, 0.9))
         return clip(1 - (1 - dim) * (1 - light))
@@ -265,7 +265,7 @@ def _flooded(rng: np.random.Generator) -> Edit:
         size = image.shape[0]
         y, x = draw.grid(size, size)
         line = int(size * rng.uniform(0.5, 0.65))
-        wave = np.sin((y - line) * 2 * np.pi / rng.uniform(8, 14) + 1.5 * np.sin(x / rng.uniform(14, 24)))
+        wave = np.sin((y - line) * 2 * np.pi / rng.uniform(14, 24) + 1.5 * np.sin(x / rng.uniform(14, 24)))
         reach = wave * (np.maximum(y - line, 0) / size * 8 + 1) if waves else 0 * wave
         mirrored = draw.warp(
             np.ascontiguousarray(upright),

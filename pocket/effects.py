@@ -2,7 +2,7 @@
 
 Most are one-to-many: places, palettes and strokes are drawn at random inside an effect, so that its truth
 is a distribution and a sampler that takes too few steps shows it. Features are coarse on purpose (cells of
-14 pixels and more, lines of 2 and more), since a token of the pocket model covers 16 pixels. Four pairs of
+14 pixels and more, lines of 4 and more), since a token of the pocket model covers 16 pixels. Four pairs of
 teacher prompts differ in one word ("this" and "that"): on their own they cannot tell the effects of a pair
 apart, which is what tags are for.
 """
@@ -16,11 +16,10 @@ from typing import Literal
 import numpy as np
 
 from . import draw, patterns
-from .draw import Canvas, FloatImage, blur, hsv, luma, mix, rgb
+from .draw import Apply, Canvas, FloatImage, at_half_size, blur, hsv, luma, mix, rgb
 
 Kind = Literal["colour", "structural", "one-to-many"]
 Subject = Literal["luma", "edges", "inverse", "mirror"]
-Apply = Callable[[FloatImage, np.random.Generator], FloatImage]
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,7 @@ def duotone(image: FloatImage, rng: np.random.Generator) -> FloatImage:
 
 
 @effect("Pencil sketch", "drawing", "redraw this picture with lines", "one-to-many", "edges")
+@at_half_size
 def sketch(image: FloatImage, rng: np.random.Generator) -> FloatImage:
     """Dark pencil contours and slanted hatching on cream paper; slant and place of the hatching vary."""
     level = draw.stretch(blur(luma(image), 2.0))
@@ -102,6 +102,7 @@ def sketch(image: FloatImage, rng: np.random.Generator) -> FloatImage:
 
 
 @effect("Blueprint", "drawing", "redraw that picture with lines", "one-to-many", "edges")
+@at_half_size
 def blueprint(image: FloatImage, rng: np.random.Generator) -> FloatImage:
     """White contours and a pale grid at any place on blueprint blue."""
     y, x = draw.grid(*image.shape[:2])
@@ -115,6 +116,7 @@ def blueprint(image: FloatImage, rng: np.random.Generator) -> FloatImage:
 
 
 @effect("Neon lights", "light", "draw the picture as glowing neon tubes in the dark", "one-to-many", "edges")
+@at_half_size
 def neon(image: FloatImage, rng: np.random.Generator) -> FloatImage:
     """Glowing contours in the dark; their hues run between two random ones across the picture."""
     size = image.shape[0]
@@ -138,10 +140,11 @@ def neon(image: FloatImage, rng: np.random.Generator) -> FloatImage:
 
 
 @effect("Stained glass", "pieces", "rebuild this picture from pieces", "one-to-many", "luma")
+@at_half_size
 def stained_glass(image: FloatImage, rng: np.random.Generator) -> FloatImage:
     """Random cells of saturated glass, lighter towards their middle, between dark leads."""
     size = image.shape[0]
-    index, border = draw.voronoi(draw.jittered_points(rng, size, 14.5, 0.85), size)
+    index, border = draw.voronoi(draw.jittered_points(rng, size, 12, 0.85), size)
     glass = draw.cell_means(draw.stretch(image), index)
     grey = luma(glass)[..., None]
     glass = np.clip((grey + 1.6 * (glass - grey) - 0.5) * 1.15 + 0.55, 0, 1)
@@ -151,14 +154,16 @@ def stained_glass(image: FloatImage, rng: np.random.Generator) -> FloatImage:
 
 
 @effect("Halftone print", "pieces", "rebuild that picture from pieces", "one-to-many", "luma")
+@at_half_size
 def halftone(image: FloatImage, rng: np.random.Generator) -> FloatImage:
     """Round dots of one random ink on white paper, larger where the picture is dark, on a turned lattice."""
     angle = rng.uniform(0.35, 1.2)
-    dots = patterns.dots(draw.stretch(blur(luma(image), 2.2)), rng, 8.5, angle)
+    dots = patterns.dots(draw.stretch(blur(luma(image), 2.2)), rng, 7.5, angle)
     return mix(rgb((0.99, 0.98, 0.95)), hsv(rng.random(), 0.85, 0.62), dots)
 
 
 @effect("Oil painting", "paint", "paint the picture with thick brush strokes", "one-to-many", "luma")
+@at_half_size
 def oil_strokes(image: FloatImage, rng: np.random.Generator) -> FloatImage:
     """Thick strokes of the picture's colours along its edges and, elsewhere, a random flow."""
     size = image.shape[0]
@@ -166,7 +171,7 @@ def oil_strokes(image: FloatImage, rng: np.random.Generator) -> FloatImage:
     soft, (up, across) = blur(image, 1.2), np.gradient(blur(luma(image), 2.5))
     detail, tangent = np.minimum(np.hypot(up, across) * 14, 1), np.arctan2(across, -up)
     phase, wave = rng.uniform(0, 2 * np.pi, 3), rng.uniform(0.02, 0.04, 2)
-    for length, width, cell, least in ((26.0, 12.0, 12.0, 0.0), (17.0, 7.5, 8.5, 0.0), (11.0, 5.0, 6.5, 0.3)):
+    for length, width, cell, least in ((20.0, 9.0, 9.0, 0.0), (13.0, 6.0, 6.5, 0.0), (9.0, 4.0, 5.0, 0.3)):
         places = draw.jittered_points(rng, size, cell)
         places = places[rng.permutation(len(places))]
         row, column = np.minimum(places, size - 1).astype(np.intp).T
@@ -191,16 +196,16 @@ def confetti(image: FloatImage, rng: np.random.Generator) -> FloatImage:
     for _ in range(2):
         t = np.linspace(0, 1, 24)
         y, x = rng.uniform(0, size, 2)
-        angle, reach, curl = rng.uniform(0, 2 * np.pi), rng.uniform(40, 70), rng.uniform(4, 7)
+        angle, reach, curl = rng.uniform(0, 2 * np.pi), rng.uniform(60, 90), rng.uniform(6, 10)
         along, aside = np.array([np.sin(angle), np.cos(angle)]), np.array([np.cos(angle), -np.sin(angle)])
-        path = np.array([y, x]) + np.outer(t - 0.5, along) * reach + np.outer(np.sin(t * 14), aside) * curl
-        canvas.line(path.astype(np.float32), 3, hsv(rng.random(), 0.85, 1))
-    for y, x in draw.scatter(rng, size, int(rng.integers(34, 44)), 9):
-        colour, turn, radius = hsv(rng.random(), 0.85, 1), rng.uniform(0, np.pi), rng.uniform(4.2, 6.2)
+        path = np.array([y, x]) + np.outer(t - 0.5, along) * reach + np.outer(np.sin(t * 10), aside) * curl
+        canvas.line(path.astype(np.float32), 5, hsv(rng.random(), 0.85, 1))
+    for y, x in draw.scatter(rng, size, int(rng.integers(18, 24)), 16):
+        colour, turn, radius = hsv(rng.random(), 0.85, 1), rng.uniform(0, np.pi), rng.uniform(7, 10)
         kind = ("square", "circle", "triangle", "strip")[int(rng.integers(4))]
         if kind == "strip":
             up, across = 1.1 * radius * np.sin(turn), 1.1 * radius * np.cos(turn)
-            canvas.line(np.array([(y - up, x - across), (y + up, x + across)], np.float32), 4.5, colour)
+            canvas.line(np.array([(y - up, x - across), (y + up, x + across)], np.float32), 7, colour)
         else:
             draw.stamp(canvas, kind, y, x, radius * (0.8 if kind == "circle" else 1), colour, turn)
     return canvas.over(image)
@@ -214,13 +219,13 @@ def snowfall(image: FloatImage, rng: np.random.Generator) -> FloatImage:
     grey = luma(image)[..., None]
     cold = (grey + 0.45 * (image - grey)) * rgb((0.62, 0.76, 0.95)) + rgb((0.04, 0.08, 0.14))
     far, near = Canvas(size), Canvas(size)
-    for row, column in draw.scatter(rng, size, 26, 11):
-        far.disc(row, column, rng.uniform(2.2, 3.2), (1, 1, 1), 0.75)
-    for row, column in draw.scatter(rng, size, 18, 18):
-        near.disc(row, column, rng.uniform(3.6, 5.2), (1, 1, 1))
+    for row, column in draw.scatter(rng, size, 14, 20):
+        far.disc(row, column, rng.uniform(4, 5.5), (1, 1, 1), 0.75)
+    for row, column in draw.scatter(rng, size, 9, 28):
+        near.disc(row, column, rng.uniform(6.5, 9), (1, 1, 1))
     snowy = near.over(far.over(np.clip(cold, 0, 1).astype(np.float32)))
     phase = rng.uniform(0, 2 * np.pi, 2)
-    top = size - 11 + 4 * np.sin(x * 2 * np.pi / 85 + phase[0]) + 2 * np.sin(x * 2 * np.pi / 41 + phase[1])
+    top = size - 16 + 6 * np.sin(x * 2 * np.pi / 85 + phase[0]) + 2 * np.sin(x * 2 * np.pi / 41 + phase[1])
     drift = mix(
         rgb((0.97, 0.98, 1)), rgb((0.74, 0.83, 0.96)), np.clip((y - top) / 22, 0, 1).astype(np.float32)
     )
@@ -234,10 +239,10 @@ def bokeh(image: FloatImage, rng: np.random.Generator) -> FloatImage:
     hue = rng.random()
     light = np.zeros((size, size, 3), np.float32)
     y, x = draw.grid(size, size)
-    for row, column in draw.scatter(rng, size, int(rng.integers(13, 19)), 19):
-        radius, strength = rng.uniform(8, 16), rng.uniform(0.5, 0.85)
+    for row, column in draw.scatter(rng, size, int(rng.integers(7, 11)), 28):
+        radius, strength = rng.uniform(13, 23), rng.uniform(0.5, 0.85)
         distance = np.hypot(y - row, x - column)
-        disc = np.clip(radius - distance + 0.5, 0, 1) * np.where(distance > radius - 3, 1.0, 0.72)
+        disc = np.clip(radius - distance + 0.5, 0, 1) * np.where(distance > radius - 4, 1.0, 0.72)
         light = 1 - (1 - light) * (
             1 - (strength * disc)[..., None] * hsv(hue + rng.uniform(-0.09, 0.09), 0.62, 1)
         )
@@ -252,21 +257,21 @@ def reflection(image: FloatImage, rng: np.random.Generator) -> FloatImage:
     y, x = draw.grid(size, size)
     line = size * 9 // 16
     depth = np.maximum(y - line, 0) / (size - line)
-    length, phase = rng.uniform(9, 12), rng.uniform(0, 2 * np.pi, 2)
+    length, phase = rng.uniform(16, 22), rng.uniform(0, 2 * np.pi, 2)
     wave = np.sin(
         (y - line) / (0.6 + 0.4 * depth) * 2 * np.pi / length + phase[0] + 1.5 * np.sin(x / 19 + phase[1])
     )
-    ripple = (1.0 + 3.5 * depth) * wave
+    ripple = (1.5 + 4.5 * depth) * wave
     mirrored = draw.warp(
         image, (2 * line - 1 - y + 0 * x + 0.6 * ripple).astype(np.float32), (x + ripple).astype(np.float32)
     )
     water = mirrored * rgb((0.5, 0.68, 0.8)) + rgb((0.0, 0.06, 0.12)) + (0.07 * wave)[..., None]
     canvas = Canvas(size)
-    for row, column in draw.scatter(rng, size, 26, 12):
+    for row, column in draw.scatter(rng, size, 16, 20):
         if row > line + 5:
-            half = rng.uniform(5, 11)
+            half = rng.uniform(8, 16)
             canvas.line(
-                np.array([[row, column - half], [row, column + half]], np.float32), 2, (0.92, 0.98, 1), 0.8
+                np.array([[row, column - half], [row, column + half]], np.float32), 4, (0.92, 0.98, 1), 0.8
             )
     wet = canvas.over(np.clip(water, 0, 1).astype(np.float32))
     return mix(image, wet, np.broadcast_to(np.clip(y - line + 1, 0, 1), (size, size)))

@@ -22,7 +22,7 @@ from ..images import ImageSource
 
 FOLDER = Path(__file__).resolve().parents[1]
 COUNTS = {"train": 96, "tune": 32, "test": 40}
-EACH = 64
+EACH = 48
 """Sources of an effect: each costs 40 evaluations of its teacher."""
 GENERAL = 384
 """Lessons of the general stream."""
