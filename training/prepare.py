@@ -256,14 +256,14 @@ def encode_lessons(
 
 
 def _encoder(host: Host) -> Callable[[str, Tensor], Tensor]:
-    """`encode(prompt, image)` -> (T,D); where the encoder does not see the image, each prompt once."""
-    known: dict[str, Tensor] = {}
+    """`encode(prompt, image)` -> (T,D), each prompt once; where the encoder sees the image, once for each."""
+    known: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
 
     def encode(prompt: str, image: Tensor) -> Tensor:
-        if host.text_sees_image:
-            return host.encode_text([prompt], image)[0]
-        if prompt not in known:
-            known[prompt] = host.encode_text([prompt], None)[0]
-        return known[prompt]
+        key = (prompt, id(image) if host.text_sees_image else 0)
+        if key not in known:
+            seen = image if host.text_sees_image else None
+            known[key] = host.encode_text([prompt], seen)[0], image  # kept, so that no other gets its id
+        return known[key][0]
 
     return encode
