@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .nodes import CollectionLoraExtension
 
+WEB_DIRECTORY = "web"
+
 
 async def comfy_entrypoint() -> CollectionLoraExtension:
     """Return the node pack. Imports late, because ``comfy_api`` exists only inside ComfyUI."""

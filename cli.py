@@ -120,7 +120,8 @@ def _host(folder: Path | None, pocket_only: bool = False) -> Host:
     import torch
 
     try:
-        from .training.hosts.pocket import WEIGHTS, PocketHost
+        from .pocket import WEIGHTS
+        from .training.hosts.pocket import PocketHost
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]
         raise ValueError(f"{name} is missing: pip install 'collectionlora[diffusers,pocket]'") from error
@@ -176,7 +177,7 @@ def _sample(args: argparse.Namespace) -> int:
     from .training.lora import linear_shapes
     from .training.prompting import SHORT_COMPOSITION, compose
     from .training.randomness import generator
-    from .training.run import to_pil
+    from .training.pictures import to_pil
     from .training.sampling import apply_collection
 
     catalogue = read_catalogue(args.collection)
@@ -202,7 +203,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from .console import Console
     from .pocket.demo import PICTURES, judge_of, teacher_files, teacher_guidance
     from .pocket.evaluate import evaluate
-    from .training.hosts.pocket import WEIGHTS
+    from .pocket import WEIGHTS
 
     folder = args.base or WEIGHTS
     with Console() as console:
@@ -241,7 +242,7 @@ def _convert(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from .console import Console
     from .pocket.demo import CYCLES, demo
-    from .training.hosts.pocket import WEIGHTS
+    from .pocket import WEIGHTS
 
     with Console() as console:
         cycles = CYCLES if args.cycles is None else args.cycles

@@ -19,7 +19,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
+
+from ..training.pictures import read_picture
 
 SIZE = 128
 """Side of every pocket picture in pixels."""
@@ -350,11 +352,7 @@ def load_picture(path: Path, size: int = SIZE) -> FloatImage:
 
     Raises ValueError naming the file when it is empty or not a picture.
     """
-    try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGB")  # telephones turn pictures by a note
-    except Exception as error:  # decoders raise many kinds on damaged files
-        raise ValueError(f"{path} is not a readable picture: {error}") from error
+    picture = read_picture(path)
     side = min(picture.size)
     left, top = (picture.width - side) / 2, (picture.height - side) / 2
     box = (left, top, left + side, top + side)

@@ -45,6 +45,18 @@ def few_step_sigmas(steps: int, s: float = 3.0) -> tuple[float, ...]:
     return tuple(shift(1 - k / steps, s) for k in range(steps + 1))
 
 
+def fewer_sigmas(sigmas: Sequence[float], steps: int) -> tuple[float, ...]:
+    """``steps + 1`` of a trained schedule, evenly chosen: a student knows these times and no others.
+
+    More steps than the schedule has give the schedule itself.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    whole = len(sigmas) - 1
+    steps = min(steps, whole)
+    return tuple(sigmas[round(k * whole / steps)] for k in range(steps + 1))
+
+
 def seeded_sigmas(sigmas: Sequence[float], count: int = 5) -> tuple[float, ...]:
     """The last ``count`` nonzero sigmas: where the teacher-seeded term noises y to (paper: 5 of 8)."""
     nonzero = [sigma for sigma in sigmas if sigma > 0]

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..collection.atomic import atomic_write
+from .pictures import to_pil
 from .prompting import largest_pair, mean_pair
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
@@ -223,6 +224,33 @@ def contact_sheet(
                 draw.rectangle((x, y, x + cell - 1, y + cell - 1), "#efefeb")
             else:
                 sheet.paste(_picture(picture, cell), (x, y))
+    return sheet
+
+
+def named_grid(names: Sequence[str], pictures: Sequence[Tensor]) -> Image.Image:
+    """Pictures (3,H,W) of one size, each above its name, in about as many columns as rows."""
+    if len(names) != len(pictures) or not names:
+        raise ValueError(f"{len(names)} names for {len(pictures)} pictures")
+    height, width = pictures[0].shape[-2:]
+    # small pictures are enlarged, or no name would fit below them
+    scale = max(1, round(192 / max(height, width)))
+    width, height = width * scale, height * scale
+    columns = math.ceil((len(names) * height / width) ** 0.5)
+    gap = max(4, width // 32)
+    font = ImageFont.load_default(max(12, width // 14))
+    label = round(font.size * 1.8)  # type: ignore[union-attr]
+    rows = math.ceil(len(names) / columns)
+    sheet = Image.new(
+        "RGB", (columns * (width + gap) + gap, rows * (height + label) + gap), "#fbfbf9"
+    )
+    draw = ImageDraw.Draw(sheet)
+    for index, (name, picture) in enumerate(zip(names, pictures, strict=True)):
+        x, y = gap + index % columns * (width + gap), gap + index // columns * (height + label)
+        sheet.paste(to_pil(picture).resize((width, height), Image.Resampling.LANCZOS), (x, y))
+        text = _plain(name)
+        while text and draw.textlength(text, font) > width:
+            text = text[:-1]
+        draw.text((x + width / 2, y + height + label / 2 - gap / 2), text, INK, font, "mm")
     return sheet
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from .distiller import FAKE, STUDENT, Distiller
 from .host import Host
 from .lora import LoraAdapter, linear_shapes, target_shapes
 from .plots import plot_losses, plot_similarity
+from .pictures import to_pil
 from .prepare import (
     EffectPrompts,
     check_lists,
@@ -41,7 +41,7 @@ from .sampling import apply_collection
 from .targets import TargetMaker
 from .trainer import Record, Trainer
 
-__all__ = ["DistillationRun", "Prepared", "Progress", "Run", "Targets", "read_run", "to_pil"]
+__all__ = ["DistillationRun", "Prepared", "Progress", "Run", "Targets", "read_run"]
 
 Progress = Callable[[str, int, int], None]
 """`progress(phase, done, all)`: phases "teacher images", "cycles"."""
@@ -83,7 +83,6 @@ class DistillationRun:
 
     def __init__(self, run: Run, host: Host, cancelled: Callable[[], bool] = lambda: False) -> None:
         self.run, self.host, self.cancelled = run, host, cancelled
-        host.transformer.requires_grad_(False)
         self.effects = {effect.lora_name: effect for effect in read_effects(run.effects)}
         self._samples = read_effect_data(run.data, self.effects)
         self._general = read_general_data(run.general) if run.general else []
@@ -284,9 +283,3 @@ class DistillationRun:
             )
             made[slug(name)] = (to_pil(image), to_pil(result[0]))
         return made
-
-
-def to_pil(image: Tensor) -> Image.Image:
-    """(3,H,W) in [0,1] as a PIL picture."""
-    array = (image.detach().clamp(0, 1) * 255 + 0.5).to(torch.uint8).movedim(0, -1).cpu().numpy()
-    return Image.fromarray(array)

@@ -16,7 +16,8 @@ import torch
 
 from ...collection.atomic import atomic_write
 from ...console import Console, distil
-from ...training.hosts.pocket import WEIGHTS, PocketHost
+from ...pocket import WEIGHTS
+from ...training.hosts.pocket import PocketHost
 from ...training.run_config import read_run
 from ..demo import FOLDER, PICTURES, teacher_files, teacher_guidance
 from ..effects import EFFECTS

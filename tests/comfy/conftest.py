@@ -210,6 +210,54 @@ class Server:
         with _open(self.url + path, timeout=60) as answer:
             return json.load(answer)
 
+    def post(self, path: str, content: Any) -> Any:
+        """POST JSON and parse the JSON of the answer, of an error too."""
+        data = json.dumps(content).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        try:
+            with _open(request, timeout=60) as answer:
+                text = answer.read()
+        except urllib.error.HTTPError as error:
+            text = error.read()
+        return json.loads(text) if text else None
+
+    def queue(self, prompt: dict[str, Any]) -> str:
+        """Queue a graph in API format; returns its prompt id. Fails the test if it is refused."""
+        answer = self.post("/prompt", {"prompt": prompt})
+        assert "prompt_id" in answer, json.dumps(answer, indent=1)
+        prompt_id: str = answer["prompt_id"]
+        return prompt_id
+
+    def wait(self, prompt_id: str, seconds: float = 300.0) -> dict[str, Any]:
+        """The history entry of a prompt that has ended, well or not."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            history = self.get(f"/history/{prompt_id}")
+            if prompt_id in history:
+                entry: dict[str, Any] = history[prompt_id]
+                return entry
+            time.sleep(0.1)
+        pytest.fail(f"prompt {prompt_id} has not ended:\n{self.log[-6000:]}", pytrace=False)
+
+    def run(self, prompt: dict[str, Any], seconds: float = 300.0) -> dict[str, Any]:
+        """Outputs by node id of a graph in API format. Fails the test if the graph fails."""
+        entry = self.wait(self.queue(prompt), seconds)
+        assert entry["status"]["status_str"] == "success", json.dumps(entry["status"], indent=1)
+        outputs: dict[str, Any] = entry["outputs"]
+        return outputs
+
+    def error_of(self, prompt: dict[str, Any]) -> str:
+        """The message with which a graph in API format fails. Fails the test if it does not."""
+        entry = self.wait(self.queue(prompt))
+        for kind, content in entry["status"]["messages"]:
+            if kind == "execution_error":
+                return str(content["exception_message"])
+        pytest.fail(f"the graph did not fail: {entry['status']}")
+
+    def output_file(self, saved: dict[str, str]) -> Path:
+        """The file of an entry such as {"filename", "subfolder", "type"}."""
+        return self.base_directory / saved["type"] / saved["subfolder"] / saved["filename"]
+
 
 def _free_port() -> int:
     with socket.socket() as probe:

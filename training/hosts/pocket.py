@@ -11,12 +11,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ...pocket import WEIGHTS
 from ...pocket.autoencoder import Autoencoder
 from ...pocket.images import load_picture
 from ...pocket.text import TextEncoder
 from .diffusers import EditVelocity, load_pocket_transformer
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "pocket" / "weights"
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 

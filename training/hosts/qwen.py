@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageEditPlusPipeline, QwenImageTransformer2DModel
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from ..pictures import read_picture, to_pil, to_tensor
 from .diffusers import EditVelocity
 
 LONG_SIDE = 1024
@@ -97,17 +97,13 @@ class QwenEditHost:
 
     def read_image(self, path: Path) -> Tensor:
         """(3,H,W): long side 1024, the middle of it cropped to multiples of 32, as the paper does."""
-        try:
-            with Image.open(path) as file:
-                picture = ImageOps.exif_transpose(file).convert("RGB")
-        except Exception as error:  # decoders raise many kinds on damaged files
-            raise ValueError(f"{path} is not a readable picture: {error}") from error
+        picture = read_picture(path)
         scale = LONG_SIDE / max(picture.size)
         width, height = (max(MULTIPLE, round(side * scale)) for side in picture.size)
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
         left, top = width % MULTIPLE // 2, height % MULTIPLE // 2
         box = (left, top, left + width - width % MULTIPLE, top + height - height % MULTIPLE)
-        return torch.from_numpy(np.asarray(picture.crop(box), np.float32) / 255).movedim(-1, 0).contiguous()
+        return to_tensor(picture.crop(box))
 
     def _take_turn(self, part: Any) -> Any:
         """The text encoder or the transformer, moved to the device, after the other one has left it."""
@@ -146,11 +142,10 @@ class _Processor:
 
 def _small_copy(image: Tensor) -> Image.Image:
     """(3,H,W) in [0,1] as a picture of SEEN_AREA pixels, sides of multiples of 32."""
-    array = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1).cpu().numpy()
     ratio = image.shape[2] / image.shape[1]
     width = round((SEEN_AREA * ratio) ** 0.5 / 32) * 32
     height = round((SEEN_AREA / ratio) ** 0.5 / 32) * 32
-    return Image.fromarray(array).resize((max(32, width), max(32, height)), Image.Resampling.LANCZOS)
+    return to_pil(image).resize((max(32, width), max(32, height)), Image.Resampling.LANCZOS)
 
 
 def _part(kind: Any, folder: Path, settings: dict[str, Any]) -> Any:

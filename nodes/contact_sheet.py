@@ -1,0 +1,78 @@
+"""All effects of a collection on one picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy import utils
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..training.pictures import to_tensor
+from ..training.plots import named_grid
+from .effect import encode, resized
+from .sampling import STEPS, collection_sigmas, sample_latent
+from .sockets import CATEGORY, Collection, CollectionSocket
+
+
+class ContactSheet(io.ComfyNode):
+    """A picture in every effect, with names."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CollectionLoraContactSheet",
+            display_name="Contact Sheet",
+            category=CATEGORY,
+            description="Applies all effects of a collection, or those you name, to one picture.",
+            search_aliases=["grid", "all effects", "preview effects", "xy plot"],
+            inputs=[
+                io.Model.Input("model", tooltip="From Load Collection."),
+                io.Clip.Input("clip", tooltip="The base's text encoder."),
+                io.Vae.Input("vae", tooltip="The base's autoencoder."),
+                io.Image.Input("image", tooltip="The first picture of a batch is taken."),
+                CollectionSocket.Input("collection", tooltip="From Load Collection."),
+                io.String.Input(
+                    "effects", default="", tooltip="Names with commas between; empty: all. Collection Info lists them."
+                ),
+                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, tooltip="The same for every effect."),
+                STEPS,
+                io.Int.Input("long_side", default=1024, min=64, max=4096, step=8, tooltip="As in Encode Effect."),
+                io.Combo.Input("shape", options=["keep", "square"], default="keep", tooltip="As in Encode Effect."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="sheet", tooltip="Source and results with their names."),
+                io.Image.Output(display_name="images", tooltip="The results as a batch, in the sheet's order."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        image: Tensor,
+        collection: Collection,
+        effects: str,
+        seed: int,
+        steps: int,
+        long_side: int,
+        shape: str,
+    ) -> io.NodeOutput:
+        catalogue = collection.catalogue
+        names = [name.strip() for name in effects.split(",") if name.strip()]
+        chosen = [catalogue[name] for name in names] if names else list(catalogue.effects)
+        source = resized(image[:1], long_side, 32 if long_side >= 512 else 16, shape == "square")
+        sigmas = collection_sigmas(model, steps)
+        bar, made = utils.ProgressBar(len(chosen)), []
+        for effect in chosen:
+            positive, latent = encode(clip, vae, source, effect.prompt)
+            samples = sample_latent(model, positive, {"samples": torch.zeros_like(latent)}, seed, sigmas)["samples"]
+            made.append(vae.decode(samples).flatten(0, -4))
+            bar.update(1)
+        results = torch.cat(made)
+        pictures = [source[0], *results]
+        sheet = named_grid(["source", *(effect.title for effect in chosen)], [p.movedim(-1, 0) for p in pictures])
+        return io.NodeOutput(to_tensor(sheet).movedim(0, -1)[None], results)

@@ -1,0 +1,42 @@
+"""Collections on this machine: the LoRA folders, and the one that ships with the pack."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import folder_paths
+
+from ..collection.catalogue import Catalogue
+from ..collection.errors import CollectionError
+from ..collection.file import read_catalogue
+from ..pocket import WEIGHTS
+
+BUILT_IN = "pocket (built in)"
+
+
+def collection_names() -> list[str]:
+    """What a list of files offers. Nothing is opened: folders hold thousands of LoRAs."""
+    loras = folder_paths.get_filename_list("loras")
+    return [BUILT_IN, *(name for name in loras if name.lower().endswith(".safetensors"))]
+
+
+def collection_path(name: str) -> Path:
+    """Raises CollectionError for a name that is not in the folders, or leads out of them."""
+    if name == BUILT_IN:
+        return WEIGHTS / "collection.safetensors"
+    found = folder_paths.get_full_path("loras", name)
+    if found is None or not name.lower().endswith(".safetensors"):
+        raise CollectionError(f"{name}: no such file in models/loras; put the collection there")
+    return Path(found)
+
+
+def catalogue_of(name: str) -> Catalogue:
+    """A file's catalogue, read again only when the file has changed. Raises CollectionError."""
+    path = collection_path(name)
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=32)
+def _read(path: Path, changed: int) -> Catalogue:
+    return read_catalogue(path)

@@ -1,0 +1,39 @@
+"""What travels between the pack's nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from comfy_api.latest import io
+
+from ..collection.catalogue import Catalogue, Effect
+from ..collection.lora_weights import LoraWeights
+
+CATEGORY = "CollectionLoRA"
+CollectionSocket = io.Custom("COLLECTION_LORA")
+EffectSocket = io.Custom("COLLECTION_LORA_EFFECT")
+
+ATTACHMENT = "collectionlora"
+"""Under this key a MODEL with a collection on it carries the collection's catalogue."""
+
+
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """A collection in memory; the file it came from is `name`."""
+
+    name: str
+    weights: LoraWeights
+    catalogue: Catalogue
+
+
+@dataclass(frozen=True)
+class ChosenEffect:
+    """What to do with a picture: one effect, or A then B; `prompt` is what the model is told."""
+
+    effects: tuple[Effect, ...]
+    prompt: str
+
+    @property
+    def title(self) -> str:
+        """Words for people."""
+        return ", then ".join(effect.title for effect in self.effects)

@@ -1,0 +1,125 @@
+"""Runs in ComfyUI's Python: a model is lent for training and given back.
+
+usage: lending.py   (prints one line of JSON: kind and precision -> what was seen)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import comfy.cli_args
+
+comfy.cli_args.args.cpu = True  # before anything asks for a device
+
+import torch  # noqa: E402
+from comfy import model_management  # noqa: E402
+from collectionlora.training.hosts.comfy import ComfyHost  # noqa: E402
+from collectionlora.training.hosts.comfy_pocket import pocket_clip, pocket_vae  # noqa: E402
+from collectionlora.training.lora import LoraAdapter, linear_shapes  # noqa: E402
+from collectionlora.training.roles import Roles  # noqa: E402
+
+sys.path.append(str(Path(__file__).parent))
+from models import DTYPES, KINDS, random_model  # noqa: E402
+
+RANK = 4
+
+
+def snapshot(model: torch.nn.Module) -> dict[str, Any]:
+    """Everything of a model and of the process that training might change."""
+    return {
+        "bytes": {
+            n: t.detach().reshape(-1).view(torch.uint8).numpy().tobytes() for n, t in model.state_dict().items()
+        },
+        "objects": {n: (id(p), p.data_ptr(), p.requires_grad, p.dtype) for n, p in model.named_parameters()},
+        "modules": {
+            n: (id(m), sorted(m.__dict__), id(type(m)), getattr(m.forward, "__func__", None), m.training)
+            for n, m in model.named_modules()
+        },
+        "hooks": {
+            n: tuple(len(h) for key, h in m.__dict__.items() if key.endswith("_hooks") and h is not None)
+            for n, m in model.named_modules()
+        },
+        "process": (
+            model_management.in_training,
+            model_management.training_fp8_bwd,
+            torch.is_inference_mode_enabled(),
+            torch.is_grad_enabled(),
+            torch.get_rng_state().numpy().tobytes(),
+        ),
+    }
+
+
+def gradients(host: ComfyHost, patcher: Any, adapter: LoraAdapter, backward_out: bool) -> list[torch.Tensor]:
+    """Of the adapter's parameters, for one fixed loss."""
+    channels = patcher.model.latent_format.latent_channels
+    generator = torch.Generator().manual_seed(3)
+    x, source = (torch.randn(2, channels, 8, 8, generator=generator) for _ in range(2))
+    context = getattr(patcher.model.diffusion_model, "txt_in").in_features
+    text = torch.randn(2, 7, context, generator=generator)
+    adapter.zero_grad()
+    with Roles(patcher.model.diffusion_model, {"student": adapter}) as roles, roles.use("student"):
+        v = host.velocity(x, torch.tensor([0.8, 0.1]), text, source)
+        if backward_out:
+            roles.guard(v).square().mean().backward()
+    return [p.grad.clone() for p in adapter.parameters() if p.grad is not None]
+
+
+def adapter_for(patcher: Any) -> LoraAdapter:
+    """Random in both halves: a fresh one has no gradient in its first."""
+    shapes = linear_shapes(patcher.model.diffusion_model)
+    adapter = LoraAdapter.create(shapes, RANK, RANK, seed=0)
+    generator = torch.Generator().manual_seed(7)
+    for parameter in adapter.up.values():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+    return adapter
+
+
+def compare(kind: str, dtype: str) -> dict[str, Any]:
+    """Lend a model whose weights are inference tensors; compare with one that autograd may save."""
+    with torch.inference_mode():
+        lent, clip, vae = random_model(kind, dtype), pocket_clip(), pocket_vae()
+        model_management.load_models_gpu([lent])
+        before = snapshot(lent.model)
+    host = ComfyHost(lent, clip, vae)
+    with torch.inference_mode():
+        seen: dict[str, Any] = {}
+        with host.lend():
+            adapter = adapter_for(lent)
+            ours = gradients(host, lent, adapter, True)
+            host.checkpointing = True
+        with host.lend():
+            again = gradients(host, lent, adapter, True)
+        seen["checkpointed"] = max((a - b).abs().max().item() for a, b in zip(ours, again, strict=True))
+        seen["restored"] = [part for part, value in snapshot(lent.model).items() if value != before[part]]
+        ends: dict[str, list[str]] = {}
+        for end in (ValueError, KeyboardInterrupt, model_management.InterruptProcessingException):
+            try:
+                with host.lend():
+                    gradients(host, lent, adapter, True)
+                    raise end("on purpose")
+            except end:
+                now = snapshot(lent.model)
+                ends[end.__name__] = [part for part, value in now.items() if value != before[part]]
+        seen["restored after"] = ends
+    # Plain autograd through core's own modules, on ordinary tensors; FLUX's own writes over what it needs.
+    plain = random_model(kind, dtype, inference=False)
+    for module in plain.model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.register_forward_pre_hook(lambda _, args: (args[0].clone(),))
+    reference = ComfyHost(plain, clip, vae)
+    reference._loaded = True
+    model_management.in_training = True
+    theirs = gradients(reference, plain, adapter_for(plain), True)
+    model_management.in_training = False
+    scale = max(g.abs().max().item() for g in theirs)
+    seen["tensors"] = [len(ours), len(theirs), 2 * len(linear_shapes(lent.model.diffusion_model))]
+    seen["largest"] = scale
+    seen["difference"] = max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True)) / scale
+    return seen
+
+
+if __name__ == "__main__":
+    print(json.dumps({f"{kind} {dtype}": compare(kind, dtype) for kind in KINDS for dtype in DTYPES}))

@@ -1,0 +1,125 @@
+"""Gradients through a model that somebody else owns: nothing is copied, and nothing stays changed.
+
+ComfyUI's weights are inference tensors, may be quantised or patched, and belong to its memory management.
+Autograd refuses to save the first kind and must not keep the others. So while a model is lent, every module
+that owns weights gets a `forward` of its own in its instance dictionary: it computes what it always did, and
+fetches its weights anew for the backward. On leaving, the dictionaries are as they were found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from comfy import ops
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..lora import linear_shape
+
+Forward = Callable[..., Any]
+
+_ABSENT = object()
+
+
+@contextmanager
+def borrowed(module: nn.Module, checkpointing: bool = False) -> Iterator[None]:
+    """Let gradients pass through `module` to its inputs (and to adapters hooked into it).
+
+    Args:
+        checkpointing: keep only what goes into each block of the module's lists, and compute the rest again.
+    """
+    found: list[tuple[nn.Module, Any]] = []
+
+    def replace(child: nn.Module, forward: Forward) -> None:
+        found.append((child, child.__dict__.get("forward", _ABSENT)))
+        child.__dict__["forward"] = forward
+
+    try:
+        for child in module.modules():
+            if isinstance(child, nn.LayerNorm):
+                replace(child, _on_a_copy(child.forward))
+            if any(p is not None for p in child._parameters.values()):
+                make = _linear if linear_shape(child) is not None else _aliased
+                replace(child, make(child, child.forward))
+        if checkpointing:
+            for blocks in module.children():
+                for block in blocks if isinstance(blocks, nn.ModuleList) else ():
+                    replace(block, _checkpointed(block.forward))
+        yield
+    finally:
+        for child, forward in reversed(found):
+            if forward is _ABSENT:
+                del child.__dict__["forward"]
+            else:
+                child.__dict__["forward"] = forward
+
+
+def _linear(module: nn.Module, forward: Forward) -> Forward:
+    return lambda x: _FrozenLinear.apply(x, module, forward)  # type: ignore[no-untyped-call]
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """y = W x + b with a gradient for x alone; W is fetched again for it, dequantised if need be."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: nn.Module, forward: Forward) -> Any:
+        ctx.module = module
+        return forward(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        module = ctx.module
+        if not isinstance(module, ops.CastWeightBiasOp):
+            return grad @ module.weight.to(grad), None, None
+        weight, bias, stream = ops.cast_bias_weight(module, grad, offloadable=True)
+        try:
+            return grad @ weight, None, None
+        finally:
+            ops.uncast_bias_weight(module, weight, bias, stream)
+
+
+def _aliased(module: nn.Module, forward: Forward) -> Forward:
+    """Norms and the like: autograd saves their weights, so they see ordinary tensors on the same storage."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        own = dict(module._parameters)
+        module._parameters.update({name: None if p is None else _alias(p) for name, p in own.items()})
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            module._parameters.update(own)
+
+    return call
+
+
+def _alias(parameter: nn.Parameter) -> nn.Parameter:
+    if not parameter.is_inference():
+        return parameter
+    tensor = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+    tensor.set_(  # type: ignore[call-overload]
+        parameter.untyped_storage(), parameter.storage_offset(), parameter.size(), parameter.stride()
+    )
+    return nn.Parameter(tensor, requires_grad=False)
+
+
+def _on_a_copy(forward: Forward) -> Forward:
+    """FLUX adds to its residual stream in place, after a norm that keeps its input for the backward."""
+    return lambda x: forward(x.clone() if torch.is_grad_enabled() else x)
+
+
+def _checkpointed(forward: Forward) -> Forward:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        # the block may write into what it is given, and that is what it will be computed from again
+        own = [arg.clone() if isinstance(arg, Tensor) else arg for arg in args]
+        return forward(*own, **{k: v.clone() if isinstance(v, Tensor) else v for k, v in kwargs.items()})
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        # nothing here draws random numbers, and the global generator is ComfyUI's
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return call

@@ -1,0 +1,187 @@
+"""The ComfyUI host: lends a MODEL, CLIP and VAE that ComfyUI owns, and gives them back as they were."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy import model_management, model_sampling
+from comfy.text_encoders.qwen_image import QwenImageTokenizer
+from torch import Tensor, nn
+
+from ..pictures import fitted, read_picture
+from .borrowed import borrowed
+
+SAMPLES, SAMPLE = 16, 4096
+
+
+class UnsupportedModelError(ValueError):
+    """This MODEL cannot be trained on as it is loaded; the message says what to change."""
+
+
+class ComfyHost:
+    """See :class:`~collectionlora.training.host.Host`. Any flow-matching edit model with reference latents.
+
+    ::
+
+        host = ComfyHost(model, clip, vae)
+        with host.lend():
+            ...                      # everything: adapters, encoding, training, previews
+
+    Args:
+        model, clip, vae: as ComfyUI's nodes pass them.
+        long_side, multiple, square: the pictures that `read_image` makes.
+
+    Raises:
+        UnsupportedModelError: no flow-matching model; one that takes a pooled text embedding.
+    """
+
+    def __init__(
+        self, model: Any, clip: Any, vae: Any, long_side: int = 1024, multiple: int = 32, square: bool = False
+    ) -> None:
+        self._patcher, self._clip, self._vae = model, clip, vae
+        self._model = model.model
+        kind = type(self._model).__name__
+        if not isinstance(self._model.model_sampling, model_sampling.CONST):
+            raise UnsupportedModelError(
+                f"{kind} is no flow-matching model; connect an edit model such as Qwen-Image-Edit"
+            )
+        if getattr(self._model.diffusion_model, "vector_in", None) is not None:
+            raise UnsupportedModelError(
+                f"{kind} reads a pooled text embedding, which is not supported; connect Qwen-Image-Edit or FLUX.2"
+            )
+        self.long_side, self.multiple, self.square = long_side, multiple, square
+        self.device: torch.device = model.load_device
+        self.transformer: nn.Module = self._model.diffusion_model
+        self.name: str = model.get_attachment("base_name") or kind
+        self.text_sees_image = isinstance(clip.tokenizer, QwenImageTokenizer)
+        self.checkpointing = self.device.type != "cpu"
+        self._frames = self._model.latent_format.latent_dimensions == 3
+
+    @property
+    def identity(self) -> str:
+        """A hash of samples of all weights, and of the patches on them."""
+        digest = hashlib.sha256(str(self._patcher.patches_uuid).encode() if self._patcher.patches else b"")
+        parts = (self.transformer, self._clip.cond_stage_model, self._vae.first_stage_model)
+        for name, tensor in (item for part in parts for item in sorted(part.state_dict().items())):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            flat = tensor.detach().reshape(-1)
+            step = max(1, len(flat) // SAMPLES)
+            for start in range(0, len(flat), step):
+                piece = flat[start : start + SAMPLE // tensor.element_size()].cpu()
+                digest.update(piece.contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @contextmanager
+    def lend(self) -> Iterator[None]:
+        """Take the model for a while: whole on its device, with gradients passing through it.
+
+        On leaving, whatever happened, model and process settings are as they were found.
+
+        Raises:
+            UnsupportedModelError: ComfyUI's memory management would move weights during a backward.
+        """
+        before = model_management.in_training
+        # Nodes run in inference mode, where nothing can be trained.
+        with torch.inference_mode(False), torch.enable_grad():
+            self._load()
+            try:
+                model_management.in_training = True
+                with borrowed(self.transformer, self.checkpointing):
+                    yield
+            finally:
+                model_management.in_training = before
+
+    def _load(self) -> None:
+        patcher = self._patcher
+        if patcher.is_dynamic():
+            raise UnsupportedModelError(
+                "ComfyUI streams this model's weights (dynamic VRAM), and gradients through them are not "
+                "proven yet; start ComfyUI with --disable-dynamic-vram"
+            )
+        with torch.inference_mode():  # weights that were made in a node may be moved only there
+            model_management.load_models_gpu([patcher], force_full_load=True)
+        self._loaded = True
+        if patcher.lowvram_patch_counter() or patcher.loaded_size() < patcher.model_size():
+            raise UnsupportedModelError(
+                f"the model does not fit on {self.device}: {patcher.loaded_size() >> 20} of "
+                f"{patcher.model_size() >> 20} MiB are there, and training needs all of it; close other "
+                "programs, leave out --lowvram and --novram, or load the base in fp8"
+            )
+
+    def velocity(self, x: Tensor, sigma: Tensor, text: Tensor, source: Tensor) -> Tensor:
+        """x, source (B,C,h,w), sigma (B,), text (B,T,D) -> (B,C,h,w) float32."""
+        if not self._loaded:  # the text encoder or the autoencoder had its turn
+            self._load()
+        x, sigma, text, source = (tensor.to(self.device) for tensor in (x, sigma, text, source))
+        x, source = self._framed(x), self._framed(source)
+        conds = self._model.extra_conds(
+            cross_attn=text,
+            reference_latents=[self._model.process_latent_out(source)],
+            noise=x,
+            device=self.device,
+        )
+        given = {name: cond.process_cond(batch_size=len(x), area=None).cond for name, cond in conds.items()}
+        options = self._patcher.model_options.get("transformer_options", {})
+        # What core returns is x - sigma v: at small sigmas the velocity would be lost in rounding.
+        seen: list[Tensor] = []
+        hook = self.transformer.register_forward_hook(lambda *call: seen.append(call[2]))
+        try:
+            self._model.apply_model(x, sigma, transformer_options=options, **given)
+        finally:
+            hook.remove()
+        return self._bare(seen[0].float())
+
+    # Core's encoders run in inference mode, as in their nodes; clones are tensors that training may save.
+
+    def encode_text(self, prompts: Sequence[str], image: Tensor | None) -> list[Tensor]:
+        """Prompts -> (T,D) each, seen with the source image (3,H,W) if the encoder looks at it."""
+        self._loaded = False
+        with torch.inference_mode():
+            seen = None if image is None else image.movedim(0, -1)[None]
+            found = [encode_prompt(self._clip, prompt, seen)[0][0][0] for prompt in prompts]
+        return [text.to(self.device).clone() for text in found]
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """(B,3,H,W) -> (B,C,h,w) float32."""
+        self._loaded = False
+        with torch.inference_mode():
+            # one by one: a batch would be the frames of a film to a video autoencoder
+            latents = torch.cat([self._vae.encode(one.movedim(1, -1)) for one in torch.split(images, 1)])
+            latents = self._bare(self._model.process_latent_in(latents.float()))
+        return latents.to(self.device).clone()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B,C,h,w) -> (B,3,H,W) float32."""
+        self._loaded = False
+        with torch.inference_mode():
+            raw = self._model.process_latent_out(self._framed(latents.detach()))
+            images = torch.cat([self._vae.decode(one).flatten(0, -4) for one in torch.split(raw, 1)])
+        return images.movedim(-1, 1).float().to(self.device).clone()
+
+    def read_image(self, path: Path) -> Tensor:
+        """(3,H,W) in [0,1]: the middle of a picture file in the size given at the start."""
+        return fitted(read_picture(path), self.long_side, self.multiple, self.square)
+
+    def _framed(self, latents: Tensor) -> Tensor:
+        return latents[:, :, None] if self._frames and latents.ndim == 4 else latents
+
+    def _bare(self, latents: Tensor) -> Tensor:
+        return latents[:, :, 0] if latents.ndim == 5 else latents
+
+
+def encode_prompt(clip: Any, prompt: str, image: Tensor | None) -> list[list[Any]]:
+    """CONDITIONING of a prompt, with what Qwen's encoder sees of the image (1,H,W,3): as in core's node for
+    Qwen-Image-Edit 2509 and later.
+    """
+    if image is not None and isinstance(clip.tokenizer, QwenImageTokenizer):
+        from comfy_extras.nodes_qwen import TextEncodeQwenImageEditPlus
+
+        found: list[list[Any]] = TextEncodeQwenImageEditPlus.execute(clip, prompt, image1=image).args[0]
+        return found
+    encoded: list[list[Any]] = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+    return encoded
