@@ -175,9 +175,9 @@ def _sample(args: argparse.Namespace) -> int:
     from .collection.layouts import read_lora
     from .training.flow import few_step_sigmas
     from .training.lora import linear_shapes
+    from .training.pictures import to_pil
     from .training.prompting import SHORT_COMPOSITION, compose
     from .training.randomness import generator
-    from .training.pictures import to_pil
     from .training.sampling import apply_collection
 
     catalogue = read_catalogue(args.collection)
@@ -201,9 +201,9 @@ def _sample(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from .console import Console
+    from .pocket import WEIGHTS
     from .pocket.demo import PICTURES, judge_of, teacher_files, teacher_guidance
     from .pocket.evaluate import evaluate
-    from .pocket import WEIGHTS
 
     folder = args.base or WEIGHTS
     with Console() as console:
@@ -241,8 +241,8 @@ def _convert(args: argparse.Namespace) -> int:
 
 def _demo(args: argparse.Namespace) -> int:
     from .console import Console
-    from .pocket.demo import CYCLES, demo
     from .pocket import WEIGHTS
+    from .pocket.demo import CYCLES, demo
 
     with Console() as console:
         cycles = CYCLES if args.cycles is None else args.cycles

@@ -10,7 +10,9 @@ from comfy_api.latest import ComfyExtension, io
 
 from .collection import CollectionInfo, LoadCollection, SaveCollection
 from .contact_sheet import ContactSheet
+from .distil import DistilCollection, DistillationSettings
 from .effect import ChooseEffect, EncodeEffect
+from .lessons import EffectImages, GeneralImages, Teacher, Teachers
 from .pocket import PocketModel
 from .routes import add_routes
 from .sampling import CollectionSampler, CollectionSigmas
@@ -35,4 +37,10 @@ class CollectionLoraExtension(ComfyExtension):
             CollectionInfo,
             SaveCollection,
             PocketModel,
+            Teachers,
+            Teacher,
+            EffectImages,
+            GeneralImages,
+            DistillationSettings,
+            DistilCollection,
         ]

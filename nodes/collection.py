@@ -52,7 +52,8 @@ class LoadCollection(io.ComfyNode):
                     options=["refuse", "warn"],
                     default="refuse",
                     advanced=True,
-                    tooltip="What to do when the collection was distilled on another model than the one given.",
+                    tooltip="What to do when the collection was distilled on another model than the one "
+                    "given.",
                 ),
             ],
             outputs=[
@@ -95,7 +96,8 @@ class CollectionInfo(io.ComfyNode):
             node_id="CollectionLoraInfo",
             display_name="Collection Info",
             category=CATEGORY,
-            description="Lists a collection's effects with their prompts, its sampler sigmas, base and training.",
+            description="Lists a collection's effects with their prompts, its sampler sigmas, base and "
+            "training.",
             search_aliases=["effects", "catalogue", "metadata", "trigger words"],
             is_output_node=True,
             inputs=[CollectionSocket.Input("collection", tooltip="From Load Collection.")],
@@ -150,7 +152,9 @@ def _inside(root: Path, name: str) -> Path:
     """Raises ValueError for a name that leads out of the folder or that a file system may not take."""
     name = name.strip().removesuffix(".safetensors")
     parts = re.split(r"[/\\]", name)
-    if not name or any(not re.fullmatch(r"[^<>:\"|?*\x00-\x1f]*[^<>:\"|?*\x00-\x1f. ]", part) for part in parts):
+    if not name or any(
+        not re.fullmatch(r"[^<>:\"|?*\x00-\x1f]*[^<>:\"|?*\x00-\x1f. ]", part) for part in parts
+    ):
         raise ValueError(f"filename {name!r}: give a name below models/loras, such as collections/my effects")
     return root.joinpath(*parts[:-1], parts[-1] + ".safetensors")
 

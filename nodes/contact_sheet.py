@@ -34,16 +34,24 @@ class ContactSheet(io.ComfyNode):
                 io.Image.Input("image", tooltip="The first picture of a batch is taken."),
                 CollectionSocket.Input("collection", tooltip="From Load Collection."),
                 io.String.Input(
-                    "effects", default="", tooltip="Names with commas between; empty: all. Collection Info lists them."
+                    "effects",
+                    default="",
+                    tooltip="Names with commas between; empty: all. Collection Info lists them.",
                 ),
                 io.Int.Input("seed", default=0, min=0, max=2**64 - 1, tooltip="The same for every effect."),
                 STEPS,
-                io.Int.Input("long_side", default=1024, min=64, max=4096, step=8, tooltip="As in Encode Effect."),
-                io.Combo.Input("shape", options=["keep", "square"], default="keep", tooltip="As in Encode Effect."),
+                io.Int.Input(
+                    "long_side", default=1024, min=64, max=4096, step=8, tooltip="As in Encode Effect."
+                ),
+                io.Combo.Input(
+                    "shape", options=["keep", "square"], default="keep", tooltip="As in Encode Effect."
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="sheet", tooltip="Source and results with their names."),
-                io.Image.Output(display_name="images", tooltip="The results as a batch, in the sheet's order."),
+                io.Image.Output(
+                    display_name="images", tooltip="The results as a batch, in the sheet's order."
+                ),
             ],
         )
 
@@ -69,10 +77,14 @@ class ContactSheet(io.ComfyNode):
         bar, made = utils.ProgressBar(len(chosen)), []
         for effect in chosen:
             positive, latent = encode(clip, vae, source, effect.prompt)
-            samples = sample_latent(model, positive, {"samples": torch.zeros_like(latent)}, seed, sigmas)["samples"]
+            samples = sample_latent(model, positive, {"samples": torch.zeros_like(latent)}, seed, sigmas)[
+                "samples"
+            ]
             made.append(vae.decode(samples).flatten(0, -4))
             bar.update(1)
         results = torch.cat(made)
         pictures = [source[0], *results]
-        sheet = named_grid(["source", *(effect.title for effect in chosen)], [p.movedim(-1, 0) for p in pictures])
+        sheet = named_grid(
+            ["source", *(effect.title for effect in chosen)], [p.movedim(-1, 0) for p in pictures]
+        )
         return io.NodeOutput(to_tensor(sheet).movedim(0, -1)[None], results)

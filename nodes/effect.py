@@ -30,14 +30,16 @@ class ChooseEffect(io.ComfyNode):
             node_id="CollectionLoraEffect",
             display_name="Choose Effect",
             category=CATEGORY,
-            description="Picks one effect of the collection, or two: the first, then the second on its result.",
+            description="Picks one effect of the collection, or two: the first, then the second on its "
+            "result.",
             search_aliases=["effect", "style", "trigger word", "pick effect", "compose effects"],
             inputs=[
                 CollectionSocket.Input("collection", tooltip="From Load Collection."),
                 io.Combo.Input(
                     "effect",
                     options=names,
-                    tooltip="The effects of the connected collection. Its tag and prompt are filled in for you.",
+                    tooltip="The effects of the connected collection. Its tag and prompt are filled in "
+                    "for you.",
                 ),
                 io.Combo.Input(
                     "then",
@@ -71,7 +73,9 @@ class ChooseEffect(io.ComfyNode):
         if len(effects) == 2:
             for field in ("{first}", "{second}"):
                 if field not in composition:
-                    raise ValueError(f"composition {composition!r} lacks {field}; the default is {COMPOSITION!r}")
+                    raise ValueError(
+                        f"composition {composition!r} lacks {field}; the default is {COMPOSITION!r}"
+                    )
             prompt = compose(prompt, effects[1].prompt, composition)
         return io.NodeOutput(ChosenEffect(tuple(effects), prompt), prompt)
 
@@ -85,7 +89,8 @@ class EncodeEffect(io.ComfyNode):
             node_id="CollectionLoraEncode",
             display_name="Encode Effect",
             category=CATEGORY,
-            description="Sizes the picture as the collection was trained and encodes it with the effect's prompt.",
+            description="Sizes the picture as the collection was trained and encodes it with the "
+            "effect's prompt.",
             search_aliases=["text encode", "reference latent", "qwen image edit", "vae encode"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The base's text encoder."),
@@ -98,7 +103,8 @@ class EncodeEffect(io.ComfyNode):
                     min=64,
                     max=4096,
                     step=8,
-                    tooltip="Pixels of the longer side, of reference and result alike: results of another size "
+                    tooltip="Pixels of the longer side, of reference and result alike: results of "
+                    "another size "
                     "drift. Pocket Model: 128.",
                 ),
                 io.Int.Input(
@@ -127,7 +133,14 @@ class EncodeEffect(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, clip: Any, vae: Any, image: Tensor, effect: ChosenEffect, long_side: int, multiple: int, shape: str
+        cls,
+        clip: Any,
+        vae: Any,
+        image: Tensor,
+        effect: ChosenEffect,
+        long_side: int,
+        multiple: int,
+        shape: str,
     ) -> io.NodeOutput:
         image = resized(image, long_side, multiple, shape == "square")
         positive, latent = encode(clip, vae, image, effect.prompt)
@@ -152,7 +165,9 @@ def encode(clip: Any, vae: Any, image: Tensor, prompt: str) -> tuple[list[list[A
     for one in torch.split(image, 1):
         picture = content_key(one)
         text_key = (clip.patcher.patches_uuid, prompt, picture)
-        words.append(_texts.get(clip.cond_stage_model, text_key, lambda one=one: encode_prompt(clip, prompt, one)))
+        words.append(
+            _texts.get(clip.cond_stage_model, text_key, lambda one=one: encode_prompt(clip, prompt, one))
+        )
         parts.append(_latents.get(vae.first_stage_model, picture, lambda one=one: vae.encode(one)))
     latents = torch.cat(parts)
     cond, options = words[0][0]

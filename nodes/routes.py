@@ -8,6 +8,7 @@ from aiohttp import web
 from server import PromptServer
 
 from ..collection.errors import CollectionError
+from .events import story
 from .files import catalogue_of
 
 
@@ -24,3 +25,11 @@ def add_routes() -> None:
             return web.json_response({"error": str(error)}, status=404)
         keys = ("name", "title", "category", "prompt")
         return web.json_response([{key: getattr(effect, key) for key in keys} for effect in found.effects])
+
+    @routes.get("/collectionlora/run")
+    async def run(request: Any) -> web.Response:
+        """The story of the run of ?prompt=ID so far."""
+        found = story(request.query.get("prompt", ""))
+        if found is None:
+            return web.json_response({"error": "no distillation of that prompt"}, status=404)
+        return web.json_response(found)

@@ -31,7 +31,8 @@ class CollectionSampler(io.ComfyNode):
             node_id="CollectionLoraSampler",
             display_name="Collection Sampler",
             category=CATEGORY,
-            description="Samples with the collection's own schedule: one model evaluation a step, no negative prompt.",
+            description="Samples with the collection's own schedule: one model evaluation a step, no "
+            "negative prompt.",
             search_aliases=["ksampler", "few step", "lcm", "lightning", "8 steps"],
             inputs=[
                 io.Model.Input("model", tooltip="With a collection on it, from Load Collection."),
@@ -51,7 +52,9 @@ class CollectionSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, positive: Any, latent: dict[str, Any], seed: int, steps: int) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, positive: Any, latent: dict[str, Any], seed: int, steps: int
+    ) -> io.NodeOutput:
         return io.NodeOutput(sample_latent(model, positive, latent, seed, collection_sigmas(model, steps)))
 
 
@@ -83,7 +86,9 @@ def collection_sigmas(model: Any, steps: int) -> Tensor:
     return torch.tensor(fewer_sigmas(catalogue.sigmas, steps))
 
 
-def sample_latent(model: Any, positive: Any, latent: dict[str, Any], seed: int, sigmas: Tensor) -> dict[str, Any]:
+def sample_latent(
+    model: Any, positive: Any, latent: dict[str, Any], seed: int, sigmas: Tensor
+) -> dict[str, Any]:
     """LATENT, as core's SamplerCustom makes it with the sampler lcm and cfg 1: the same numbers."""
     import latent_preview
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise

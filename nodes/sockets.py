@@ -12,6 +12,10 @@ from ..collection.lora_weights import LoraWeights
 CATEGORY = "CollectionLoRA"
 CollectionSocket = io.Custom("COLLECTION_LORA")
 EffectSocket = io.Custom("COLLECTION_LORA_EFFECT")
+TeachersSocket = io.Custom("COLLECTION_LORA_TEACHERS")
+EffectImagesSocket = io.Custom("COLLECTION_LORA_EFFECT_IMAGES")
+GeneralImagesSocket = io.Custom("COLLECTION_LORA_GENERAL_IMAGES")
+SettingsSocket = io.Custom("COLLECTION_LORA_SETTINGS")
 
 ATTACHMENT = "collectionlora"
 """Under this key a MODEL with a collection on it carries the collection's catalogue."""

@@ -240,9 +240,7 @@ def named_grid(names: Sequence[str], pictures: Sequence[Tensor]) -> Image.Image:
     font = ImageFont.load_default(max(12, width // 14))
     label = round(font.size * 1.8)  # type: ignore[union-attr]
     rows = math.ceil(len(names) / columns)
-    sheet = Image.new(
-        "RGB", (columns * (width + gap) + gap, rows * (height + label) + gap), "#fbfbf9"
-    )
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + label) + gap), "#fbfbf9")
     draw = ImageDraw.Draw(sheet)
     for index, (name, picture) in enumerate(zip(names, pictures, strict=True)):
         x, y = gap + index % columns * (width + gap), gap + index // columns * (height + label)

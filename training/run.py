@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from torch import Tensor
 from ..collection.atomic import atomic_write
 from ..collection.catalogue import Catalogue, Effect, fingerprint, slug
 from ..collection.file import save_collection, with_thumbnails
-from ..collection.jsonl import read_effect_data, read_effects, read_general_data
 from ..collection.lora_weights import LoraWeights
 from .bank import TeacherBank
 from .checkpoint import CheckpointError
@@ -23,8 +22,8 @@ from .config import nearest
 from .distiller import FAKE, STUDENT, Distiller
 from .host import Host
 from .lora import LoraAdapter, linear_shapes, target_shapes
-from .plots import plot_losses, plot_similarity
 from .pictures import to_pil
+from .plots import plot_losses, plot_similarity
 from .prepare import (
     EffectPrompts,
     check_lists,
@@ -75,17 +74,22 @@ class DistillationRun:
 
     Args:
         cancelled: asked often; True ends `prepare` or `train` with Cancelled. What is done by then is kept.
+        first: weights that student and fake score start from, to add effects to a finished collection.
 
     Raises:
-        ConfigError, CollectionError: lists, teachers or titles that do not fit together.
+        ConfigError, CollectionError: lists, teachers, titles or first weights that do not fit together.
         ValueError: targets that the model has not.
     """
 
-    def __init__(self, run: Run, host: Host, cancelled: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        run: Run,
+        host: Host,
+        cancelled: Callable[[], bool] = lambda: False,
+        first: LoraWeights | None = None,
+    ) -> None:
         self.run, self.host, self.cancelled = run, host, cancelled
-        self.effects = {effect.lora_name: effect for effect in read_effects(run.effects)}
-        self._samples = read_effect_data(run.data, self.effects)
-        self._general = read_general_data(run.general) if run.general else []
+        self.effects, self._samples = run.lists.effects, run.lists.samples
         check_lists(list(self.effects), self._samples)
         for name in run.titles:
             if name not in self.effects:
@@ -103,6 +107,9 @@ class DistillationRun:
             STUDENT: LoraAdapter.create(targets, config.rank, config.alpha, config.seed).to(host.device),
             FAKE: LoraAdapter.create(targets, config.rank, config.alpha, config.seed + 1).to(host.device),
         }
+        if first is not None:
+            for adapter in self.adapters.values():
+                adapter.load(first)
         self.roles = Roles(host.transformer, self.adapters)
         self.losses: Losses = {}
         self.seconds = 0.0
@@ -151,7 +158,7 @@ class DistillationRun:
             run.distill.seed,
             run.tags,
         )
-        lessons = encode_lessons(host, prompts, self._samples, pictures, self._general, self.cancelled)
+        lessons = encode_lessons(host, prompts, self._samples, pictures, run.lists.general, self.cancelled)
         distiller = Distiller(host.velocity, self.roles, self.bank, run.distill.objective)
         self.trainer = Trainer(distiller, lessons, run.distill, self.cancelled)
         examples: dict[str, Tensor] = {}
@@ -227,8 +234,8 @@ class DistillationRun:
             self.losses[term] = {"cycle": line["cycle"][:kept], "loss": line["loss"][:kept]}
         self.seconds = float(content["seconds"])
 
-    def finish(self) -> dict[str, Any]:
-        """Write the collection with thumbnails, report.json and the plots; returns the report.
+    def finish(self, thumbnails: bool = True) -> dict[str, Any]:
+        """Write the collection, report.json and the plots; returns the report. Thumbnails take a sample each.
 
         Valid after any end of `train`: the collection holds what was trained so far.
         """
@@ -246,9 +253,9 @@ class DistillationRun:
             "date": time.strftime("%Y-%m-%d"),
         }
         catalogue = replace(prepared.catalogue, training=training)
-        save_collection(
-            run.collection, weights, with_thumbnails(catalogue, weights, self._thumbnails(weights))
-        )
+        if thumbnails:
+            catalogue = with_thumbnails(catalogue, weights, self._thumbnails(weights))
+        save_collection(run.collection, weights, catalogue)
         report: dict[str, Any] = {
             "collection": run.collection.name,
             "training": training,
@@ -272,14 +279,22 @@ class DistillationRun:
         tags = self.prepared.tags
         plot_similarity(self.run.output / "similarity.png", tags.matrices(), tags.names)
 
+    def preview(self, names: Sequence[str]) -> Iterator[Tensor]:
+        """What the student as trained so far makes of each effect's example (3,H,W), always from one "
+        "noise."""
+        yield from self._results(self.trainer.result(), names)
+
+    def _results(self, weights: LoraWeights, names: Iterable[str]) -> Iterator[Tensor]:
+        config = self.run.distill
+        for name in names:
+            prompt, image = self.prepared.prompts[name].student, self.prepared.examples[name]
+            draws = [generator(config.seed, "thumbnail", name)]
+            yield apply_collection(self.host, weights, [prompt], image[None], draws, config.objective.sigmas)[
+                0
+            ]
+
     def _thumbnails(self, weights: LoraWeights) -> dict[str, tuple[Image.Image, Image.Image]]:
         """Source and the collection's own result, for each effect: no picture of the truth is passed off."""
-        config, made = self.run.distill, {}
-        for name, words in self.prepared.prompts.items():
-            image = self.prepared.examples[name]
-            draws = [generator(config.seed, "thumbnail", name)]
-            result = apply_collection(
-                self.host, weights, [words.student], image[None], draws, config.objective.sigmas
-            )
-            made[slug(name)] = (to_pil(image), to_pil(result[0]))
-        return made
+        examples = self.prepared.examples
+        made = zip(examples, self._results(weights, examples))
+        return {slug(name): (to_pil(examples[name]), to_pil(result)) for name, result in made}

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..collection.jsonl import (
+    EffectEntry,
+    EffectSample,
+    GeneralSample,
+    read_effect_data,
+    read_effects,
+    read_general_data,
+)
 from .captions import VlmEndpoint
 from .config import ConfigError, Distillation, checked, distillation, nearest
 
@@ -17,7 +25,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
-__all__ = ["ConfigError", "Run", "Targets", "read_run"]
+__all__ = ["ConfigError", "Lists", "Run", "Targets", "read_lists", "read_run"]
 
 
 @dataclass(frozen=True)
@@ -30,16 +38,23 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Lists:
+    """What a run learns from, see `collection.jsonl`."""
+
+    effects: Mapping[str, EffectEntry]
+    """The teachers by name."""
+    samples: Sequence[EffectSample]
+    """The sources of each effect."""
+    general: Sequence[GeneralSample] = ()
+    """The general stream's edits; without them every sample is an effect's."""
+
+
+@dataclass(frozen=True)
 class Run:
-    """A configuration file. Paths are relative to the file's folder."""
+    """Everything that decides what a run does, but the model."""
 
     output: Path
-    effects: Path
-    """List of teachers, see `collection.jsonl`."""
-    data: Path
-    """List of sources of each effect."""
-    general: Path | None = None
-    """List of the general stream's edits; without it every sample is an effect's."""
+    lists: Lists
     base: str = "pocket"
     """"pocket", a folder with Qwen-Image-Edit as published for diffusers, or one with pocket weights."""
     distill: Distillation = field(default_factory=Distillation)
@@ -71,9 +86,11 @@ _KNOWN = (*_PATHS, *_TABLES, "base", "preset", "candidates", "tags")
 
 
 def read_run(path: Path, cycles: int | None = None) -> Run:
-    """Read and check a TOML file; `cycles` overrides `distill.cycles`.
+    """Read and check a TOML file and the lists it names, by paths from its folder; `cycles` overrides
+    `distill.cycles`.
 
-    Raises ConfigError naming the file, the key and the nearest valid one.
+    Raises ConfigError naming the file, the key and the nearest valid one; CollectionError naming a list's
+    line.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -85,6 +102,13 @@ def read_run(path: Path, cycles: int | None = None) -> Run:
         return _run(values, path.resolve().parent, cycles)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def read_lists(effects: Path, data: Path, general: Path | None = None) -> Lists:
+    """The paper's three lists. Raises CollectionError naming file, line and field."""
+    teachers = {entry.lora_name: entry for entry in read_effects(effects)}
+    samples = read_effect_data(data, teachers)
+    return Lists(teachers, samples, read_general_data(general) if general else ())
 
 
 def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
@@ -115,9 +139,7 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
     distill = values.get("distill", {})
     return Run(
         output=paths["output"],
-        effects=paths["effects"],
-        data=paths["data"],
-        general=paths.get("general"),
+        lists=read_lists(paths["effects"], paths["data"], paths.get("general")),
         base=base if base == "pocket" else str(folder / base),
         distill=distillation(distill if cycles is None else {**distill, "cycles": cycles}, preset),
         targets=checked(Targets, values.get("targets", {}), "targets."),

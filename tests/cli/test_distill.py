@@ -140,14 +140,14 @@ def missing_base(pocket: Any) -> None:
 
 
 def wrong_base(pocket: Any) -> None:
-    (pocket.folder / "base").unlink()
-    (pocket.folder / "base").mkdir()
-    save_file({"foreign.weight": torch.zeros(2)}, pocket.folder / "base" / "transformer.safetensors")
+    (pocket.folder / "other").mkdir()
+    save_file({"foreign.weight": torch.zeros(2)}, pocket.folder / "other" / "transformer.safetensors")
+    pocket.change('base = "base"', 'base = "other"')
 
 
 def cut_base(pocket: Any) -> None:
     wrong_base(pocket)
-    (pocket.folder / "base" / "transformer.safetensors").write_bytes(b"\x00" * 7)
+    (pocket.folder / "other" / "transformer.safetensors").write_bytes(b"\x00" * 7)
 
 
 def long_prompt(pocket: Any) -> None:
@@ -165,8 +165,8 @@ def empty_picture(pocket: Any) -> None:
         (unknown_key, ["config.toml", "unknown key rnak", "did you mean 'rank'"]),
         (missing_list, ["data.jsonl", "cannot be read", "check the path"]),
         (missing_base, ["elsewhere/transformer.safetensors", "no such file"]),
-        (wrong_base, ["base/transformer.safetensors", "not the pocket base's"]),
-        (cut_base, ["base/transformer.safetensors", "damaged"]),
+        (wrong_base, ["other/transformer.safetensors", "not the pocket base's"]),
+        (cut_base, ["other/transformer.safetensors", "damaged"]),
         (long_prompt, ["prompt of 3", "takes 192", "shorten it"]),
         (empty_picture, ["a.png"]),
     ],

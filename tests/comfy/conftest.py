@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,6 +200,7 @@ class Server:
     base_directory: Path
     pack: Path
     log_file: Path
+    process: subprocess.Popen[bytes]
 
     @property
     def log(self) -> str:
@@ -290,21 +292,21 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
                 continue
 
 
-@pytest.fixture(scope="session")
-def server(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for the whole run, on a free loopback port, with empty models, inputs and outputs."""
-    base = tmp_path_factory.mktemp("comfyui")
+@contextmanager
+def _running(comfyui: ComfyUI, base: Path) -> Iterator[Server]:
+    """A server on a free loopback port, with this base directory."""
     for folder in ("custom_nodes", "input", "output", "temp", "user", "models/loras"):
-        (base / folder).mkdir(parents=True)
+        (base / folder).mkdir(parents=True, exist_ok=True)
     # No name a Python package could have: users unpack archives and rename folders.
     pack = base / "custom_nodes" / "Collection-LoRA main"
-    pack.symlink_to(ROOT, target_is_directory=True)
+    if not pack.is_symlink():
+        pack.symlink_to(ROOT, target_is_directory=True)
     port = _free_port()
-    server = Server(f"http://127.0.0.1:{port}", base, pack, base / "server.log")
     command = [str(comfyui.python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
     command += ["--base-directory", str(base), "--database-url", "sqlite:///:memory:"]
     command += ["--disable-api-nodes", "--disable-auto-launch"]
-    with server.log_file.open("wb") as log:
+    log_file = base / f"server_{port}.log"
+    with log_file.open("wb") as log:
         process = subprocess.Popen(
             command,
             cwd=comfyui.path,
@@ -314,6 +316,7 @@ def server(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        server = Server(f"http://127.0.0.1:{port}", base, pack, log_file, process)
         # a run that is told to end, by `timeout` say, must not leave the server behind
         handler = signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", returncode=143))
         try:
@@ -322,3 +325,40 @@ def server(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         finally:
             signal.signal(signal.SIGTERM, handler)
             _stop(process)
+
+
+@pytest.fixture(scope="session")
+def server(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for the whole run, with empty models, inputs and outputs."""
+    with _running(comfyui, tmp_path_factory.mktemp("comfyui")) as server:
+        yield server
+
+
+@pytest.fixture
+def start_server(
+    comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Server]]:
+    """Start another server, by default with a base directory of its own; all end with the test."""
+    with ExitStack() as stack:
+        yield lambda base=None: stack.enter_context(
+            _running(comfyui, base or tmp_path_factory.mktemp("other"))
+        )
+
+
+@pytest.fixture(scope="session")
+def lessons(server: Server) -> tuple[str, str]:
+    """Lists in the input folder: two of the pocket's teachers, and two pictures for each."""
+    pocket = ROOT / "pocket"
+    names = ("thermal", "sketch")
+    lists: dict[str, list[dict[str, str]]] = {}
+    for name, file in (("effects", "two.jsonl"), ("data", "few.jsonl")):
+        rows = [json.loads(line) for line in (pocket / f"{name}.jsonl").read_text().splitlines()]
+        kept = [row for one in names for row in [row for row in rows if row["lora_name"] == one][:2]]
+        for row in kept:
+            for key in row.keys() & {"lora_path", "source_image"}:
+                row[key] = str(pocket / row[key])
+        lists[file] = kept
+    for file, kept in lists.items():
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        (server.base_directory / "input" / file).write_text(text)
+    return "two.jsonl", "few.jsonl"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+POCKET = Path(__file__).resolve().parents[2] / "pocket"
 
 Graph = dict[str, dict[str, Any]]
 
@@ -54,3 +57,81 @@ def apply_effect(picture: str, effect: str, seed: int = 1, **changes: dict[str, 
     for name, inputs in changes.items():
         graph[name]["inputs"] |= inputs
     return graph
+
+
+MORE = """
+batch = 2
+micro_batch = 2
+save_every = 2
+warm_cycles = 1
+fake_ratio = 1
+"""
+
+
+def distil(
+    name: str, cycles: int, lists: tuple[str, str] = ("two.jsonl", "few.jsonl"), **changes: dict[str, Any]
+) -> Graph:
+    """A short distillation of two of the pocket's teachers, on lists in the input folder."""
+    graph = {
+        "pocket": node("CollectionLoraPocketModel"),
+        "teachers": node("CollectionLoraTeachers", source=lists[0], prompts=""),
+        "images": node(
+            "CollectionLoraEffectImages", teachers=["teachers", 0], before=lists[1], after="", for_each=2
+        ),
+        "general": node("CollectionLoraGeneralImages", pictures="pocket (built in)", instructions=""),
+        "settings": node(
+            "CollectionLoraSettings",
+            preset="pocket",
+            cycles=cycles,
+            rank=4,
+            learning_rate=0.0,
+            teacher_steps=2,
+            teacher_guidance=0.0,
+            seed=0,
+            more=MORE,
+        ),
+        "distil": node(
+            "CollectionLoraDistil",
+            model=["pocket", 0],
+            clip=["pocket", 1],
+            vae=["pocket", 2],
+            teachers=["teachers", 0],
+            images=["images", 0],
+            general=["general", 0],
+            settings=["settings", 0],
+            name=name,
+            start="go on where it stopped",
+            long_side=128,
+            shape="square",
+            preview_every=2,
+        ),
+    }
+    for key, inputs in changes.items():
+        graph[key]["inputs"] |= inputs
+    return graph
+
+
+def plain_sampling(picture: str) -> Graph:
+    """The pocket base without anything of ours on it: core's KSampler and a saved latent."""
+    return {
+        "pocket": node("CollectionLoraPocketModel"),
+        "picture": node("LoadImage", image=picture),
+        "encoded": node("VAEEncode", pixels=["picture", 0], vae=["pocket", 2]),
+        "text": node("CLIPTextEncode", clip=["pocket", 1], text="a pencil drawing"),
+        "positive": node("ReferenceLatent", conditioning=["text", 0], latent=["encoded", 0]),
+        "negative": node("ConditioningZeroOut", conditioning=["positive", 0]),
+        "sampler": node(
+            "KSampler",
+            model=["pocket", 0],
+            seed=5,
+            steps=6,
+            cfg=1.0,
+            sampler_name="euler",
+            scheduler="simple",
+            positive=["positive", 0],
+            negative=["negative", 0],
+            latent_image=["encoded", 0],
+            denoise=1.0,
+        ),
+        "save": node("SaveLatent", samples=["sampler", 0], filename_prefix="plain"),
+    }

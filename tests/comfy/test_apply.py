@@ -13,10 +13,9 @@ import torch
 from PIL import Image
 
 sys.path.append(str(Path(__file__).parent))
-from graphs import apply_effect, node  # noqa: E402
+from graphs import apply_effect, node
 
-from collectionlora.pocket import WEIGHTS  # noqa: E402
-from collectionlora.training.pictures import fitted, read_picture  # noqa: E402
+from collectionlora.training.pictures import fitted, read_picture
 
 PICTURES = sorted((Path(__file__).parents[2] / "pocket" / "pictures" / "test").glob("*.webp"))
 

@@ -52,7 +52,8 @@ class ComfyHost:
             )
         if getattr(self._model.diffusion_model, "vector_in", None) is not None:
             raise UnsupportedModelError(
-                f"{kind} reads a pooled text embedding, which is not supported; connect Qwen-Image-Edit or FLUX.2"
+                f"{kind} reads a pooled text embedding, which is not supported; connect Qwen-Image-Edit "
+                "or FLUX.2"
             )
         self.long_side, self.multiple, self.square = long_side, multiple, square
         self.device: torch.device = model.load_device
@@ -61,6 +62,11 @@ class ComfyHost:
         self.text_sees_image = isinstance(clip.tokenizer, QwenImageTokenizer)
         self.checkpointing = self.device.type != "cpu"
         self._frames = self._model.latent_format.latent_dimensions == 3
+
+    @property
+    def size(self) -> int:
+        """Bytes of the model's weights."""
+        return int(self._patcher.model_size())
 
     @property
     def identity(self) -> str:

@@ -11,9 +11,9 @@ from comfy import latent_formats, model_management, model_patcher, sd, supported
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ...pocket import WEIGHTS
 from ...pocket.autoencoder import CHANNELS, PATCH, Autoencoder
 from ...pocket.text import WIDTH, TextEncoder, prompt_bytes
-from ...pocket import WEIGHTS
 
 BASE_NAME = "pocket-qwen-image-edit"
 

@@ -17,7 +17,6 @@ from ...pocket.images import load_picture
 from ...pocket.text import TextEncoder
 from .diffusers import EditVelocity, load_pocket_transformer
 
-
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 

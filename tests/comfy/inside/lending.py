@@ -16,6 +16,7 @@ comfy.cli_args.args.cpu = True  # before anything asks for a device
 
 import torch  # noqa: E402
 from comfy import model_management  # noqa: E402
+
 from collectionlora.training.hosts.comfy import ComfyHost  # noqa: E402
 from collectionlora.training.hosts.comfy_pocket import pocket_clip, pocket_vae  # noqa: E402
 from collectionlora.training.lora import LoraAdapter, linear_shapes  # noqa: E402
@@ -31,7 +32,8 @@ def snapshot(model: torch.nn.Module) -> dict[str, Any]:
     """Everything of a model and of the process that training might change."""
     return {
         "bytes": {
-            n: t.detach().reshape(-1).view(torch.uint8).numpy().tobytes() for n, t in model.state_dict().items()
+            n: t.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
+            for n, t in model.state_dict().items()
         },
         "objects": {n: (id(p), p.data_ptr(), p.requires_grad, p.dtype) for n, p in model.named_parameters()},
         "modules": {
@@ -57,7 +59,7 @@ def gradients(host: ComfyHost, patcher: Any, adapter: LoraAdapter, backward_out:
     channels = patcher.model.latent_format.latent_channels
     generator = torch.Generator().manual_seed(3)
     x, source = (torch.randn(2, channels, 8, 8, generator=generator) for _ in range(2))
-    context = getattr(patcher.model.diffusion_model, "txt_in").in_features
+    context = patcher.model.diffusion_model.txt_in.in_features
     text = torch.randn(2, 7, context, generator=generator)
     adapter.zero_grad()
     with Roles(patcher.model.diffusion_model, {"student": adapter}) as roles, roles.use("student"):

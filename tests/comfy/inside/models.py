@@ -56,7 +56,9 @@ DTYPES: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
 """Name -> (storage, arithmetic if it is another)."""
 
 
-def random_model(kind: str, dtype: str = "float32", inference: bool = True) -> comfy.model_patcher.ModelPatcher:
+def random_model(
+    kind: str, dtype: str = "float32", inference: bool = True
+) -> comfy.model_patcher.ModelPatcher:
     """A small model; with `inference` False its weights are ordinary tensors, which autograd may save."""
     build, settings = KINDS[kind]
     config = build(dict(settings))

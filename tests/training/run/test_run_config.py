@@ -13,7 +13,7 @@ from collectionlora.training.run_config import read_run
 
 def test_paths_are_relative_to_the_file(project: Any) -> None:
     run = read_run(project.write())
-    assert run.effects == project.folder / "effects.jsonl"
+    assert {sample.source_image.parent for sample in run.lists.samples} == {project.folder}
     assert run.collection == project.folder / "out" / "collection.safetensors"
     assert run.base == "pocket"
     project.settings["base"] = "weights"

@@ -1,0 +1,368 @@
+"""Distil a collection inside ComfyUI."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from comfy import model_management, utils
+from comfy_api.latest import io, ui
+from PIL import Image
+from torch import Tensor
+
+from ..collection.catalogue import slug
+from ..collection.file import load_collection
+from ..collection.jsonl import EffectEntry, EffectSample, GeneralSample
+from ..collection.lora_weights import LoraWeights
+from ..training.config import PRESETS, Distillation, distillation
+from ..training.hosts.comfy import ComfyHost
+from ..training.lora import target_shapes
+from ..training.memory import ADVICE, MemoryPlan, memory_plan
+from ..training.pictures import to_tensor
+from ..training.plots import named_grid
+from ..training.run import DistillationRun
+from ..training.run_config import Lists, Run, Targets
+from ..training.trainer import DivergedError
+from .events import RunEvents
+from .lessons import TRAINING
+from .sockets import (
+    Collection,
+    CollectionSocket,
+    EffectImagesSocket,
+    GeneralImagesSocket,
+    SettingsSocket,
+    TeachersSocket,
+)
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+GO_ON, ANEW = "go on where it stopped", "anew"
+PREVIEWED = 6
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What Distillation Settings says."""
+
+    preset: str
+    distill: Distillation
+    targets: Targets
+
+
+class DistillationSettings(io.ComfyNode):
+    """The numbers of a distillation."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CollectionLoraSettings",
+            display_name="Distillation Settings",
+            category=TRAINING,
+            description="Everything that can be set about a distillation. Without this node: the paper's "
+            "numbers.",
+            search_aliases=["training settings", "hyperparameters", "learning rate", "rank"],
+            inputs=[
+                io.Combo.Input(
+                    "preset",
+                    options=list(PRESETS),
+                    default="default",
+                    tooltip="default: the paper's numbers with shared rollouts. paper: the released "
+                    "schedule. "
+                    "pocket: minutes on a CPU.",
+                ),
+                io.Int.Input(
+                    "cycles", default=0, min=0, max=10**6, tooltip="Student updates; 0: the preset's."
+                ),
+                io.Int.Input(
+                    "rank", default=0, min=0, max=1024, tooltip="Of the collection; 0: the preset's."
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.00001,
+                    round=False,
+                    tooltip="Of student and fake score; 0: the preset's.",
+                ),
+                io.Int.Input(
+                    "teacher_steps", default=40, min=1, max=200, tooltip="Steps of a teacher's image."
+                ),
+                io.Float.Input(
+                    "teacher_guidance",
+                    default=4.0,
+                    min=0.0,
+                    max=20.0,
+                    step=0.1,
+                    tooltip="Guidance of a teacher's image: cond + guidance (cond - uncond). Pocket "
+                    "Model: 0.",
+                ),
+                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, tooltip="Another number, another run."),
+                io.String.Input(
+                    "more",
+                    default="",
+                    multiline=True,
+                    advanced=True,
+                    tooltip="Any other setting, as in a TOML file: batch = 4, then [objective] and shift "
+                    "= 2.0.",
+                ),
+            ],
+            outputs=[SettingsSocket.Output(display_name="settings", tooltip="For Distil Collection.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        preset: str,
+        cycles: int,
+        rank: int,
+        learning_rate: float,
+        teacher_steps: int,
+        teacher_guidance: float,
+        seed: int,
+        more: str,
+    ) -> io.NodeOutput:
+        try:
+            values: dict[str, Any] = tomllib.loads(more)
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"more is no TOML: {error}") from error
+        values["seed"] = seed
+        if cycles:
+            values["cycles"] = cycles
+            warm = PRESETS[preset].get("warm_cycles", 0)
+            if warm and "warm_cycles" not in values:  # as large a part of the run as the preset has
+                values["warm_cycles"] = round(cycles * warm / PRESETS[preset]["cycles"])
+        if rank:
+            values |= {"rank": rank, "alpha": values.get("alpha", float(rank))}
+        if learning_rate:
+            values |= {"lr": learning_rate, "fake_lr": values.get("fake_lr", learning_rate)}
+        batch = 32 if preset == "pocket" else 1
+        targets = Targets(teacher_steps, teacher_guidance, batch)
+        return io.NodeOutput(Settings(preset, distillation(values, preset), targets))
+
+
+class DistilCollection(io.ComfyNode):
+    """The run."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CollectionLoraDistil",
+            display_name="Distil Collection",
+            category=TRAINING,
+            description="Distils all teachers and few-step sampling into one LoRA. Cancel keeps what was "
+            "trained; "
+            "running again goes on where it stopped.",
+            search_aliases=["train lora", "distill", "merge loras", "collection lora", "resume training"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The base of the teachers, without any LoRA on it."),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                io.Vae.Input("vae", tooltip="Its autoencoder."),
+                TeachersSocket.Input("teachers", tooltip="From Teachers."),
+                EffectImagesSocket.Input("images", tooltip="From Effect Images."),
+                io.String.Input(
+                    "name", default="my collection", tooltip="The run's folder below output/collectionlora."
+                ),
+                io.Combo.Input(
+                    "start",
+                    options=[GO_ON, ANEW],
+                    default=GO_ON,
+                    tooltip="anew: an earlier run of that name is kept under another name.",
+                ),
+                io.Int.Input(
+                    "long_side", default=1024, min=64, max=4096, step=8, tooltip="As in Encode Effect."
+                ),
+                io.Combo.Input(
+                    "shape", options=["keep", "square"], default="keep", tooltip="As in Encode Effect."
+                ),
+                io.Int.Input(
+                    "preview_every", default=50, min=0, max=10**6, tooltip="Cycles between previews; 0: none."
+                ),
+                GeneralImagesSocket.Input(
+                    "general",
+                    optional=True,
+                    tooltip="From General Images; without it the base's own skills fade.",
+                ),
+                SettingsSocket.Input("settings", optional=True, tooltip="From Distillation Settings."),
+                CollectionSocket.Input(
+                    "extend",
+                    optional=True,
+                    tooltip="A finished collection to add effects to: its effects keep their tags and "
+                    "prompts.",
+                ),
+            ],
+            outputs=[
+                CollectionSocket.Output(display_name="collection", tooltip="For Save Collection."),
+                io.String.Output(display_name="report", tooltip="What was trained, in words."),
+                io.Image.Output(display_name="losses", tooltip="Loss curves."),
+                io.Image.Output(
+                    display_name="prompts", tooltip="How alike the effects' prompts are to the encoder."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        teachers: tuple[EffectEntry, ...],
+        images: tuple[EffectSample, ...],
+        name: str,
+        start: str,
+        long_side: int,
+        shape: str,
+        preview_every: int,
+        general: tuple[GeneralSample, ...] = (),
+        settings: Settings | None = None,
+        extend: Collection | None = None,
+    ) -> io.NodeOutput:
+        settings = settings or Settings("default", distillation(), Targets())
+        output = Path(folder_paths.get_output_directory()) / "collectionlora" / slug(name)
+        if start == ANEW and output.exists():
+            output.rename(_unused(output))
+        titles = {} if extend is None else _kept_titles(extend, teachers)
+        if extend is not None:
+            teachers = _kept_prompts(extend, teachers)
+        lists = Lists({teacher.lora_name: teacher for teacher in teachers}, images, general)
+        run = Run(
+            output,
+            lists,
+            distill=settings.distill,
+            targets=settings.targets,
+            preset=settings.preset,
+            titles=titles,
+        )
+        host = ComfyHost(model, clip, vae, long_side, 16 if long_side < 512 else 32, shape == "square")
+        with host.lend():
+            first = None if extend is None else extend.weights
+            report = _distil(run, host, RunEvents(run.distill.cycles), preview_every, first)
+        weights, catalogue = load_collection(run.collection)
+        text = _in_words(run, report)
+        pictures = [_image(run.output / f"{plot}.png") for plot in ("losses", "similarity")]
+        collection = Collection(f"{output.name}.safetensors", weights, catalogue)
+        return io.NodeOutput(collection, text, *pictures, ui=ui.PreviewText(text))
+
+
+def _distil(
+    run: Run, host: ComfyHost, events: RunEvents, preview_every: int, first: LoraWeights | None
+) -> dict[str, Any]:
+    """The report. Whatever ends the run, checkpoint and collection are written first."""
+    resume = run.checkpoint.is_file()
+    bar = utils.ProgressBar(run.distill.cycles)
+
+    def cancelled() -> bool:
+        model_management.throw_exception_if_processing_interrupted()
+        return False
+
+    def progress(phase: str, done: int, total: int) -> None:
+        if phase != "cycles":
+            bar.update_absolute(done, total)
+            events.phase(phase, done, total)
+
+    with DistillationRun(run, host, cancelled, first) as job:
+        plan = _plan(run, host, job)
+        logging.info("CollectionLoRA will hold:\n%s", plan)
+        events.plan(str(plan))
+        try:
+            job.prepare(progress)
+            for record in job.train(resume, progress):
+                events.cycle(record)
+                cycle = job.trainer.cycle
+                picture = None
+                if preview_every and cycle % preview_every == 0:
+                    picture = ("JPEG", _preview(job), 512)
+                bar.update_absolute(cycle, run.distill.cycles, picture)
+            return job.finish()
+        except BaseException as error:
+            kept = _keep(job, run)
+            events.ended(f"{type(error).__name__}: {error}".strip(": "), kept)
+            if model_management.is_oom(error):
+                raise RuntimeError(f"out of memory{_where(kept)}. {ADVICE}") from error
+            if isinstance(error, DivergedError):
+                raise DivergedError(f"{error}{_where(kept)}") from error
+            raise
+
+
+def _kept_prompts(collection: Collection, teachers: Sequence[EffectEntry]) -> tuple[EffectEntry, ...]:
+    """Teachers of the collection's effects with its student prompts. Raises ValueError for one that is "
+    "missing."""
+    names = {slug(teacher.lora_name) for teacher in teachers}
+    for effect in collection.catalogue.effects:
+        if effect.name not in names:
+            raise ValueError(
+                f"{collection.name} holds the effect {effect.name!r}, which has no teacher here and would be "
+                "forgotten; add its LoRA to the teachers"
+            )
+    known = {effect.name: effect.prompt for effect in collection.catalogue.effects}
+    return tuple(
+        replace(teacher, recaption_prompt_with_trigword=known.get(slug(teacher.lora_name), ""))
+        for teacher in teachers
+    )
+
+
+def _kept_titles(collection: Collection, teachers: Sequence[EffectEntry]) -> dict[str, str]:
+    known = {effect.name: effect.title for effect in collection.catalogue.effects}
+    return {t.lora_name: known[slug(t.lora_name)] for t in teachers if slug(t.lora_name) in known}
+
+
+def _keep(job: DistillationRun, run: Run) -> Path | None:
+    """Write what was trained, if anything was. The state is on the disk already."""
+    if getattr(job, "trainer", None) is None or job.trainer.cycle == 0:
+        return None
+    job.finish(thumbnails=False)
+    logging.info("CollectionLoRA: %d cycles are kept in %s", job.trainer.cycle, run.collection)
+    return run.collection
+
+
+def _where(kept: Path | None) -> str:
+    return f"; what was trained is in {kept}" if kept else ""
+
+
+def _plan(run: Run, host: ComfyHost, job: DistillationRun) -> MemoryPlan:
+    files = [
+        file for path in job.bank.files.values() for file in (path.rglob("*") if path.is_dir() else [path])
+    ]
+    largest = max((file.stat().st_size for file in files), default=0)
+    targets = target_shapes(host.transformer, run.distill.targets)
+    room = model_management.get_free_memory(host.device) + host.size
+    return memory_plan(host.size, int(room), targets, largest, run.distill)
+
+
+def _preview(job: DistillationRun) -> Image.Image:
+    """The student on fixed pictures with fixed noise."""
+    names = list(job.prepared.prompts)[:PREVIEWED]
+    return named_grid(names, list(job.preview(names)))
+
+
+def _unused(path: Path) -> Path:
+    number = 2
+    while path.with_name(f"{path.name}_{number}").exists():
+        number += 1
+    return path.with_name(f"{path.name}_{number}")
+
+
+def _image(path: Path) -> Tensor:
+    """IMAGE of a plot; without matplotlib there is none, and an empty picture stands for it."""
+    if not path.is_file():
+        return torch.zeros(1, 64, 64, 3)
+    with Image.open(path) as picture:
+        return to_tensor(picture.convert("RGB")).movedim(0, -1)[None]
+
+
+def _in_words(run: Run, report: Mapping[str, Any]) -> str:
+    training = report["training"]
+    lines = [f"{run.collection}", *(f"{key}: {value}" for key, value in training.items())]
+    lines += [f"{name}: {prompt}" for name, prompt in report["prompts"].items()]
+    return "\n".join(lines)

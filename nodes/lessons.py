@@ -1,0 +1,317 @@
+"""What a distillation learns from: teachers, pictures for their effects, and general edits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..collection.jsonl import (
+    EffectEntry,
+    EffectSample,
+    GeneralSample,
+    read_effect_data,
+    read_effects,
+    read_general_data,
+)
+from ..training.pictures import fitted, read_picture, to_tensor
+from ..training.plots import SheetRow, contact_sheet
+from .files import BUILT_IN
+from .places import allowed
+from .sockets import CATEGORY, EffectImagesSocket, GeneralImagesSocket, TeachersSocket
+
+TRAINING = f"{CATEGORY}/training"
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SHOWN = 6
+
+
+class Teacher(io.ComfyNode):
+    """One LoRA as a teacher."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CollectionLoraTeacher",
+            display_name="Teacher",
+            category=TRAINING,
+            description="One effect LoRA of models/loras with the prompt it was trained with.",
+            search_aliases=["teacher lora", "effect lora"],
+            inputs=[
+                io.Combo.Input(
+                    "lora", options=folder_paths.get_filename_list("loras"), tooltip="A file of models/loras."
+                ),
+                io.String.Input("name", default="", tooltip="The effect's name; empty: the file's."),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    tooltip="What this LoRA wants to hear: its trigger words, as on its model page.",
+                ),
+                io.String.Input(
+                    "category", default="", tooltip="Where a picker lists the effect, e.g. paint."
+                ),
+                TeachersSocket.Input("teachers", optional=True, tooltip="Teachers to add this one to."),
+            ],
+            outputs=[TeachersSocket.Output(display_name="teachers", tooltip="For Distil Collection.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        lora: str,
+        name: str,
+        prompt: str,
+        category: str,
+        teachers: tuple[EffectEntry, ...] = (),
+    ) -> io.NodeOutput:
+        path = Path(folder_paths.get_full_path_or_raise("loras", lora))
+        name = name.strip() or path.stem
+        if not prompt.strip():
+            raise ValueError(f"teacher {name!r} has no prompt; write what this LoRA was trained with")
+        return io.NodeOutput(
+            together([*teachers, EffectEntry(name, path, prompt.strip(), category.strip(), "", "")])
+        )
+
+
+class Teachers(io.ComfyNode):
+    """Many LoRAs as teachers."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CollectionLoraTeachers",
+            display_name="Teachers",
+            category=TRAINING,
+            description="All effect LoRAs of a folder, or of the paper's effects list.",
+            search_aliases=["teachers from folder", "lora folder", "jsonl"],
+            inputs=[
+                io.String.Input(
+                    "source",
+                    default=BUILT_IN,
+                    tooltip="A folder of .safetensors below ComfyUI's models or input folder, or an "
+                    "effects .jsonl.",
+                ),
+                io.String.Input(
+                    "prompts",
+                    default="",
+                    multiline=True,
+                    tooltip="For folders, one line an effect: file name without ending: prompt. A text file "
+                    "beside a LoRA (name.txt) does as well.",
+                ),
+                TeachersSocket.Input("teachers", optional=True, tooltip="Teachers to add these to."),
+            ],
+            outputs=[
+                TeachersSocket.Output(
+                    display_name="teachers", tooltip="For Effect Images and Distil Collection."
+                )
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str = "", **_: Any) -> Any:
+        """Read again when something in the folder has changed."""
+        return changed(source, "effects.jsonl")
+
+    @classmethod
+    def execute(cls, source: str, prompts: str, teachers: tuple[EffectEntry, ...] = ()) -> io.NodeOutput:
+        path = allowed(source, "effects.jsonl")
+        found = read_effects(path) if path.is_file() else _teachers_of(path, prompts)
+        return io.NodeOutput(together([*teachers, *found]))
+
+
+class EffectImages(io.ComfyNode):
+    """The pictures the effects are learnt on."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CollectionLoraEffectImages",
+            display_name="Effect Images",
+            category=TRAINING,
+            description="Pictures BEFORE the effect. What comes after it is made by the teachers, unless "
+            "you have it.",
+            search_aliases=["dataset", "image pairs", "training images"],
+            inputs=[
+                TeachersSocket.Input("teachers", tooltip="The effects the pictures are for."),
+                io.String.Input(
+                    "before",
+                    default=BUILT_IN,
+                    tooltip="Source pictures: a folder (all effects learn on all of them; subfolders "
+                    "named like "
+                    "effects are for these alone), or the paper's data .jsonl.",
+                ),
+                io.String.Input(
+                    "after",
+                    default="",
+                    tooltip="Optional: a folder with a subfolder for each effect that holds its results, "
+                    "named like "
+                    "the sources. Those missing are made by the teacher.",
+                ),
+                io.Int.Input(
+                    "for_each",
+                    default=0,
+                    min=0,
+                    max=100_000,
+                    tooltip="At most so many sources an effect; 0: all.",
+                ),
+            ],
+            outputs=[
+                EffectImagesSocket.Output(display_name="images", tooltip="For Distil Collection."),
+                io.Image.Output(
+                    display_name="pairs", tooltip="Some of them, before on the left, after on the right."
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, before: str = "", after: str = "", **_: Any) -> Any:
+        """Read again when something in the folders has changed."""
+        return changed(before, "data.jsonl"), changed(after, "")
+
+    @classmethod
+    def execute(
+        cls, teachers: tuple[EffectEntry, ...], before: str, after: str, for_each: int
+    ) -> io.NodeOutput:
+        names = [teacher.lora_name for teacher in teachers]
+        path = allowed(before, "data.jsonl")
+        if path.is_file():
+            samples = read_effect_data(path, names)
+        else:
+            results = allowed(after, "") if after.strip() else None
+            samples = [one for teacher in teachers for one in _samples_of(teacher, path, results)]
+        if for_each:
+            samples = [
+                one for name in names for one in [s for s in samples if s.lora_name == name][:for_each]
+            ]
+        pairs = _pairs(samples)
+        return io.NodeOutput(tuple(samples), pairs, ui=ui.PreviewImage(pairs, cls=cls))
+
+
+class GeneralImages(io.ComfyNode):
+    """Edits that keep the student an editor."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CollectionLoraGeneralImages",
+            display_name="General Images",
+            category=TRAINING,
+            description="Pictures with everyday instructions: the second stream, which keeps the base's "
+            "own skills.",
+            search_aliases=["regularisation images", "general stream"],
+            inputs=[
+                io.String.Input(
+                    "pictures",
+                    default=BUILT_IN,
+                    tooltip="A folder of pictures, or the paper's general .jsonl.",
+                ),
+                io.String.Input(
+                    "instructions",
+                    default="",
+                    multiline=True,
+                    tooltip="For a folder: one instruction a line; they go round over the pictures.",
+                ),
+            ],
+            outputs=[GeneralImagesSocket.Output(display_name="general", tooltip="For Distil Collection.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, pictures: str = "", **_: Any) -> Any:
+        """Read again when something in the folder has changed."""
+        return changed(pictures, "general.jsonl")
+
+    @classmethod
+    def execute(cls, pictures: str, instructions: str) -> io.NodeOutput:
+        path = allowed(pictures, "general.jsonl")
+        if path.is_file():
+            return io.NodeOutput(tuple(read_general_data(path)))
+        lines = [line.strip() for line in instructions.splitlines() if line.strip()]
+        if not lines:
+            raise ValueError("instructions is empty; write one edit a line, such as: make it evening")
+        found = _pictures_in(path)
+        return io.NodeOutput(tuple(GeneralSample(one, lines[i % len(lines)]) for i, one in enumerate(found)))
+
+
+def together(teachers: Sequence[EffectEntry]) -> tuple[EffectEntry, ...]:
+    """Raises ValueError when two teachers have one name."""
+    seen: dict[str, EffectEntry] = {}
+    for teacher in teachers:
+        if teacher.lora_name in seen:
+            raise ValueError(f"two teachers are called {teacher.lora_name!r}; give one of them another name")
+        seen[teacher.lora_name] = teacher
+    return tuple(teachers)
+
+
+def changed(text: str, built_in: str) -> Any:
+    """Something that differs once the files of a path do; never raises, that is for `execute`."""
+    try:
+        path = allowed(text, built_in)
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        return [(str(file), file.stat().st_mtime_ns) for file in files]
+    except (ValueError, OSError):
+        return text
+
+
+def _teachers_of(folder: Path, prompts: str) -> list[EffectEntry]:
+    known = {}
+    for number, line in enumerate(prompts.splitlines(), 1):
+        name, colon, prompt = line.partition(":")
+        if line.strip() and not (colon and prompt.strip()):
+            raise ValueError(f"prompts, line {number}: {line!r} is not NAME: PROMPT")
+        known[name.strip()] = prompt.strip()
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} holds no .safetensors file; give the folder of your effect LoRAs")
+    teachers = []
+    for file in files:
+        note = file.with_suffix(".txt")
+        prompt = known.pop(file.stem, "") or (
+            note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+        )
+        if not prompt:
+            raise ValueError(
+                f"{file.name} has no prompt; add the line {file.stem}: PROMPT, or {note.name} beside it"
+            )
+        teachers.append(EffectEntry(file.stem, file, prompt, "", "", ""))
+    if any(known):
+        raise ValueError(f"prompts: {folder} holds no {next(filter(None, known))}.safetensors")
+    return teachers
+
+
+def _samples_of(teacher: EffectEntry, before: Path, after: Path | None) -> list[EffectSample]:
+    name = teacher.lora_name
+    own = before / name
+    sources = _pictures_in(own if own.is_dir() else before)
+    made: dict[str, Path] = {}
+    if after is not None and (after / name).is_dir():
+        made = {file.stem: file for file in _pictures_in(after / name)}
+        stems = {file.stem for file in sources}
+        for stem, file in made.items():
+            if stem not in stems:
+                raise ValueError(f"{file} has no source of that name in {own if own.is_dir() else before}")
+    return [EffectSample(source, teacher.prompt, name, made.get(source.stem)) for source in sources]
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
+    if not found:
+        raise ValueError(f"{folder} holds no picture ({', '.join(PICTURES)}); put some there")
+    return found
+
+
+def _pairs(samples: Sequence[EffectSample]) -> Tensor:
+    """IMAGE of some pairs, those with a result first."""
+    shown = sorted(samples, key=lambda sample: sample.base_pred_image is None)[:SHOWN]
+
+    def square(path: Path | None) -> Tensor | None:
+        return None if path is None else fitted(read_picture(path), 256, 8, square=True)
+
+    rows = [SheetRow(one.lora_name, [square(one.source_image), square(one.base_pred_image)]) for one in shown]
+    note = f"{len(samples)} pictures; an empty place on the right is filled by the teacher"
+    sheet = contact_sheet(rows, ["BEFORE\nthe source", "AFTER\nthe effect"], note=note)
+    return to_tensor(sheet).movedim(0, -1)[None].to(torch.float32)

@@ -1,0 +1,48 @@
+"""Where nodes may read: ComfyUI's own folders and what the user has added to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+
+from ..pocket import WEIGHTS
+from .files import BUILT_IN
+
+KIND = "collectionlora"
+"""Folders of this kind in extra_model_paths.yaml may be read too."""
+
+_POCKET = WEIGHTS.parent
+
+
+def roots() -> list[Path]:
+    """All folders below which paths may lie."""
+    named = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.models_dir]
+    for kind in ("loras", KIND):
+        if kind in folder_paths.folder_names_and_paths:
+            named += folder_paths.get_folder_paths(kind)
+    return [Path(name).resolve() for name in named]
+
+
+def allowed(text: str, built_in: str) -> Path:
+    """A file or folder that exists, from the input folder if relative; `built_in` is a file of the pocket.
+
+    Raises ValueError for a path outside the allowed folders, or that is not there.
+    """
+    text = text.strip().strip('"')
+    if text == BUILT_IN:
+        return _POCKET / built_in
+    if not text:
+        raise ValueError(
+            "the path is empty; give a folder or a .jsonl list, by its name below ComfyUI's input folder"
+        )
+    path = (Path(folder_paths.get_input_directory()) / Path(text).expanduser()).resolve()
+    if not any(path.is_relative_to(root) for root in roots()):
+        places = ", ".join(str(root) for root in roots())
+        raise ValueError(
+            f"{text} lies outside the folders that may be read ({places}); move it there, or name its folder "
+            f"under {KIND} in extra_model_paths.yaml"
+        )
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder; check the path")
+    return path

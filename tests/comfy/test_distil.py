@@ -1,0 +1,216 @@
+"""A user who distils: teachers, pictures, run, save, load, sample; cancel, kill and go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+sys.path.append(str(Path(__file__).parent))
+from graphs import POCKET, apply_effect, distil, node, plain_sampling
+
+from collectionlora.collection.file import load_collection, read_catalogue
+from collectionlora.training.checkpoint import load_state
+from collectionlora.training.config import distillation
+from collectionlora.training.hosts.pocket import PocketHost
+from collectionlora.training.run import DistillationRun
+from collectionlora.training.run_config import Run, Targets, read_lists
+
+PICTURES = sorted((POCKET / "pictures" / "test").glob("*.webp"))
+
+
+def folder_of(server: Any, name: str) -> Path:
+    path: Path = server.base_directory / "output" / "collectionlora" / name
+    return path
+
+
+def latent(server: Any, outputs: dict[str, Any], name: str) -> torch.Tensor:
+    return load_file(server.output_file(outputs[name]["latents"][0]))["latent_tensor"]
+
+
+@pytest.fixture(scope="module")
+def picture(server: Any) -> str:
+    shutil.copy(PICTURES[0], server.base_directory / "input" / "photo.webp")
+    return "photo.webp"
+
+
+@pytest.mark.usefixtures("lessons")
+def test_distil_save_load_and_sample_in_one_session(server: Any, picture: str) -> None:
+    graph = distil("first", cycles=4)
+    graph["save"] = node("CollectionLoraSave", collection=["distil", 0], filename="made/first")
+    outputs = server.run(graph)
+    assert "cycles: 4" in outputs["distil"]["text"][0]
+    catalogue = read_catalogue(folder_of(server, "first") / "collection.safetensors")
+    assert [effect.name for effect in catalogue.effects] == ["thermal", "sketch"]
+    assert all(effect.thumbnail for effect in catalogue.effects)
+    assert catalogue.base["name"] == "pocket-qwen-image-edit"
+
+    saved = server.base_directory / "models" / "loras" / "made" / "first.safetensors"
+    assert load_collection(saved)[1] == catalogue
+    outputs = server.run(apply_effect(picture, "sketch", load={"file": "made/first.safetensors"}))
+    with Image.open(server.output_file(outputs["save"]["images"][0])) as made:
+        assert made.size == (128, 128)
+
+
+@pytest.mark.usefixtures("lessons")
+def test_losses_equal_those_of_the_headless_host(server: Any, tmp_path: Path) -> None:
+    """The same lists and seeds, once in ComfyUI and once with diffusers' transformer."""
+    inputs = server.base_directory / "input"
+    rows = [json.loads(line) for line in (inputs / "few.jsonl").read_text().splitlines()]
+    for row, result in zip(rows, PICTURES[1:]):
+        row["base_pred_image"] = str(result)  # no teacher images: their noise is named by the host's weights
+    (inputs / "with_results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    graph = distil("parity", cycles=4, images={"before": "with_results.jsonl"})
+    server.run(graph)
+    ours = json.loads((folder_of(server, "parity") / "report.json").read_text())
+
+    settings = {
+        "batch": 2,
+        "micro_batch": 2,
+        "warm_cycles": 1,
+        "fake_ratio": 1,
+        "cycles": 4,
+        "rank": 4,
+        "alpha": 4.0,
+    }
+    lists = read_lists(inputs / "two.jsonl", inputs / "with_results.jsonl", POCKET / "general.jsonl")
+    run = Run(tmp_path, lists, distill=distillation(settings, "pocket"), targets=Targets(2, 0.0))
+    with DistillationRun(run, PocketHost()) as job:
+        job.prepare()
+        for _ in job.train():
+            pass
+    assert ours["losses"].keys() == job.losses.keys() == {"bs", "ts", "fm", "fake"}
+    for term, line in job.losses.items():
+        assert ours["losses"][term]["cycle"] == line["cycle"]
+        assert ours["losses"][term]["loss"] == pytest.approx(line["loss"], rel=1e-4), term
+
+
+@pytest.mark.usefixtures("lessons")
+def test_cancel_keeps_what_was_trained_and_leaves_the_model_as_it_was(
+    server: Any,
+    start_server: Callable[[], Any],
+    run_inside: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    picture: str,
+) -> None:
+    graph = tmp_path / "graph.json"
+    graph.write_text(json.dumps(distil("cancelled", cycles=500)))
+    seen = run_inside("listen.py", server.url, graph, 5)
+    assert seen["end"] == "execution_interrupted"
+    folder = folder_of(server, "cancelled")
+    catalogue = read_catalogue(folder / "collection.safetensors")
+    assert 5 <= catalogue.training["cycles"] < 500
+    assert load_state(folder / "state.safetensors")["cycle"] == catalogue.training["cycles"]
+    assert seen["ours"][-1]["ended"].startswith("InterruptProcessingException")
+    assert seen["ours"][-1]["kept"] == str(folder / "collection.safetensors")
+
+    trained = latent(server, server.run(plain_sampling(picture)), "save")
+    other = start_server()
+    shutil.copy(PICTURES[0], other.base_directory / "input" / picture)
+    untrained = latent(other, other.run(plain_sampling(picture)), "save")
+    assert torch.equal(trained, untrained)
+
+    more = catalogue.training["cycles"] + 3
+    graph.write_text(json.dumps(distil("cancelled", cycles=500, settings={"cycles": more})))
+
+
+@pytest.mark.usefixtures("lessons")
+def test_a_run_tells_its_page_what_it_does(
+    server: Any, run_inside: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    graph = tmp_path / "graph.json"
+    graph.write_text(json.dumps(distil("told", cycles=6)))
+    seen = run_inside("listen.py", server.url, graph)
+    assert seen["end"] == "execution_success"
+    assert seen["kinds"]["preview"] >= 3
+    cycles = [event for event in seen["ours"] if event.get("phase") == "cycles"]
+    assert [event["cycle"] for event in cycles] == [1, 2, 3, 4, 5, 6]
+    assert all({"loss", "seconds_left", "memory"} <= event.keys() for event in cycles)
+    assert {event["node"] for event in seen["ours"]} == {"distil"}
+    assert any("student and fake score" in event.get("plan", "") for event in seen["ours"])
+    assert any(event.get("phase") == "teacher images" for event in seen["ours"])
+    story = server.get(f"/collectionlora/run?prompt={seen['prompt_id']}")
+    assert story["cycle"] == 6
+    assert story["losses"]["fm"]["loss"] == [event["loss"]["fm"] for event in cycles]
+
+
+@pytest.mark.usefixtures("lessons")
+def test_a_killed_server_goes_on_where_it_stopped(server: Any, start_server: Callable[..., Any]) -> None:
+    whole = server.run(distil("whole", cycles=12))
+    assert whole
+    first = start_server(server.base_directory)
+    prompt = first.queue(distil("killed", cycles=12))
+    state = folder_of(first, "killed") / "state.safetensors"
+    deadline = time.monotonic() + 120
+    while not state.is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(first.process.pid, signal.SIGKILL)
+    first.process.wait()
+    assert prompt
+    done = load_state(state)["cycle"]
+    assert 0 < done < 12
+    second = start_server(server.base_directory)
+    second.run(distil("killed", cycles=12))
+    found = [load_state(folder_of(server, name) / "state.safetensors") for name in ("whole", "killed")]
+    assert found[0]["cycle"] == found[1]["cycle"] == 12
+    for name, tensor in found[0]["student"].items():
+        assert torch.equal(tensor, found[1]["student"][name]), name
+
+
+@pytest.mark.usefixtures("lessons")
+def test_effects_are_added_to_a_finished_collection(server: Any) -> None:
+    one = (server.base_directory / "input" / "two.jsonl").read_text().splitlines()[0]
+    (server.base_directory / "input" / "one.jsonl").write_text(one + "\n")
+    rows = (server.base_directory / "input" / "few.jsonl").read_text().splitlines()
+    (server.base_directory / "input" / "one_data.jsonl").write_text("\n".join(rows[:2]) + "\n")
+    graph = distil("base", cycles=2, lists=("one.jsonl", "one_data.jsonl"))
+    more = distil("extended", cycles=2, distil={"extend": ["distil", 0]})
+    graph |= {f"more_{key}": value for key, value in more.items()}
+    for key in more:
+        for name, value in graph[f"more_{key}"]["inputs"].items():
+            if isinstance(value, list) and name != "extend":
+                graph[f"more_{key}"]["inputs"][name] = [f"more_{value[0]}", value[1]]
+    server.run(graph)
+    before, after = (
+        read_catalogue(folder_of(server, name) / "collection.safetensors") for name in ("base", "extended")
+    )
+    assert [effect.name for effect in after.effects] == ["thermal", "sketch"]
+    assert after["thermal"].prompt == before["thermal"].prompt
+    assert after["thermal"].tag == before["thermal"].tag
+    graph["more_teachers"]["inputs"]["source"] = "other.jsonl"
+    lines = (server.base_directory / "input" / "two.jsonl").read_text().splitlines()
+    (server.base_directory / "input" / "other.jsonl").write_text(lines[1] + "\n")
+    (server.base_directory / "input" / "other_data.jsonl").write_text("\n".join(rows[2:]) + "\n")
+    graph["more_images"]["inputs"]["before"] = "other_data.jsonl"
+    assert "'thermal', which has no teacher here" in server.error_of(graph)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teachers": {"source": "/etc"}}, "lies outside the folders that may be read"),
+        ({"teachers": {"source": "../../elsewhere"}}, "lies outside the folders that may be read"),
+        ({"teachers": {"source": "nothing"}}, "no such file or folder"),
+        ({"teachers": {"source": "empty"}}, "holds no .safetensors file"),
+        ({"images": {"before": "empty"}}, "holds no picture"),
+        ({"general": {"pictures": "empty"}}, "instructions is empty"),
+        ({"settings": {"more": "ranc = 3"}}, "unknown key ranc; did you mean 'rank'"),
+        ({"settings": {"more": "rank ="}}, "more is no TOML"),
+    ],
+)
+@pytest.mark.usefixtures("lessons")
+def test_bad_input_is_named(server: Any, changes: dict[str, Any], message: str) -> None:
+    (server.base_directory / "input" / "empty").mkdir(exist_ok=True)
+    assert message in server.error_of(distil("bad", cycles=2, **changes))
+    assert not folder_of(server, "bad").exists()

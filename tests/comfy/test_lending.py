@@ -1,0 +1,57 @@
+"""A model lent for training: the right gradients, and nothing left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+KINDS = ("qwen", "qwen 2511", "flux2")
+DTYPES = ("float32", "bfloat16", "fp8")
+
+
+@pytest.fixture(scope="module")
+def seen(run_inside: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    return run_inside("lending.py")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_equal_plain_autograd_on_ordinary_weights(
+    seen: dict[str, Any], kind: str, dtype: str
+) -> None:
+    one = seen[f"{kind} {dtype}"]
+    ours, theirs, all_ = one["tensors"]
+    assert ours == theirs > 0.8 * all_  # the text half of a last block reaches no output
+    assert one["largest"] > 1e-4
+    assert one["difference"] == 0.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpointing_gives_the_same_gradients(seen: dict[str, Any], kind: str) -> None:
+    one = seen[f"{kind} float32"]
+    assert one["checkpointed"] <= 1e-6 * max(1.0, one["largest"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_left_behind_whatever_ended_it(seen: dict[str, Any], kind: str, dtype: str) -> None:
+    one = seen[f"{kind} {dtype}"]
+    assert one["restored"] == []
+    assert one["restored after"] == {
+        "ValueError": [],
+        "KeyboardInterrupt": [],
+        "InterruptProcessingException": [],
+    }
+
+
+def test_a_base_that_cannot_be_trained_is_refused_with_the_remedy(
+    run_inside: Callable[..., dict[str, Any]],
+) -> None:
+    refused = run_inside("refusals.py")
+    assert "--disable-dynamic-vram" in refused["dynamic"]
+    assert "does not fit" in refused["partly loaded"]
+    assert "--lowvram" in refused["partly loaded"]
+    assert "no flow-matching model" in refused["epsilon"]
+    assert "pooled text embedding" in refused["pooled"]
