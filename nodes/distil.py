@@ -20,6 +20,7 @@ from ..collection.catalogue import slug
 from ..collection.file import load_collection
 from ..collection.jsonl import EffectEntry, EffectSample, GeneralSample
 from ..collection.lora_weights import LoraWeights
+from ..training.checkpoint import CheckpointError
 from ..training.config import PRESETS, Distillation, distillation
 from ..training.hosts.comfy import ComfyHost
 from ..training.lora import target_shapes
@@ -76,8 +77,7 @@ class DistillationSettings(io.ComfyNode):
                     options=list(PRESETS),
                     default="default",
                     tooltip="default: the paper's numbers with shared rollouts. paper: the released "
-                    "schedule. "
-                    "pocket: minutes on a CPU.",
+                    "schedule. pocket: minutes on a CPU.",
                 ),
                 io.Int.Input(
                     "cycles", default=0, min=0, max=10**6, tooltip="Student updates; 0: the preset's."
@@ -106,7 +106,14 @@ class DistillationSettings(io.ComfyNode):
                     tooltip="Guidance of a teacher's image: cond + guidance (cond - uncond). Pocket "
                     "Model: 0.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, tooltip="Another number, another run."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=False,  # another seed is another run, which cannot go on
+                    tooltip="Another number, another run.",
+                ),
                 io.String.Input(
                     "more",
                     default="",
@@ -160,8 +167,7 @@ class DistilCollection(io.ComfyNode):
             display_name="Distil Collection",
             category=TRAINING,
             description="Distils all teachers and few-step sampling into one LoRA. Cancel keeps what was "
-            "trained; "
-            "running again goes on where it stopped.",
+            "trained; running again goes on where it stopped.",
             search_aliases=["train lora", "distill", "merge loras", "collection lora", "resume training"],
             is_output_node=True,
             inputs=[
@@ -290,6 +296,8 @@ def _distil(
             events.ended(f"{type(error).__name__}: {error}".strip(": "), kept)
             if model_management.is_oom(error):
                 raise RuntimeError(f"out of memory{_where(kept)}. {ADVICE}") from error
+            if isinstance(error, CheckpointError):
+                raise CheckpointError(f"{error} (start = {ANEW})") from error
             if isinstance(error, DivergedError):
                 raise DivergedError(f"{error}{_where(kept)}") from error
             raise

@@ -104,8 +104,7 @@ class EncodeEffect(io.ComfyNode):
                     max=4096,
                     step=8,
                     tooltip="Pixels of the longer side, of reference and result alike: results of "
-                    "another size "
-                    "drift. Pocket Model: 128.",
+                    "another size drift. Pocket Model: 128.",
                 ),
                 io.Int.Input(
                     "multiple",

@@ -142,15 +142,13 @@ class EffectImages(io.ComfyNode):
                     "before",
                     default=BUILT_IN,
                     tooltip="Source pictures: a folder (all effects learn on all of them; subfolders "
-                    "named like "
-                    "effects are for these alone), or the paper's data .jsonl.",
+                    "named like effects are for these alone), or the paper's data .jsonl.",
                 ),
                 io.String.Input(
                     "after",
                     default="",
                     tooltip="Optional: a folder with a subfolder for each effect that holds its results, "
-                    "named like "
-                    "the sources. Those missing are made by the teacher.",
+                    "named like the sources. Those missing are made by the teacher.",
                 ),
                 io.Int.Input(
                     "for_each",

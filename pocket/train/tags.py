@@ -18,7 +18,7 @@ from ...collection.atomic import atomic_write
 from ...console import Console, distil
 from ...pocket import WEIGHTS
 from ...training.hosts.pocket import PocketHost
-from ...training.run_config import read_run
+from ...training.run_config import read_lists, read_run
 from ..demo import FOLDER, PICTURES, teacher_files, teacher_guidance
 from ..effects import EFFECTS
 from ..evaluate import Student, evaluate
@@ -52,9 +52,9 @@ def main() -> None:
         _pick(file, names, args.out)
     shipped = read_run(FOLDER / "collection.toml")
     distill = replace(shipped.distill, cycles=args.cycles, warm_cycles=args.cycles * 2 // 3)
-    run = replace(
-        shipped, effects=args.out / "effects.jsonl", data=args.out / "data.jsonl", distill=distill, titles={}
-    )
+    lists = read_lists(args.out / "effects.jsonl", args.out / "data.jsonl")
+    lists = replace(lists, general=shipped.lists.general)
+    run = replace(shipped, lists=lists, distill=distill, titles={})
     host = PocketHost(WEIGHTS, "cuda" if torch.cuda.is_available() else "cpu")
     rows = {}
     with Console() as console:

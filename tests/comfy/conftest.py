@@ -212,6 +212,13 @@ class Server:
         with _open(self.url + path, timeout=60) as answer:
             return json.load(answer)
 
+    def answer(self, path: str) -> Any:
+        """GET a path and parse the JSON of its answer, of an error too."""
+        try:
+            return self.get(path)
+        except urllib.error.HTTPError as error:
+            return json.load(error)
+
     def post(self, path: str, content: Any) -> Any:
         """POST JSON and parse the JSON of the answer, of an error too."""
         data = json.dumps(content).encode()

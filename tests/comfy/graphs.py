@@ -14,7 +14,7 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
 
 
-def apply_effect(picture: str, effect: str, seed: int = 1, **changes: dict[str, Any]) -> Graph:
+def apply_effect(photo: str, chosen: str, /, seed: int = 1, **changes: dict[str, Any]) -> Graph:
     """The pocket's effect on a picture of the input folder; `changes` replace inputs by node name."""
     graph = {
         "pocket": node("CollectionLoraPocketModel"),
@@ -28,11 +28,11 @@ def apply_effect(picture: str, effect: str, seed: int = 1, **changes: dict[str, 
         "effect": node(
             "CollectionLoraEffect",
             collection=["load", 1],
-            effect=effect,
+            effect=chosen,
             then="none",
             composition="{first}, then {second}",
         ),
-        "picture": node("LoadImage", image=picture),
+        "picture": node("LoadImage", image=photo),
         "encode": node(
             "CollectionLoraEncode",
             clip=["pocket", 1],
@@ -52,7 +52,7 @@ def apply_effect(picture: str, effect: str, seed: int = 1, **changes: dict[str, 
             steps=8,
         ),
         "decode": node("VAEDecode", samples=["sampler", 0], vae=["pocket", 2]),
-        "save": node("SaveImage", images=["decode", 0], filename_prefix=f"effect_{effect}"),
+        "save": node("SaveImage", images=["decode", 0], filename_prefix=f"effect_{chosen}"),
     }
     for name, inputs in changes.items():
         graph[name]["inputs"] |= inputs
@@ -111,11 +111,11 @@ def distil(
     return graph
 
 
-def plain_sampling(picture: str) -> Graph:
+def plain_sampling(photo: str) -> Graph:
     """The pocket base without anything of ours on it: core's KSampler and a saved latent."""
     return {
         "pocket": node("CollectionLoraPocketModel"),
-        "picture": node("LoadImage", image=picture),
+        "picture": node("LoadImage", image=photo),
         "encoded": node("VAEEncode", pixels=["picture", 0], vae=["pocket", 2]),
         "text": node("CLIPTextEncode", clip=["pocket", 1], text="a pencil drawing"),
         "positive": node("ReferenceLatent", conditioning=["text", 0], latent=["encoded", 0]),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +13,43 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 sys.path.append(str(Path(__file__).parent))
-from graphs import apply_effect, node
+from graphs import POCKET, Graph, apply_effect, node
 
-from collectionlora.training.pictures import fitted, read_picture
+from collectionlora.collection.catalogue import HEADER_KEY
+from collectionlora.collection.file import read_catalogue
+from collectionlora.pocket import WEIGHTS
 
-PICTURES = sorted((Path(__file__).parents[2] / "pocket" / "pictures" / "test").glob("*.webp"))
+PICTURES = sorted((POCKET / "pictures" / "test").glob("*.webp"))
+SHIPPED = WEIGHTS / "collection.safetensors"
 
 
 @pytest.fixture(scope="module")
-def picture(server: Any) -> str:
+def photo(server: Any) -> str:
     shutil.copy(PICTURES[0], server.base_directory / "input" / "photo.webp")
     return "photo.webp"
 
 
-def pixels(path: Path) -> np.ndarray[Any, Any]:
-    return np.asarray(Image.open(path).convert("RGB"), np.float32) / 255
+def latent(server: Any, outputs: dict[str, Any], name: str) -> Tensor:
+    return load_file(server.output_file(outputs[name]["latents"][0]))["latent_tensor"]
 
 
-def test_an_effect_is_applied(server: Any, picture: str) -> None:
-    outputs = server.run(apply_effect(picture, "sketch"))
-    made = pixels(server.output_file(outputs["save"]["images"][0]))
-    assert made.shape == (128, 128, 3)
-    source = fitted(read_picture(PICTURES[0]), 128, 16, True).movedim(0, -1).numpy()
-    assert np.abs(made - source).mean() > 0.05
+def pixels(server: Any, saved: dict[str, str]) -> np.ndarray[Any, Any]:
+    return np.asarray(Image.open(server.output_file(saved)).convert("RGB"), np.float32) / 255
 
 
-def test_both_ways_to_sample_give_the_same_picture(server: Any, picture: str) -> None:
-    graph = apply_effect(picture, "neon")
-    graph |= {
-        "sigmas": node("CollectionLoraSigmas", model=["load", 0], steps=8),
+def by_core(graph: Graph, model: str, sigmas: dict[str, Any]) -> Graph:
+    """The graph with core's SamplerCustom and lcm beside ours, and both latents saved."""
+    return graph | {
+        "sigmas": sigmas,
         "lcm": node("KSamplerSelect", sampler_name="lcm"),
         "negative": node("ConditioningZeroOut", conditioning=["encode", 0]),
         "stock": node(
             "SamplerCustom",
-            model=["load", 0],
+            model=[model, 0],
             add_noise=True,
             noise_seed=1,
             cfg=1.0,
@@ -59,12 +62,169 @@ def test_both_ways_to_sample_give_the_same_picture(server: Any, picture: str) ->
         "save_ours": node("SaveLatent", samples=["sampler", 0], filename_prefix="ours"),
         "save_stock": node("SaveLatent", samples=["stock", 0], filename_prefix="stock"),
     }
-    outputs = server.run(graph)
-    from safetensors.torch import load_file
 
-    latents = [
-        load_file(server.output_file(outputs[name]["latents"][0]))["latent_tensor"]
-        for name in ("save_ours", "save_stock")
-    ]
-    assert latents[0].shape == (1, 16, 1, 16, 16)
-    assert torch.equal(*latents)
+
+@pytest.mark.parametrize("steps", [8, 4])
+def test_our_sampler_and_cores_give_the_same_latents(server: Any, photo: str, steps: int) -> None:
+    graph = apply_effect(photo, "neon", sampler={"steps": steps})
+    graph = by_core(graph, "load", node("CollectionLoraSigmas", model=["load", 0], steps=steps))
+    outputs = server.run(graph)
+    ours = latent(server, outputs, "save_ours")
+    assert ours.shape == (1, 16, 1, 16, 16)
+    assert torch.equal(ours, latent(server, outputs, "save_stock"))
+
+
+def test_cores_lora_loader_gives_the_same_latents(server: Any, photo: str) -> None:
+    shutil.copy(SHIPPED, server.base_directory / "models" / "loras" / "shipped.safetensors")
+    sigmas = ", ".join(repr(sigma) for sigma in read_catalogue(SHIPPED).sigmas)
+    graph = by_core(apply_effect(photo, "neon"), "core", node("ManualSigmas", sigmas=sigmas))
+    graph["core"] = node(
+        "LoraLoaderModelOnly", model=["pocket", 0], lora_name="shipped.safetensors", strength_model=1.0
+    )
+    outputs = server.run(graph)
+    assert torch.equal(latent(server, outputs, "save_ours"), latent(server, outputs, "save_stock"))
+
+
+def test_the_sampler_asks_the_model_once_a_step_and_going_back_to_an_effect_costs_nothing(
+    run_inside: Callable[..., dict[str, Any]],
+) -> None:
+    seen = run_inside("sampling.py")
+    assert seen["evaluations"] == {"1": 1, "4": 4, "8": 8}
+    # A, B and A again on one picture
+    assert (seen["texts"], seen["pictures"], seen["same"]) == (2, 1, True)
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "expected"),
+    [((300, 200), "keep", (128, 80)), ((200, 300), "square", (128, 128)), ((37, 211), "keep", (16, 128))],
+)
+def test_pictures_of_any_size_and_transparency_are_taken(
+    server: Any, size: tuple[int, int], shape: str, expected: tuple[int, int]
+) -> None:
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 4), np.uint8))
+    noise.save(server.base_directory / "input" / "odd.png")
+    outputs = server.run(apply_effect("odd.png", "sketch", encode={"shape": shape}))
+    with Image.open(server.output_file(outputs["save"]["images"][0])) as made:
+        assert made.size == expected
+
+
+def test_a_batch_is_edited_picture_by_picture(server: Any, photo: str) -> None:
+    shutil.copy(PICTURES[1], server.base_directory / "input" / "other.webp")
+    graph = apply_effect(photo, "thermal")
+    graph["other"] = node("LoadImage", image="other.webp")
+    graph["both"] = node("ImageBatch", image1=["picture", 0], image2=["other", 0])
+    graph["encode"]["inputs"]["image"] = ["both", 0]
+    images = server.run(graph)["save"]["images"]
+    assert len(images) == 2
+    # the noise of a batch's second picture is another one: colours must agree, not pixels
+    alone = server.run(apply_effect("other.webp", "thermal"))["save"]["images"]
+    first, second, single = (pixels(server, one) for one in (*images, *alone))
+    assert np.abs(second - single).mean() < 0.6 * np.abs(second - first).mean()
+
+
+def test_an_unknown_effect_is_named_with_the_nearest(server: Any, photo: str) -> None:
+    message = server.error_of(apply_effect(photo, "scetch"))
+    assert "no effect 'scetch' in this collection; did you mean sketch" in message
+    message = server.error_of(apply_effect(photo, "sketch", effect={"then": "nothing like it"}))
+    assert "no effect 'nothing like it'" in message
+    message = server.error_of(apply_effect(photo, "sketch", effect={"then": "neon", "composition": "both"}))
+    assert "lacks {first}" in message
+
+
+def test_a_model_without_a_collection_is_named(server: Any, photo: str) -> None:
+    message = server.error_of(apply_effect(photo, "sketch", sampler={"model": ["pocket", 0]}))
+    assert "put Load Collection before it" in message
+
+
+def test_a_collection_of_another_base_is_refused_or_warned_of(
+    server: Any, photo: str, collection_file: Path
+) -> None:
+    shutil.copy(collection_file, server.base_directory / "models" / "loras" / "foreign.safetensors")
+    graph = apply_effect(photo, "snow", load={"file": "foreign.safetensors"})
+    message = server.error_of(graph)
+    ours, theirs = (read_catalogue(path).base["hash"][7:19] for path in (SHIPPED, collection_file))
+    assert ours in message
+    assert theirs in message
+    assert "set other_base to warn" in message
+    graph["load"]["inputs"]["other_base"] = "warn"
+    assert server.run(graph)["save"]["images"]
+    assert f"foreign.safetensors was distilled on qwen_image (2 blocks, {theirs})" in server.log
+
+
+def plain(metadata: dict[str, str]) -> dict[str, str]:
+    return {"format": "pt"}
+
+
+def catalogue_with(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, str]], dict[str, str]]:
+    def make(metadata: dict[str, str]) -> dict[str, str]:
+        content = json.loads(metadata[HEADER_KEY])
+        change(content)
+        return {**metadata, HEADER_KEY: json.dumps(content)}
+
+    return make
+
+
+def deep(content: dict[str, Any]) -> None:
+    nested: Any = 1
+    for _ in range(50):
+        nested = [nested]
+    content["training"] = {"nested": nested}
+
+
+HOSTILE: dict[str, tuple[Callable[[dict[str, str]], dict[str, str]], str]] = {
+    "plain": (plain, "this is a plain LoRA, not a collection"),
+    "huge": (lambda metadata: {**metadata, "more": "x" * 10_000_000}, "header"),
+    "control": (
+        catalogue_with(lambda c: c["effects"][0].update(title="a\u202eb")),
+        "control character U+202E",
+    ),
+    "deep": (catalogue_with(deep), "nested"),
+    "twice": (catalogue_with(lambda c: c["effects"].append(c["effects"][0])), "have the same name"),
+    "long": (catalogue_with(lambda c: c["effects"][0].update(title="x" * 1000)), "more than 120"),
+}
+
+
+@pytest.mark.parametrize("kind", list(HOSTILE))
+def test_a_hostile_file_is_refused_by_node_and_route(server: Any, photo: str, kind: str) -> None:
+    change, message = HOSTILE[kind]
+    path = server.base_directory / "models" / "loras" / f"{kind}.safetensors"
+    save_file(load_file(SHIPPED), path, change(read_catalogue(SHIPPED).to_header()))
+    refused = server.error_of(apply_effect(photo, "sketch", load={"file": path.name}))
+    assert message in refused
+    assert path.name in refused
+    assert message in server.answer(f"/collectionlora/catalogue?file={path.name}")["error"]
+
+
+def test_markup_in_a_title_stays_text(server: Any) -> None:
+    change = catalogue_with(lambda c: c["effects"][0].update(title="<img src=x onerror=alert(1)>"))
+    path = server.base_directory / "models" / "loras" / "markup.safetensors"
+    save_file(load_file(SHIPPED), path, change(read_catalogue(SHIPPED).to_header()))
+    effects = server.get("/collectionlora/catalogue?file=markup.safetensors")
+    assert effects[0]["title"] == "<img src=x onerror=alert(1)>"
+
+
+@pytest.mark.parametrize("name", ["../../secret.safetensors", "/etc/passwd", "", "nothing.safetensors"])
+def test_the_route_reads_nothing_outside_the_lora_folders(server: Any, name: str) -> None:
+    (server.base_directory / "secret.safetensors").write_bytes(SHIPPED.read_bytes())
+    assert "error" in server.answer(f"/collectionlora/catalogue?file={name}")
+
+
+@pytest.mark.parametrize("filename", ["../../out", "/tmp/out", "a/../../b", "a:b", " ", "end."])
+def test_saving_stays_in_its_folder(server: Any, filename: str) -> None:
+    graph = apply_effect("photo.webp", "sketch")
+    kept = {key: graph[key] for key in ("pocket", "load")}
+    kept["save"] = node("CollectionLoraSave", collection=["load", 1], filename=filename)
+    assert "give a name below models/loras" in server.error_of(kept)
+
+
+def test_saving_never_overwrites(server: Any) -> None:
+    graph = apply_effect("photo.webp", "sketch")
+    kept = {key: graph[key] for key in ("pocket", "load")}
+    for number in (1, 2):
+        kept["save"] = node("CollectionLoraSave", collection=["load", 1], filename="kept")
+        kept["load"]["inputs"]["strength"] = 1.0 - number / 10  # or the cache would answer
+        server.run(kept)
+    folder = server.base_directory / "models" / "loras"
+    assert {"kept.safetensors", "kept 2.safetensors"} <= {path.name for path in folder.iterdir()}
+    assert read_catalogue(folder / "kept 2.safetensors") == read_catalogue(SHIPPED)

@@ -121,8 +121,12 @@ def test_cancel_keeps_what_was_trained_and_leaves_the_model_as_it_was(
     untrained = latent(other, other.run(plain_sampling(picture)), "save")
     assert torch.equal(trained, untrained)
 
-    more = catalogue.training["cycles"] + 3
-    graph.write_text(json.dumps(distil("cancelled", cycles=500, settings={"cycles": more})))
+    done = catalogue.training["cycles"]
+    graph.write_text(json.dumps(distil("cancelled", cycles=500)))
+    again = run_inside("listen.py", server.url, graph, done + 2)
+    cycles = [event["cycle"] for event in again["ours"] if "loss" in event]
+    assert cycles[0] == done + 1
+    assert server.error_of(distil("cancelled", cycles=500, settings={"rank": 8})).count("rank = 4") == 1
 
 
 @pytest.mark.usefixtures("lessons")
@@ -166,6 +170,27 @@ def test_a_killed_server_goes_on_where_it_stopped(server: Any, start_server: Cal
     assert found[0]["cycle"] == found[1]["cycle"] == 12
     for name, tensor in found[0]["student"].items():
         assert torch.equal(tensor, found[1]["student"][name]), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("memory", "RuntimeError: out of memory; what was trained is in"), ("numbers", "DivergedError: ")],
+)
+def test_a_run_that_fails_keeps_what_was_trained_and_says_what_to_do(
+    server: Any,
+    lessons: tuple[str, str],
+    run_inside: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    kind: str,
+    message: str,
+) -> None:
+    lists = [server.base_directory / "input" / name for name in lessons]
+    told = run_inside("failing.py", *lists, tmp_path, kind)["message"]
+    assert told.startswith(message)
+    assert ("load the base in fp8" if kind == "memory" else "Lower lr") in told
+    assert str(tmp_path / "collection.safetensors") in told
+    assert read_catalogue(tmp_path / "collection.safetensors").training["cycles"] >= 2
+    assert load_state(tmp_path / "state.safetensors")["cycle"] >= 2
 
 
 @pytest.mark.usefixtures("lessons")

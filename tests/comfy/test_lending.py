@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 KINDS = ("qwen", "qwen 2511", "flux2")
-DTYPES = ("float32", "bfloat16", "fp8")
+DTYPES = ("float32", "bfloat16", "fp8", "fp8 scaled")
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ from typing import Any
 
 from collectionlora.collection.catalogue import Catalogue
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def test_the_pack_is_imported_without_a_complaint(server: Any) -> None:
     start = server.log.partition("To see the GUI go to")[0]
@@ -22,6 +24,24 @@ def test_the_pack_is_imported_without_a_complaint(server: Any) -> None:
 def test_the_server_lists_its_nodes_with_the_pack_loaded(server: Any) -> None:
     nodes = server.get("/object_info")
     assert {"LoraLoaderModelOnly", "SamplerLCM", "ManualSigmas"} <= set(nodes)
+
+
+def test_every_node_explains_itself(server: Any) -> None:
+    found = server.get("/object_info")
+    ours = {name: node for name, node in found.items() if name.startswith("CollectionLora")}
+    assert len(ours) == 15
+    for name, node in ours.items():
+        assert node["category"].startswith("CollectionLoRA")
+        assert node["description"]
+        assert node["search_aliases"], name
+        for kind in ("required", "optional"):
+            for key, spec in node["input"].get(kind, {}).items():
+                assert spec[1].get("tooltip"), f"{name}.{key}"
+        assert all(node["output_tooltips"]), name
+        page = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        assert page.startswith(f"# {node['display_name']}\n")
+    pages = {path.stem for path in (ROOT / "web" / "docs").glob("*.md")}
+    assert pages == ours.keys()
 
 
 def test_a_collection_is_offered_by_the_stock_loader_and_shows_its_catalogue(

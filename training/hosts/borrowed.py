@@ -76,7 +76,10 @@ class _FrozenLinear(torch.autograd.Function):
             return grad @ module.weight.to(grad), None, None
         weight, bias, stream = ops.cast_bias_weight(module, grad, offloadable=True)
         try:
-            return grad @ weight, None, None
+            plain = weight.dequantize() if isinstance(weight, ops.QuantizedTensor) else weight
+            grad = grad @ plain.to(grad.dtype)
+            smoothing = getattr(module, "pre_quant_scale", None)  # what such a Linear multiplies x with first
+            return grad if smoothing is None else grad * smoothing.to(grad), None, None
         finally:
             ops.uncast_bias_weight(module, weight, bias, stream)
 

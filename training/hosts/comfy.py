@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class ComfyHost:
         """Bytes of the model's weights."""
         return int(self._patcher.model_size())
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """A hash of samples of all weights, and of the patches on them."""
         digest = hashlib.sha256(str(self._patcher.patches_uuid).encode() if self._patcher.patches else b"")

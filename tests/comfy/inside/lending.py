@@ -35,7 +35,7 @@ def snapshot(model: torch.nn.Module) -> dict[str, Any]:
             n: t.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
             for n, t in model.state_dict().items()
         },
-        "objects": {n: (id(p), p.data_ptr(), p.requires_grad, p.dtype) for n, p in model.named_parameters()},
+        "objects": {n: (id(p), _place(p), p.requires_grad, p.dtype) for n, p in model.named_parameters()},
         "modules": {
             n: (id(m), sorted(m.__dict__), id(type(m)), getattr(m.forward, "__func__", None), m.training)
             for n, m in model.named_modules()
@@ -52,6 +52,11 @@ def snapshot(model: torch.nn.Module) -> dict[str, Any]:
             torch.get_rng_state().numpy().tobytes(),
         ),
     }
+
+
+def _place(parameter: torch.Tensor) -> int:
+    data = getattr(parameter, "_qdata", parameter)  # of a quantised weight
+    return int(data.data_ptr())
 
 
 def gradients(host: ComfyHost, patcher: Any, adapter: LoraAdapter, backward_out: bool) -> list[torch.Tensor]:

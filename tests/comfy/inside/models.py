@@ -6,6 +6,7 @@ from typing import Any
 
 import comfy.model_patcher
 import comfy.supported_models
+import comfy.utils
 import torch
 
 QWEN = {
@@ -52,8 +53,11 @@ DTYPES: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "float32": (torch.float32, None),
     "bfloat16": (torch.bfloat16, None),
     "fp8": (torch.float8_e4m3fn, torch.bfloat16),
+    "fp8 scaled": (torch.bfloat16, torch.bfloat16),
 }
-"""Name -> (storage, arithmetic if it is another)."""
+"""Name -> (storage, arithmetic if it is another). "fp8 scaled": each Linear has a scale."""
+
+FP8_MAX = 448.0
 
 
 def random_model(
@@ -61,16 +65,42 @@ def random_model(
 ) -> comfy.model_patcher.ModelPatcher:
     """A small model; with `inference` False its weights are ordinary tensors, which autograd may save."""
     build, settings = KINDS[kind]
+    weights = _random_weights(build, settings)
     config = build(dict(settings))
+    if dtype == "fp8 scaled":
+        weights = _scaled(weights)
+        config.quant_config = comfy.utils.detect_layer_quantization(weights, "")
     config.set_inference_dtype(*DTYPES[dtype])
     with torch.inference_mode(inference):
         model = config.get_model({}, "").eval()
-        generator = torch.Generator().manual_seed(0)
-        for name, parameter in model.named_parameters():
-            values = torch.randn(parameter.shape, generator=generator) * 0.05
-            if "norm" in name or name.endswith("scale"):
-                values += 1
-            parameter.data = values.to(parameter.dtype)
+        # tensors of this mode: a loader reads its file in it
+        model.load_model_weights({name: tensor.clone() for name, tensor in weights.items()}, "")
         model.requires_grad_(False)
     cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def _random_weights(build: type, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
+    config = build(dict(settings))
+    config.set_inference_dtype(torch.float32, None)
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, tensor in config.get_model({}, "").diffusion_model.state_dict().items():
+        weights[name] = torch.randn(tensor.shape, generator=generator) * 0.05
+        if "norm" in name:
+            weights[name] += 1
+    return weights
+
+
+def _scaled(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    made = {}
+    note = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+    for name, tensor in weights.items():
+        if tensor.ndim != 2:
+            made[name] = tensor
+            continue
+        scale = tensor.abs().max() / FP8_MAX
+        layer = name.removesuffix("weight")
+        made[name] = (tensor / scale).to(torch.float8_e4m3fn)
+        made |= {f"{layer}weight_scale": scale, f"{layer}comfy_quant": note}
+    return made
