@@ -13,10 +13,10 @@ from comfy_api.latest import io, ui
 
 from ..collection.catalogue import fingerprint
 from ..collection.errors import CollectionError
-from ..collection.file import load_collection, save_collection
-from ..collection.layouts import comfy_tensors
+from ..collection.file import save_collection
+from ..collection.layouts import comfy_tensors, read_lora
 from ..training.lora import linear_shapes
-from .files import BUILT_IN, collection_names, collection_path
+from .files import BUILT_IN, catalogue_of, collection_names, collection_path
 from .sockets import ATTACHMENT, CATEGORY, Collection, CollectionSocket
 
 
@@ -72,9 +72,10 @@ class LoadCollection(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, file: str, strength: float, other_base: str) -> io.NodeOutput:
-        weights, catalogue = load_collection(collection_path(file))
+        catalogue = catalogue_of(file)
         shapes = linear_shapes(model.model.diffusion_model)
-        if not catalogue.fits(shapes):
+        fits = catalogue.fits(shapes)
+        if not fits:
             message = (
                 f"{file} was distilled on {_base(catalogue.base)}, but this model is "
                 f"{_base(fingerprint(shapes, type(model.model).__name__))}; load that base"
@@ -82,6 +83,7 @@ class LoadCollection(io.ComfyNode):
             if other_base == "refuse":
                 raise CollectionError(f"{message}, or set other_base to warn")
             logging.warning("CollectionLoRA: %s", message)
+        weights = read_lora(collection_path(file), shapes if fits else None)
         patched, _ = sd.load_lora_for_models(model, None, comfy_tensors(weights), strength, 0)
         patched.set_attachments(ATTACHMENT, catalogue)
         return io.NodeOutput(patched, Collection(file, weights, catalogue))

@@ -23,7 +23,7 @@ from ..collection.lora_weights import LoraWeights
 from ..training.checkpoint import CheckpointError
 from ..training.config import PRESETS, Distillation, distillation
 from ..training.hosts.comfy import ComfyHost
-from ..training.lora import target_shapes
+from ..training.lora import PAPER_TARGETS, block_targets, linear_shapes, target_shapes
 from ..training.memory import ADVICE, MemoryPlan, memory_plan
 from ..training.pictures import to_tensor
 from ..training.plots import named_grid
@@ -251,14 +251,24 @@ class DistilCollection(io.ComfyNode):
             titles=titles,
         )
         host = ComfyHost(model, clip, vae, long_side, 16 if long_side < 512 else 32, shape == "square")
+        run = replace(run, distill=_fitting(run.distill, host))
         with host.lend():
             first = None if extend is None else extend.weights
             report = _distil(run, host, RunEvents(run.distill.cycles), preview_every, first)
-        weights, catalogue = load_collection(run.collection)
+        weights, catalogue = load_collection(run.collection, linear_shapes(host.transformer))
         text = _in_words(run, report)
         pictures = [_image(run.output / f"{plot}.png") for plot in ("losses", "similarity")]
         collection = Collection(f"{output.name}.safetensors", weights, catalogue)
         return io.NodeOutput(collection, text, *pictures, ui=ui.PreviewText(text))
+
+
+def _fitting(config: Distillation, host: ComfyHost) -> Distillation:
+    """The paper's targets are Qwen-Image's; a model that has none of them is adapted in all its blocks."""
+    ends = linear_shapes(host.transformer)
+    known = any(path.endswith(f".{target}") for path in ends for target in config.targets)
+    if known or config.targets != PAPER_TARGETS:
+        return config
+    return replace(config, targets=block_targets(host.transformer))
 
 
 def _distil(

@@ -20,6 +20,7 @@ __all__ = [
     "LoraWeights",
     "Shapes",
     "TeacherStack",
+    "block_targets",
     "linear_shape",
     "target_shapes",
 ]
@@ -82,6 +83,16 @@ def target_shapes(module: nn.Module, targets: Sequence[str] = PAPER_TARGETS) -> 
     if missed:
         raise ValueError(f"no Linear of {type(module).__name__} is named {', '.join(sorted(missed))}")
     return found
+
+
+def block_targets(module: nn.Module) -> tuple[str, ...]:
+    """Targets for a model of another family: the ends of all Linears that lie in its lists of blocks."""
+    found: dict[str, None] = {}
+    for name, blocks in module.named_children():
+        if isinstance(blocks, nn.ModuleList):
+            for path in linear_shapes(blocks):
+                found[path.split(".", 1)[1] if "." in path else name] = None
+    return tuple(found)
 
 
 class LoraAdapter(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,3 +56,14 @@ def test_a_base_that_cannot_be_trained_is_refused_with_the_remedy(
     assert "--lowvram" in refused["partly loaded"]
     assert "no flow-matching model" in refused["epsilon"]
     assert "pooled text embedding" in refused["pooled"]
+
+
+def test_a_model_of_another_family_is_distilled_and_core_loads_the_result(
+    run_inside: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    seen = run_inside("other_family.py", tmp_path)
+    assert seen["cycles"] == 3
+    assert seen["terms"] == ["bs", "fake", "fm", "ts"]
+    assert seen["effects"] == ["rust", "silk"]
+    assert seen["modules"] == seen["patched"] == seen["blocks"]
+    assert seen["moved"] > 0

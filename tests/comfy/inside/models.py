@@ -65,7 +65,7 @@ def random_model(
 ) -> comfy.model_patcher.ModelPatcher:
     """A small model; with `inference` False its weights are ordinary tensors, which autograd may save."""
     build, settings = KINDS[kind]
-    weights = _random_weights(build, settings)
+    weights = random_weights(build, settings)
     config = build(dict(settings))
     if dtype == "fp8 scaled":
         weights = _scaled(weights)
@@ -80,7 +80,8 @@ def random_model(
     return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
 
 
-def _random_weights(build: type, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
+def random_weights(build: type, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Values of moderate size for every tensor of a model, by name."""
     config = build(dict(settings))
     config.set_inference_dtype(torch.float32, None)
     generator = torch.Generator().manual_seed(0)

@@ -1,0 +1,109 @@
+"""Runs in ComfyUI's Python: a whole distillation on a FLUX.2-like model of random weights.
+
+usage: other_family.py FOLDER   (prints one line of JSON)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import comfy.cli_args
+
+comfy.cli_args.args.cpu = True  # before anything asks for a device
+
+import server  # noqa: E402
+import torch  # noqa: E402
+from comfy import sd, supported_models  # noqa: E402
+from comfy.model_patcher import ModelPatcher  # noqa: E402
+
+from collectionlora.collection.file import load_collection  # noqa: E402
+from collectionlora.collection.jsonl import EffectEntry, EffectSample, GeneralSample  # noqa: E402
+from collectionlora.collection.layouts import comfy_tensors, write_lora  # noqa: E402
+from collectionlora.nodes.distil import _distil, _fitting  # noqa: E402
+from collectionlora.nodes.events import RunEvents  # noqa: E402
+from collectionlora.pocket import WEIGHTS  # noqa: E402
+from collectionlora.training.config import distillation  # noqa: E402
+from collectionlora.training.hosts.comfy import ComfyHost  # noqa: E402
+from collectionlora.training.hosts.comfy_pocket import PocketLatent, pocket_clip, pocket_vae  # noqa: E402
+from collectionlora.training.lora import LoraAdapter, block_targets, linear_shapes, target_shapes  # noqa: E402
+from collectionlora.training.run_config import Lists, Run, Targets  # noqa: E402
+
+sys.path.append(str(Path(__file__).parent))
+from models import FLUX2, random_weights  # noqa: E402
+
+SETTINGS = {
+    "cycles": 3,
+    "warm_cycles": 1,
+    "batch": 2,
+    "micro_batch": 1,
+    "rank": 2,
+    "alpha": 2.0,
+    "fake_ratio": 1,
+}
+
+
+class Nobody:
+    """A page that nobody looks at."""
+
+    def send_sync(self, event: str, data: Any) -> None:
+        """Told to no one."""
+
+
+class FlatLatent(PocketLatent):
+    """The pocket's latents without the frame axis, as FLUX has them."""
+
+    latent_dimensions = 2
+
+
+def flux() -> ModelPatcher:
+    """On the pocket's text and latents."""
+    settings = {**FLUX2, "in_channels": 16, "out_channels": 16, "context_in_dim": 64}
+    config = supported_models.Flux2(settings)
+    config.latent_format = FlatLatent()
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "").eval()
+    model.load_model_weights(random_weights(supported_models.Flux2, settings), "")
+    cpu = torch.device("cpu")
+    return ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def main(folder: Path) -> dict[str, Any]:
+    """Distil two random teachers, load the result with core's means."""
+    server.PromptServer.instance = Nobody()
+    pictures = sorted((WEIGHTS.parent / "pictures" / "test").glob("*.webp"))[:2]
+    with torch.inference_mode():
+        model, clip, vae = flux(), pocket_clip(), pocket_vae()
+    shapes = target_shapes(model.model.diffusion_model, block_targets(model.model.diffusion_model))
+    effects = {}
+    for number, name in enumerate(("rust", "silk")):
+        adapter = LoraAdapter.create(shapes, 2, 2, number)
+        for parameter in adapter.up.values():
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(number))
+        write_lora(adapter.weights(), folder / f"{name}.safetensors", "comfy", {})
+        effects[name] = EffectEntry(name, folder / f"{name}.safetensors", f"make it {name}", "", "", "")
+    samples = [EffectSample(path, "", name, None) for name in effects for path in pictures]
+    lists = Lists(effects, samples, [GeneralSample(pictures[0], "blur it")])
+    run = Run(folder / "out", lists, distill=distillation(SETTINGS), targets=Targets(2, 1.0, 2))
+    with torch.inference_mode():
+        host = ComfyHost(model, clip, vae, 128, 16, True)
+        run = Run(run.output, lists, distill=_fitting(run.distill, host), targets=run.targets)
+        with host.lend():
+            report = _distil(run, host, RunEvents(3), 0, None)
+        weights, catalogue = load_collection(run.collection, linear_shapes(host.transformer))
+        patched, _ = sd.load_lora_for_models(model, None, comfy_tensors(weights), 1.0, 0)
+    return {
+        "cycles": report["training"]["cycles"],
+        "terms": sorted(report["losses"]),
+        "effects": [effect.name for effect in catalogue.effects],
+        "modules": len(weights.down),
+        "patched": len(patched.patches),
+        "blocks": len(shapes),
+        "moved": max(tensor.abs().max().item() for tensor in weights.up.values()),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]))))
