@@ -80,3 +80,8 @@ def check_thumbnail(data: bytes, where: str) -> None:
         raise CollectionError(
             f"{where} is {width} x {height} pixels, more than {LARGEST} a side; make it smaller"
         )
+
+
+def thumbnail_kind(data: bytes) -> str:
+    """ "png", "webp" or "jpeg": of what a checked thumbnail is."""
+    return next(kind.lower() for kind, magic in _FORMATS.items() if data.startswith(magic))

@@ -254,7 +254,7 @@ class DistilCollection(io.ComfyNode):
         run = replace(run, distill=_fitting(run.distill, host))
         with host.lend():
             first = None if extend is None else extend.weights
-            report = _distil(run, host, RunEvents(run.distill.cycles), preview_every, first)
+            report = _distil(run, host, RunEvents(run.output, run.distill.cycles), preview_every, first)
         weights, catalogue = load_collection(run.collection, linear_shapes(host.transformer))
         text = _in_words(run, report)
         pictures = [_image(run.output / f"{plot}.png") for plot in ("losses", "similarity")]
@@ -299,8 +299,14 @@ def _distil(
                 picture = None
                 if preview_every and cycle % preview_every == 0:
                     picture = ("JPEG", _preview(job), 512)
+                    events.preview(cycle, picture[1])
+                if events.save_wanted:
+                    job.finish(thumbnails=False)
+                    events.saved(run.collection)
                 bar.update_absolute(cycle, run.distill.cycles, picture)
-            return job.finish()
+            report = job.finish()
+            events.ended("", run.collection)
+            return report
         except BaseException as error:
             kept = _keep(job, run)
             events.ended(f"{type(error).__name__}: {error}".strip(": "), kept)

@@ -8,25 +8,43 @@ from pathlib import Path
 from typing import Any
 
 from comfy_execution.utils import get_executing_context
+from PIL import Image
 from server import PromptServer
 
+from ..collection.atomic import atomic_write
 from ..training.trainer import Record
 
 REMEMBERED = 20
+PREVIEWS = "previews"
 
 _runs: OrderedDict[str, RunEvents] = OrderedDict()
 
 
 class RunEvents:
-    """Events `collectionlora.run` of one run, with node and prompt id."""
+    """Events `collectionlora.run` of one run, with node and prompt id.
 
-    def __init__(self, cycles: int) -> None:
+    Args:
+        folder: the run's; previews are kept in it.
+    """
+
+    def __init__(self, folder: Path, cycles: int) -> None:
         context = get_executing_context()
         self.node = context.node_id if context else ""
         self.prompt = context.prompt_id if context else ""
-        self.story: dict[str, Any] = {"cycles": cycles, "cycle": 0, "losses": {}}
+        self.folder = folder
+        self.story: dict[str, Any] = {
+            "name": folder.name,
+            "cycles": cycles,
+            "cycle": 0,
+            "losses": {},
+            "effects": {},
+            "previews": self._previews(),
+        }
+        self.save_wanted = False
+        """Set by the page: write the collection after this cycle and go on."""
         self._seconds: list[float] = []
         _runs[self.prompt] = self
+        _runs.move_to_end(self.prompt)
         while len(_runs) > REMEMBERED:
             _runs.popitem(last=False)
 
@@ -41,31 +59,73 @@ class RunEvents:
     def cycle(self, record: Record) -> None:
         """A cycle has ended."""
         self._seconds = [*self._seconds[-19:], sum(record.seconds.values())]
-        left = self.story["cycles"] - record.cycle - 1
-        for term, loss in record.losses.items():
-            line = self.story["losses"].setdefault(term, {"cycle": [], "loss": []})
-            line["cycle"].append(record.cycle)
-            line["loss"].append(loss)
+        mean = sum(self._seconds) / len(self._seconds)
+        for line, losses in (
+            (self.story["losses"], record.losses),
+            (self.story["effects"], _by_effect(record)),
+        ):
+            for name, loss in losses.items():
+                points = line.setdefault(name, {"cycle": [], "loss": []})
+                points["cycle"].append(record.cycle)
+                points["loss"].append(loss)
         self._tell(
             phase="cycles",
             cycle=record.cycle + 1,
             loss=record.losses,
+            effect_loss=_by_effect(record),
             skipped=record.skipped,
             memory=record.memory,
-            seconds_left=round(left * sum(self._seconds) / len(self._seconds)),
+            seconds_each=round(mean, 3),
+            seconds_left=round(mean * (self.story["cycles"] - record.cycle - 1)),
         )
 
+    def preview(self, cycle: int, picture: Image.Image) -> None:
+        """Keep a picture of what the student can do after `cycle` cycles."""
+        path = self.preview_file(cycle)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            picture.save(temporary, "JPEG", quality=88)
+        self._tell(previews=self._previews())
+
+    def preview_file(self, cycle: int) -> Path:
+        """Where the picture of a cycle is, if there is one."""
+        return self.folder / PREVIEWS / f"{cycle:07d}.jpg"
+
+    def saved(self, path: Path) -> None:
+        """The collection was written because the page asked for it."""
+        self.save_wanted = False
+        self._tell(saved=str(path))
+
     def ended(self, reason: str, kept: Path | None) -> None:
-        """The run stopped early."""
-        self._tell(ended=reason, kept=str(kept) if kept else None)
+        """The run has stopped; an empty reason means that it is complete."""
+        self._tell(phase="ended", ended=reason, kept=str(kept) if kept else None)
+
+    def _previews(self) -> list[int]:
+        return sorted(int(path.stem) for path in (self.folder / PREVIEWS).glob("[0-9]*.jpg"))
 
     def _tell(self, **news: Any) -> None:
-        self.story |= {key: value for key, value in news.items() if key != "loss"}
+        self.story |= {key: value for key, value in news.items() if key not in ("loss", "effect_loss")}
         message = {"node": self.node, "prompt_id": self.prompt, "time": time.time(), **news}
         PromptServer.instance.send_sync("collectionlora.run", message)
 
 
-def story(prompt: str) -> dict[str, Any] | None:
-    """All that was told about the run of a prompt: losses by term, phase, cycle, how it ended."""
-    found = _runs.get(prompt)
-    return None if found is None else {"node": found.node, "prompt_id": prompt, **found.story}
+def find_run(prompt: str) -> RunEvents | None:
+    """The run of a prompt; without one the latest."""
+    if not prompt:
+        return next(reversed(_runs.values()), None)
+    return _runs.get(prompt)
+
+
+def story(run: RunEvents) -> dict[str, Any]:
+    """All that was told about a run: losses by term and by effect, phase, cycle, how it ended."""
+    return {"node": run.node, "prompt_id": run.prompt, **run.story}
+
+
+def _by_effect(record: Record) -> dict[str, float]:
+    """The student's mean loss over the terms of each effect of the cycle."""
+    means = {}
+    for effect, terms in record.effects.items():
+        own = [loss for term, loss in terms.items() if term != "fake"]
+        if own:
+            means[effect] = sum(own) / len(own)
+    return means

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlencode
 
 from aiohttp import web
 from server import PromptServer
 
 from ..collection.errors import CollectionError
-from .events import story
-from .files import catalogue_of
+from ..collection.thumbnails import thumbnail_kind
+from .events import find_run, story
+from .files import catalogue_of, collection_path
 
 
 def add_routes() -> None:
@@ -18,18 +20,58 @@ def add_routes() -> None:
 
     @routes.get("/collectionlora/catalogue")
     async def catalogue(request: Any) -> web.Response:
-        """The effects of ?file=NAME as [{name, title, category, prompt}]."""
+        """The effects of ?file=NAME as [{name, title, category, prompt, thumbnail: address or null}]."""
+        file = request.query.get("file", "")
         try:
-            found = catalogue_of(request.query.get("file", ""))
+            found = catalogue_of(file)
+            version = collection_path(file).stat().st_mtime_ns
         except (CollectionError, OSError) as error:
             return web.json_response({"error": str(error)}, status=404)
         keys = ("name", "title", "category", "prompt")
-        return web.json_response([{key: getattr(effect, key) for key in keys} for effect in found.effects])
+        effects = []
+        for effect in found.effects:
+            query = urlencode({"file": file, "effect": effect.name, "version": version})
+            address = f"/collectionlora/thumbnail?{query}" if effect.thumbnail else None
+            effects.append({key: getattr(effect, key) for key in keys} | {"thumbnail": address})
+        return web.json_response(effects)
+
+    @routes.get("/collectionlora/thumbnail")
+    async def thumbnail(request: Any) -> web.Response:
+        """The picture of ?file=NAME&effect=NAME."""
+        try:
+            effect = catalogue_of(request.query.get("file", ""))[request.query.get("effect", "")]
+        except (CollectionError, OSError) as error:
+            return web.json_response({"error": str(error)}, status=404)
+        if effect.thumbnail is None:
+            return web.json_response({"error": f"{effect.name} has no thumbnail"}, status=404)
+        # its address names the file's version, so a browser may keep it
+        headers = {"Cache-Control": "private, max-age=31536000", "X-Content-Type-Options": "nosniff"}
+        kind = thumbnail_kind(effect.thumbnail)
+        return web.Response(body=effect.thumbnail, content_type=f"image/{kind}", headers=headers)
 
     @routes.get("/collectionlora/run")
     async def run(request: Any) -> web.Response:
-        """The story of the run of ?prompt=ID so far."""
-        found = story(request.query.get("prompt", ""))
+        """The story so far of the run of ?prompt=ID, by default of the latest."""
+        found = find_run(request.query.get("prompt", ""))
+        return _missing() if found is None else web.json_response(story(found))
+
+    @routes.get("/collectionlora/preview")
+    async def preview(request: Any) -> web.StreamResponse:
+        """The picture of ?prompt=ID&cycle=N."""
+        found, cycle = find_run(request.query.get("prompt", "")), request.query.get("cycle", "")
+        if found is None or not cycle.isdecimal() or not found.preview_file(int(cycle)).is_file():
+            return _missing()
+        return web.FileResponse(found.preview_file(int(cycle)), headers={"Cache-Control": "no-cache"})
+
+    @routes.post("/collectionlora/save")
+    async def save(request: Any) -> web.Response:
+        """Ask the run of ?prompt=ID to write its collection after this cycle."""
+        found = find_run(request.query.get("prompt", ""))
         if found is None:
-            return web.json_response({"error": "no distillation of that prompt"}, status=404)
-        return web.json_response(found)
+            return _missing()
+        found.save_wanted = True
+        return web.json_response({})
+
+
+def _missing() -> web.Response:
+    return web.json_response({"error": "no such distillation since ComfyUI was started"}, status=404)

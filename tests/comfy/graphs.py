@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 POCKET = Path(__file__).resolve().parents[2] / "pocket"
+PICTURES = sorted((POCKET / "pictures" / "test").glob("*.webp"))
+APP = "(window.app ?? window.comfyAPI?.app?.app)"
+"""The page's application, in JavaScript."""
 
 Graph = dict[str, dict[str, Any]]
 
@@ -135,3 +138,14 @@ def plain_sampling(photo: str) -> Graph:
         ),
         "save": node("SaveLatent", samples=["sampler", 0], filename_prefix="plain"),
     }
+
+
+def open_page(page: Any, url: str) -> None:
+    """Load ComfyUI's page, or load it again, and wait until the pack's nodes are there."""
+    page.goto(url, timeout=120_000)
+    page.wait_for_function(
+        f"() => {APP}?.graph && window.LiteGraph?.registered_node_types?.CollectionLoraLoad",
+        timeout=120_000,
+    )
+    page.wait_for_timeout(1500)
+    page.keyboard.press("Escape")  # the template browser opens by itself the first time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
@@ -17,13 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parent))
-from graphs import POCKET, Graph, apply_effect, node
+from graphs import PICTURES, Graph, apply_effect, node
 
 from collectionlora.collection.catalogue import HEADER_KEY
 from collectionlora.collection.file import read_catalogue
 from collectionlora.pocket import WEIGHTS
 
-PICTURES = sorted((POCKET / "pictures" / "test").glob("*.webp"))
 SHIPPED = WEIGHTS / "collection.safetensors"
 
 
@@ -194,6 +194,20 @@ def test_a_hostile_file_is_refused_by_node_and_route(server: Any, photo: str, ki
     assert message in refused
     assert path.name in refused
     assert message in server.answer(f"/collectionlora/catalogue?file={path.name}")["error"]
+
+
+def test_thumbnails_are_served_as_pictures(server: Any) -> None:
+    effects = server.get("/collectionlora/catalogue?file=pocket+(built+in)")
+    assert len(effects) == 12
+    for effect in effects:
+        with server.open(effect["thumbnail"]) as answer:
+            assert answer.headers["Content-Type"].startswith("image/")
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            with Image.open(io.BytesIO(answer.read())) as picture:
+                assert picture.width == 2 * picture.height  # source and result
+    assert (
+        "did you mean" in server.answer("/collectionlora/thumbnail?file=pocket+(built+in)&effect=x")["error"]
+    )
 
 
 def test_markup_in_a_title_stays_text(server: Any) -> None:

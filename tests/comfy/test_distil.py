@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 sys.path.append(str(Path(__file__).parent))
-from graphs import POCKET, apply_effect, distil, node, plain_sampling
+from graphs import PICTURES, POCKET, apply_effect, distil, node, plain_sampling
 
 from collectionlora.collection.file import load_collection, read_catalogue
 from collectionlora.training.checkpoint import load_state
@@ -26,8 +26,6 @@ from collectionlora.training.config import distillation
 from collectionlora.training.hosts.pocket import PocketHost
 from collectionlora.training.run import DistillationRun
 from collectionlora.training.run_config import Run, Targets, read_lists
-
-PICTURES = sorted((POCKET / "pictures" / "test").glob("*.webp"))
 
 
 def folder_of(server: Any, name: str) -> Path:

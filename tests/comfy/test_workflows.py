@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parent))
-from graphs import POCKET, Graph, node
+from graphs import APP, PICTURES, POCKET, Graph, node
 
 from collectionlora.collection.file import load_collection, read_catalogue
 from collectionlora.pocket import WEIGHTS
@@ -29,36 +29,6 @@ from collectionlora.training.lora import TeacherStack
 from collectionlora.training.roles import Roles
 
 WORKFLOWS = sorted((POCKET.parent / "workflows").glob("*.json"))
-PICTURES = sorted((POCKET / "pictures" / "test").glob("*.webp"))
-CHROMIUM = "/usr/bin/chromium"
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-]
-APP = "(window.app ?? window.comfyAPI?.app?.app)"
-
-
-@pytest.fixture(scope="module")
-def page(server: Any) -> Iterator[Any]:
-    """ComfyUI's page in a browser."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    if not Path(CHROMIUM).exists():
-        pytest.skip("no Chromium: apt-get install chromium")
-    shutil.copy(PICTURES[0], server.base_directory / "input" / "example.png")
-    with playwright.sync_playwright() as run:
-        browser = run.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1600, "height": 1000})
-        page.goto(server.url, timeout=120_000)
-        page.wait_for_function(
-            f"() => {APP}?.graph && window.LiteGraph?.registered_node_types?.CollectionLoraLoad",
-            timeout=120_000,
-        )
-        page.wait_for_timeout(1000)
-        yield page
-        browser.close()
 
 
 @pytest.fixture

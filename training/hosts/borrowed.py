@@ -102,9 +102,7 @@ def _alias(parameter: nn.Parameter) -> nn.Parameter:
     if not parameter.is_inference():
         return parameter
     tensor = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
-    tensor.set_(  # type: ignore[call-overload]
-        parameter.untyped_storage(), parameter.storage_offset(), parameter.size(), parameter.stride()
-    )
+    tensor.set_(parameter.untyped_storage(), parameter.storage_offset(), parameter.size(), parameter.stride())
     return nn.Parameter(tensor, requires_grad=False)
 
 

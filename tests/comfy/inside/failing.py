@@ -67,7 +67,7 @@ def main(effects: Path, data: Path, output: Path, kind: str) -> str:
         host = ComfyHost(pocket_model(), pocket_clip(), pocket_vae(), 128, 16, True)
         try:
             with host.lend():
-                _distil(run, host, RunEvents(9), 0, None)
+                _distil(run, host, RunEvents(output, 9), 0, None)
         except Exception as error:
             return f"{type(error).__name__}: {error}"
     return "no failure"

@@ -91,7 +91,7 @@ def main(folder: Path) -> dict[str, Any]:
         host = ComfyHost(model, clip, vae, 128, 16, True)
         run = Run(run.output, lists, distill=_fitting(run.distill, host), targets=run.targets)
         with host.lend():
-            report = _distil(run, host, RunEvents(3), 0, None)
+            report = _distil(run, host, RunEvents(run.output, 3), 0, None)
         weights, catalogue = load_collection(run.collection, linear_shapes(host.transformer))
         patched, _ = sd.load_lora_for_models(model, None, comfy_tensors(weights), 1.0, 0)
     return {

@@ -1,0 +1,222 @@
+"""The gallery of Choose Effect, in the real page, in both of its node modes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+sys.path.append(str(Path(__file__).parent))
+from graphs import APP, POCKET, open_page
+
+from collectionlora.collection.catalogue import HEADER_KEY
+from collectionlora.collection.file import read_catalogue
+from collectionlora.pocket import WEIGHTS
+
+SHIPPED = WEIGHTS / "collection.safetensors"
+NODE = f"{APP}.graph.nodes.find((n) => n.comfyClass === 'CollectionLoraEffect')"
+LOADER = f"{APP}.graph.nodes.find((n) => n.comfyClass === 'CollectionLoraLoad')"
+SHOW_NODE = (
+    (
+        "() => { const node = NODE; const canvas = APP.canvas; canvas.ds.scale = 1;"
+        " canvas.ds.offset = [200 - node.pos[0], 150 - node.pos[1]]; canvas.setDirty(true, true); }"
+    )
+    .replace("NODE", NODE)
+    .replace("APP", APP)
+)
+SET_FILE = "(name) => { const w = LOADER.widgets[0]; w.value = name; w.callback(name); }".replace(
+    "LOADER", LOADER
+)
+
+
+@pytest.fixture(params=["canvas", "vue"])
+def picker(page: Any, request: Any) -> Any:
+    """The page with the workflow that applies an effect, in one of the two node modes."""
+    vue = request.param == "vue"
+    page.evaluate(f"(on) => {APP}.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", vue)
+    content = json.loads((POCKET.parent / "workflows" / "apply_effect_pocket.json").read_text("utf-8"))
+    page.evaluate(f"(graph) => {APP}.loadGraphData(graph)", content)
+    page.evaluate(SHOW_NODE)
+    page.locator(".cl-cell").first.wait_for(timeout=5_000)
+    page.wait_for_timeout(300)
+    return page
+
+
+def chosen(page: Any) -> tuple[str, str]:
+    """What the node would be run with."""
+    graph = page.evaluate(f"async () => (await {APP}.graphToPrompt()).output")
+    (one,) = [one for one in graph.values() if one["class_type"] == "CollectionLoraEffect"]
+    return one["inputs"]["effect"], one["inputs"]["then"]
+
+
+def load(page: Any, file: str) -> None:
+    """Choose another file in Load Collection."""
+    page.evaluate(SET_FILE, file)
+    page.wait_for_timeout(900)
+
+
+def cell(page: Any, name: str) -> Any:
+    return page.locator(f".cl-cell[data-name={name}]")
+
+
+def shown(page: Any) -> list[str]:
+    return [one.get_attribute("data-name") for one in page.locator(".cl-cell:not([hidden])").all()]
+
+
+def test_effects_are_seen_and_picked(picker: Any) -> None:
+    effects = read_catalogue(SHIPPED).effects
+    assert shown(picker) == [effect.name for effect in effects]
+    for effect in effects:
+        assert cell(picker, effect.name).inner_text().strip() == effect.title
+        assert cell(picker, effect.name).bounding_box()["height"] > 80  # picture and name
+    loaded = "(images) => images.every((one) => one.complete && one.naturalWidth === 2 * one.naturalHeight)"
+    picker.wait_for_timeout(500)
+    assert picker.locator(".cl-cell img").evaluate_all(loaded)
+    cell(picker, "sketch").click()
+    assert chosen(picker) == ("sketch", "none")
+    assert cell(picker, "sketch").get_attribute("aria-selected") == "true"
+
+
+def test_a_second_effect_is_added_swapped_and_removed(picker: Any) -> None:
+    cell(picker, "thermal").click()
+    picker.locator(".cl-add").click()
+    cell(picker, "bokeh").click()
+    assert chosen(picker) == ("thermal", "bokeh")
+    picker.locator(".cl-swap").click()
+    assert chosen(picker) == ("bokeh", "thermal")
+    picker.locator(".cl-drop").click()
+    assert chosen(picker) == ("bokeh", "none")
+    cell(picker, "neon").click(modifiers=["Shift"])
+    assert chosen(picker) == ("bokeh", "neon")
+
+
+def test_search_and_categories(picker: Any) -> None:
+    effects = read_catalogue(SHIPPED).effects
+    picker.locator(".cl-search").fill("sket")
+    assert shown(picker) == ["sketch"]
+    picker.locator(".cl-search").fill("")
+    category = effects[0].category
+    picker.locator(".cl-category").select_option(category)
+    assert shown(picker) == [effect.name for effect in effects if effect.category == category]
+    picker.locator(".cl-category").select_option("all")
+    assert len(shown(picker)) == len(effects)
+    picker.locator(".cl-random").click()
+    assert chosen(picker)[0] in {effect.name for effect in effects}
+
+
+def test_the_keyboard_is_enough(picker: Any) -> None:
+    effects = [effect.name for effect in read_catalogue(SHIPPED).effects]
+    picker.locator(".cl-cell[tabindex='0']").focus()
+    picker.keyboard.press("Home")
+    picker.keyboard.press("ArrowRight")
+    picker.keyboard.press("Enter")
+    assert chosen(picker)[0] == effects[1]
+    picker.keyboard.press("End")
+    picker.keyboard.press("Shift+Enter")
+    assert chosen(picker) == (effects[1], effects[-1])
+    picker.keyboard.press("Home")
+    picker.keyboard.press("f")
+    assert "cl-favourite" in cell(picker, effects[0]).get_attribute("class")
+    picker.keyboard.press("f")
+    assert "cl-favourite" not in cell(picker, effects[0]).get_attribute("class")
+
+
+def test_favourites_and_recents_outlive_the_page(
+    picker: Any, server: Any, reopen: Callable[[], None]
+) -> None:
+    cell(picker, "halftone").focus()
+    picker.keyboard.press("f")
+    cell(picker, "duotone").click()
+    picker.wait_for_timeout(500)
+    kept = json.loads((server.base_directory / "user" / "default" / "collectionlora.json").read_text())
+    assert kept["favourites"] == ["halftone"]
+    assert kept["recent"][0] == "duotone"
+    reopen()
+    picker.locator(".cl-category").select_option("favourites")
+    assert shown(picker) == ["halftone"]
+    picker.locator(".cl-category").select_option("recent")
+    assert "duotone" in shown(picker)
+    picker.locator(".cl-category").select_option("all")
+    cell(picker, "halftone").focus()
+    picker.keyboard.press("f")
+    picker.wait_for_timeout(300)
+
+
+@pytest.fixture
+def reopen(page: Any, server: Any) -> Callable[[], None]:
+    """Load the page anew and open in it what was open."""
+
+    def run() -> None:
+        graph = page.evaluate(f"() => {APP}.graph.serialize()")
+        open_page(page, server.url)
+        page.evaluate(f"(graph) => {APP}.loadGraphData(graph)", graph)
+        page.locator(".cl-cell").first.wait_for(timeout=5_000)
+        page.wait_for_timeout(300)
+
+    return run
+
+
+def test_the_choice_survives_reload_copy_and_a_change_of_mode(picker: Any, reopen: Any) -> None:
+    cell(picker, "neon").click()
+    cell(picker, "confetti").click(modifiers=["Shift"])
+    reopen()
+    assert chosen(picker) == ("neon", "confetti")
+    assert "cl-first" in cell(picker, "neon").get_attribute("class")
+    on = picker.evaluate(f"() => {APP}.extensionManager.setting.get('Comfy.VueNodes.Enabled')")
+    picker.evaluate(f"(on) => {APP}.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", not on)
+    picker.wait_for_timeout(1500)
+    assert chosen(picker) == ("neon", "confetti")
+    assert "cl-second" in cell(picker, "confetti").get_attribute("class")
+    copied = picker.evaluate(
+        f"() => {{ const copy = {NODE}.clone(); {APP}.graph.add(copy);"
+        " const found = ['effect', 'then'].map((n) => copy.widgets.find((w) => w.name === n).value);"
+        f" {APP}.graph.remove(copy); return found; }}"
+    )
+    assert copied == ["neon", "confetti"]
+
+
+def test_a_missing_file_is_named_and_the_choice_kept(picker: Any) -> None:
+    cell(picker, "sketch").click()
+    load(picker, "gone.safetensors")
+    assert "gone.safetensors: no such file" in picker.locator(".cl-message").inner_text()
+    assert chosen(picker)[0] == "sketch"
+    load(picker, "pocket (built in)")
+    assert "cl-first" in cell(picker, "sketch").get_attribute("class")
+
+
+def test_text_of_a_hostile_file_stays_text(picker: Any, server: Any) -> None:
+    content = json.loads(read_catalogue(SHIPPED).to_header()[HEADER_KEY])
+    bad = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'
+    for key in ("title", "category", "prompt"):
+        content["effects"][0][key] = bad[:64] if key == "category" else bad
+    path = server.base_directory / "models" / "loras" / "hostile.safetensors"
+    save_file(load_file(SHIPPED), path, {"format": "pt", HEADER_KEY: json.dumps(content)})
+    load(picker, "hostile.safetensors")
+    name = content["effects"][0]["name"]
+    assert cell(picker, name).inner_text().strip() == bad
+    cell(picker, name).click()
+    assert picker.evaluate("() => window.hacked") is None
+    assert picker.locator(".cl-cell script, .cl-cell img[src=x]").count() == 0
+
+
+def test_many_effects_open_at_once(picker: Any, server: Any) -> None:
+    content = json.loads(read_catalogue(SHIPPED).to_header()[HEADER_KEY])
+    small = content["effects"]
+    for one in small:
+        one.pop("thumbnail", None)
+    content["effects"] = [
+        {**small[i % 12], "name": f"effect_{i}", "title": f"Effect {i}", "tag": f"<tag_{i}>"}
+        for i in range(180)
+    ]
+    path = server.base_directory / "models" / "loras" / "many.safetensors"
+    save_file(load_file(SHIPPED), path, {"format": "pt", HEADER_KEY: json.dumps(content)})
+    load(picker, "many.safetensors")
+    assert len(shown(picker)) == 180
+    cell(picker, "effect_179").scroll_into_view_if_needed()
+    cell(picker, "effect_179").click()
+    assert chosen(picker)[0] == "effect_179"

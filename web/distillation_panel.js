@@ -1,0 +1,32 @@
+// A sidebar tab that shows the latest distillation, live and after a reload.
+import { app } from "../../scripts/app.js";
+import { Panel } from "./panel/panel.js";
+
+const style = document.createElement("link");
+style.rel = "stylesheet";
+style.href = new URL("./panel/panel.css", import.meta.url).href;
+document.head.append(style);
+
+let panel = null;
+
+app.registerExtension({
+  name: "collectionlora.distillationPanel",
+  setup() {
+    app.extensionManager.registerSidebarTab({
+      id: "collectionlora.distillation",
+      icon: "pi pi-chart-line",
+      title: "Distil",
+      tooltip: "Distillation: losses, previews, time left",
+      type: "custom",
+      render: (place) => {
+        panel?.remove();
+        panel = new Panel();
+        place.replaceChildren(panel.root);
+      },
+      destroy: () => {
+        panel?.remove();
+        panel = null;
+      },
+    });
+  },
+});

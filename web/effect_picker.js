@@ -1,0 +1,128 @@
+// Choose Effect: a gallery of the connected collection's effects. The node's two lists stay the truth; the
+// gallery shows them and sets them, and is saved nowhere.
+import { app } from "../../scripts/app.js";
+import { effectsOf, forget } from "./picker/catalogue.js";
+import { Gallery } from "./picker/gallery.js";
+
+const NONE = "none";
+const WIDTH = 340;
+const HEIGHT = 260;
+
+const style = document.createElement("link");
+style.rel = "stylesheet";
+style.href = new URL("./picker/picker.css", import.meta.url).href;
+document.head.append(style);
+
+/** Upstream, through reroutes, to the node that names a file. */
+function fileOf(node) {
+  let found = node.getInputNode(node.findInputSlot("collection"));
+  for (let hops = 0; found && hops < 32; hops++) {
+    const widget = found.widgets?.find((one) => one.name === "file");
+    if (widget) return widget.value;
+    found = found.getInputNode?.(0);
+  }
+  return null;
+}
+
+function widgetsOf(node) {
+  const named = (name) => node.widgets?.find((widget) => widget.name === name);
+  return { effect: named("effect"), then: named("then") };
+}
+
+function choiceOf(node) {
+  const { effect, then } = widgetsOf(node);
+  return { first: effect?.value ?? "", second: !then?.value || then.value === NONE ? null : then.value };
+}
+
+async function refresh(node) {
+  const gallery = node.collectionLoraGallery;
+  const file = fileOf(node);
+  gallery.choose(choiceOf(node));
+  if (!file) return gallery.complain("Connect Load Collection to see its effects.");
+  let effects;
+  try {
+    effects = await effectsOf(file);
+  } catch (error) {
+    return gallery.complain(String(error.message ?? error));
+  }
+  if (fileOf(node) !== file) return; // another file was chosen meanwhile
+  const { effect, then } = widgetsOf(node);
+  const names = effects.map((one) => one.name);
+  if (effect) effect.options.values = names;
+  if (then) then.options.values = [NONE, ...names];
+  gallery.show(effects);
+  gallery.choose(choiceOf(node));
+}
+
+function addGallery(node) {
+  const gallery = new Gallery(({ first, second }) => {
+    const { effect, then } = widgetsOf(node);
+    if (effect) effect.value = first;
+    if (then) then.value = second ?? NONE;
+    node.graph?.afterChange?.();
+    node.setDirtyCanvas?.(true, true);
+  });
+  node.collectionLoraGallery = gallery;
+  const widget = node.addDOMWidget("gallery", "collectionlora.gallery", gallery.root, {
+    serialize: false,
+    getMinHeight: () => HEIGHT,
+    hideOnZoom: false,
+  });
+  widget.serialize = false;
+  for (const one of Object.values(widgetsOf(node))) {
+    if (!one) continue;
+    const called = one.callback;
+    one.callback = function (...args) {
+      const result = called?.apply(this, args);
+      gallery.choose(choiceOf(node));
+      return result;
+    };
+  }
+  const connected = node.onConnectionsChange;
+  node.onConnectionsChange = function (...args) {
+    connected?.apply(this, args);
+    setTimeout(() => refresh(node), 0);
+  };
+  const configured = node.onConfigure;
+  node.onConfigure = function (...args) {
+    configured?.apply(this, args);
+    setTimeout(() => {
+      fit(node); // a saved size may leave no room for the gallery
+      refresh(node);
+    }, 0);
+  };
+  const removed = node.onRemoved;
+  node.onRemoved = function (...args) {
+    gallery.remove();
+    removed?.apply(this, args);
+  };
+  fit(node);
+  setTimeout(() => refresh(node), 0);
+}
+
+function fit(node) {
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(node.size[0], width, WIDTH), Math.max(node.size[1], height)]);
+}
+
+function watchFile(node) {
+  const file = node.widgets?.find((widget) => widget.name === "file");
+  if (!file) return;
+  const called = file.callback;
+  file.callback = function (...args) {
+    const result = called?.apply(this, args);
+    forget(file.value);
+    for (const other of node.graph?.nodes ?? []) {
+      if (other.collectionLoraGallery) refresh(other);
+    }
+    return result;
+  };
+}
+
+app.registerExtension({
+  name: "collectionlora.effectPicker",
+  nodeCreated(node) {
+    if (node.comfyClass === "CollectionLoraLoad") watchFile(node);
+    if (node.comfyClass === "CollectionLoraEffect") addGallery(node);
+  },
+});

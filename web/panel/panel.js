@@ -1,0 +1,177 @@
+// The distillation panel: what the latest run does, from the server's story and its events.
+import { api } from "../../../scripts/api.js";
+import { colourOf, drawCurves } from "./curves.js";
+
+/** @param {string} tag @param {string} [text] @param {string} [className] */
+function element(tag, text = "", className = "") {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  made.className = className;
+  return made;
+}
+
+/** @param {number} seconds */
+export function inWords(seconds) {
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  return `${(seconds / 3600).toFixed(1)} h`;
+}
+
+export class Panel {
+  constructor() {
+    this.root = element("div", "", "cl-panel");
+    /** @type {Record<string, any> | null} */
+    this.story = null;
+    this.follow = true; // the slider stays at the newest preview until it is moved
+    this.#build();
+    this.listener = (event) => this.#hear(event.detail);
+    api.addEventListener("collectionlora.run", this.listener);
+    this.watch = new ResizeObserver(() => this.#draw());
+    this.watch.observe(this.root);
+    this.load();
+  }
+
+  remove() {
+    api.removeEventListener("collectionlora.run", this.listener);
+    this.watch.disconnect();
+    this.root.remove();
+  }
+
+  /** Read the whole story: at the start, and when events were missed. */
+  async load() {
+    const response = await api.fetchApi("/collectionlora/run");
+    this.story = response.ok ? await response.json() : null;
+    this.#show();
+  }
+
+  #build() {
+    this.title = element("h3");
+    this.state = element("div");
+    this.state.setAttribute("role", "status");
+    this.bar = /** @type {HTMLProgressElement} */ (element("progress"));
+    this.bar.setAttribute("aria-label", "Progress");
+    this.cancel = /** @type {HTMLButtonElement} */ (element("button", "Cancel"));
+    this.cancel.title = "Stop; what was trained is kept";
+    this.cancel.addEventListener("click", () => api.interrupt(this.story?.prompt_id ?? null));
+    this.save = /** @type {HTMLButtonElement} */ (element("button", "Save now"));
+    this.save.title = "Write the collection as trained so far, and go on";
+    this.save.addEventListener("click", async () => {
+      this.save.disabled = true;
+      await api.fetchApi(`/collectionlora/save?prompt=${encodeURIComponent(this.story?.prompt_id ?? "")}`, {
+        method: "POST",
+      });
+    });
+    const buttons = element("div", "", "cl-buttons");
+    buttons.append(this.cancel, this.save);
+    this.which = /** @type {HTMLSelectElement} */ (element("select"));
+    this.which.setAttribute("aria-label", "Curves");
+    for (const [value, text] of [["losses", "losses by term"], ["effects", "losses by effect"]]) {
+      const option = /** @type {HTMLOptionElement} */ (element("option", text));
+      option.value = value;
+      this.which.append(option);
+    }
+    this.which.addEventListener("change", () => this.#draw());
+    this.canvas = /** @type {HTMLCanvasElement} */ (element("canvas"));
+    this.canvas.setAttribute("role", "img");
+    this.table = element("table");
+    this.when = /** @type {HTMLInputElement} */ (element("input"));
+    this.when.type = "range";
+    this.when.setAttribute("aria-label", "Preview of which cycle");
+    this.when.addEventListener("input", () => {
+      this.follow = Number(this.when.value) === Number(this.when.max);
+      this.#picture();
+    });
+    this.caption = element("div");
+    this.image = /** @type {HTMLImageElement} */ (element("img"));
+    this.previews = element("div");
+    this.previews.append(element("h3", "Previews"), this.image, this.when, this.caption);
+    this.plan = element("pre");
+    this.body = element("div");
+    this.body.style.display = "contents";
+    this.body.append(
+      this.bar, buttons, this.which, this.canvas, this.table, this.previews, element("h3", "Memory on the device"), this.plan,
+    );
+    this.root.append(this.title, this.state, this.body);
+  }
+
+  /** @param {Record<string, any>} news */
+  #hear(news) {
+    if (this.story?.prompt_id !== news.prompt_id || (news.cycle ?? 0) > this.story.cycle + 1) {
+      this.load(); // another run, or events were missed
+      return;
+    }
+    const { loss, effect_loss: effectLoss, ...rest } = news;
+    Object.assign(this.story, rest);
+    for (const [lines, losses] of [[this.story.losses, loss], [this.story.effects, effectLoss]]) {
+      for (const [name, value] of Object.entries(losses ?? {})) {
+        const line = (lines[name] ??= { cycle: [], loss: [] });
+        line.cycle.push(news.cycle - 1);
+        line.loss.push(value);
+      }
+    }
+    this.#show();
+  }
+
+  #show() {
+    const story = this.story;
+    this.body.hidden = !story;
+    this.title.textContent = story ? story.name : "Distillation";
+    if (!story) {
+      this.state.textContent = "Nothing has run since ComfyUI was started. Queue a graph with Distil Collection.";
+      return;
+    }
+    const ended = story.phase === "ended";
+    const before = story.phase && story.phase !== "cycles" && !ended;
+    this.bar.max = before ? story.total : story.cycles;
+    this.bar.value = before ? story.done : story.cycle;
+    this.state.className = ended ? "cl-ended" : "";
+    this.state.textContent = ended
+      ? `${story.ended ? `Stopped: ${story.ended}` : "Complete"}. ${story.kept ? `Kept in ${story.kept}` : "Nothing was learnt yet."}`
+      : before
+        ? `${story.phase}: ${story.done} of ${story.total}`
+        : `cycle ${story.cycle} of ${story.cycles}` +
+          (story.seconds_each ? `, ${story.seconds_each} s each, ${inWords(story.seconds_left)} left` : "") +
+          (story.memory ? `, ${(story.memory / 2 ** 30).toFixed(1)} GiB` : "") +
+          (story.saved ? `. Saved: ${story.saved}` : "");
+    this.cancel.disabled = ended;
+    this.save.disabled = ended || before || !story.cycle;
+    this.plan.textContent = story.plan ?? "";
+    const previews = story.previews ?? [];
+    this.previews.hidden = !previews.length;
+    this.when.max = String(Math.max(0, previews.length - 1));
+    if (this.follow) this.when.value = this.when.max;
+    this.#picture();
+    this.#draw();
+  }
+
+  #picture() {
+    const cycle = this.story?.previews?.[Number(this.when.value)];
+    if (cycle === undefined) return;
+    const address = api.apiURL(
+      `/collectionlora/preview?prompt=${encodeURIComponent(this.story?.prompt_id)}&cycle=${cycle}`,
+    );
+    if (!this.image.src.endsWith(address)) this.image.src = address;
+    this.image.alt = `What the student makes of the examples after ${cycle} cycles`;
+    this.caption.textContent = `after ${cycle} cycles`;
+  }
+
+  #draw() {
+    const story = this.story;
+    if (!story) return;
+    const lines = story[this.which.value] ?? {};
+    drawCurves(this.canvas, lines, story.cycles);
+    const rows = Object.entries(lines).map(([name, line], index) => {
+      const row = element("tr");
+      const named = element("td");
+      const dot = element("span", "", "cl-dot");
+      dot.style.background = colourOf(index);
+      named.append(dot, document.createTextNode(name));
+      const lately = line.loss.slice(-20);
+      const value = lately.reduce((sum, one) => sum + one, 0) / Math.max(1, lately.length);
+      row.append(named, element("td", value.toPrecision(3)));
+      return row;
+    });
+    this.table.replaceChildren(...rows);
+    this.canvas.setAttribute("aria-label", `Loss curves: ${this.table.textContent}`);
+  }
+}

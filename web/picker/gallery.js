@@ -1,0 +1,265 @@
+// The gallery: pictures of effects, and the one or two that are chosen. Knows the page's DOM only, not ComfyUI.
+import { isFavourite, noteUse, onChange, recent, remember, toggleFavourite } from "./memory.js";
+
+/** @typedef {import("./catalogue.js").Effect} Effect */
+/** @typedef {{first: string, second: string | null}} Choice */
+
+const ALL = "all";
+const FAVOURITES = "favourites";
+const RECENT = "recent";
+const SIZES = { min: 56, max: 192, start: 88 };
+
+/** @param {string} tag @param {string} className @param {Record<string, string>} [attributes] */
+function element(tag, className, attributes = {}) {
+  const made = document.createElement(tag);
+  made.className = className;
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
+
+export class Gallery {
+  /** @param {(choice: Choice) => void} onChoice told of every choice the user makes */
+  constructor(onChoice) {
+    this.onChoice = onChoice;
+    /** @type {Effect[]} */
+    this.effects = [];
+    /** @type {Choice} */
+    this.choice = { first: "", second: null };
+    this.choosesSecond = false;
+    /** @type {Map<string, HTMLButtonElement>} */
+    this.cells = new Map();
+    this.root = element("div", "cl-picker");
+    this.#build();
+    this.stop = onChange(() => this.#filter());
+    remember();
+  }
+
+  /** Take the gallery out of the page for good. */
+  remove() {
+    this.stop();
+    this.root.remove();
+  }
+
+  /** @param {Effect[]} effects */
+  show(effects) {
+    this.effects = effects;
+    this.message.hidden = true;
+    const categories = [...new Set(effects.map((effect) => effect.category).filter(Boolean))].sort();
+    const found = this.category.value;
+    this.category.replaceChildren(
+      ...[ALL, FAVOURITES, RECENT, ...categories].map((name) => {
+        const option = document.createElement("option");
+        option.value = option.textContent = name;
+        return option;
+      }),
+    );
+    if ([ALL, FAVOURITES, RECENT, ...categories].includes(found)) this.category.value = found;
+    this.cells.clear();
+    this.grid.replaceChildren(...effects.map((effect) => this.#cell(effect)));
+    this.#filter();
+    this.#mark();
+  }
+
+  /** Say why there is nothing to show; the choice stays as it is. @param {string} text */
+  complain(text) {
+    this.effects = [];
+    this.cells.clear();
+    this.grid.replaceChildren();
+    this.message.textContent = text;
+    this.message.hidden = false;
+    this.#mark();
+  }
+
+  /** Show a choice that was made elsewhere. @param {Choice} choice */
+  choose(choice) {
+    if (choice.first === this.choice.first && choice.second === this.choice.second) return;
+    this.choice = choice;
+    this.#mark();
+  }
+
+  #build() {
+    this.search = /** @type {HTMLInputElement} */ (
+      element("input", "cl-search", { type: "search", placeholder: "Search effects", "aria-label": "Search effects" })
+    );
+    this.search.addEventListener("input", () => this.#filter());
+    this.category = /** @type {HTMLSelectElement} */ (element("select", "cl-category", { "aria-label": "Category" }));
+    this.category.addEventListener("change", () => this.#filter());
+    this.size = /** @type {HTMLInputElement} */ (
+      element("input", "cl-size", {
+        type: "range",
+        min: String(SIZES.min),
+        max: String(SIZES.max),
+        value: String(SIZES.start),
+        "aria-label": "Size of the pictures",
+      })
+    );
+    this.size.addEventListener("input", () => this.#resize());
+    const random = element("button", "cl-random", { type: "button", title: "Pick one at random" });
+    random.textContent = "random";
+    random.addEventListener("click", () => this.#random());
+    const bar = element("div", "cl-bar");
+    bar.append(this.search, this.category, this.size, random);
+
+    this.chosen = element("div", "cl-chosen", { role: "group", "aria-label": "Chosen effects" });
+    this.message = element("div", "cl-message", { role: "status" });
+    this.message.hidden = true;
+    this.grid = element("div", "cl-grid", { role: "listbox", "aria-label": "Effects" });
+    this.grid.addEventListener("keydown", (event) => this.#key(event));
+    this.root.append(bar, this.chosen, this.message, this.grid);
+    // The canvas behind would zoom and pan.
+    this.root.addEventListener("wheel", (event) => event.stopPropagation());
+    for (const kind of ["pointerdown", "keydown"]) {
+      this.root.addEventListener(kind, (event) => event.stopPropagation());
+    }
+    this.#resize();
+  }
+
+  /** @param {Effect} effect */
+  #cell(effect) {
+    const cell = /** @type {HTMLButtonElement} */ (
+      element("button", "cl-cell", { type: "button", role: "option", title: effect.prompt, tabindex: "-1" })
+    );
+    cell.dataset.name = effect.name;
+    if (effect.thumbnail) {
+      const picture = /** @type {HTMLImageElement} */ (element("img", "cl-picture", { loading: "lazy", alt: "" }));
+      picture.src = effect.thumbnail;
+      picture.draggable = false;
+      cell.append(picture);
+    } else {
+      cell.append(element("span", "cl-picture cl-none"));
+    }
+    const name = element("span", "cl-name");
+    name.textContent = effect.title;
+    const star = element("span", "cl-star", { "aria-hidden": "true", title: "Favourite (F)" });
+    star.addEventListener("click", (event) => {
+      event.stopPropagation();
+      toggleFavourite(effect.name);
+    });
+    cell.append(star, name);
+    cell.addEventListener("click", (event) => this.#pick(effect.name, event.shiftKey));
+    cell.addEventListener("focus", () => this.#rove(cell));
+    this.cells.set(effect.name, cell);
+    return cell;
+  }
+
+  /** @param {string} name @param {boolean} [asSecond] */
+  #pick(name, asSecond = false) {
+    const second = asSecond || this.choosesSecond;
+    this.choosesSecond = false;
+    this.#set(second ? { first: this.choice.first || name, second: name } : { ...this.choice, first: name });
+  }
+
+  /** @param {Choice} choice */
+  #set(choice) {
+    this.choice = choice;
+    for (const name of [choice.second, choice.first]) if (name) noteUse(name);
+    this.#mark();
+    this.onChoice(choice);
+  }
+
+  #random() {
+    const shown = this.#shown();
+    if (shown.length) this.#pick(shown[Math.floor(Math.random() * shown.length)].dataset.name ?? "");
+  }
+
+  #shown() {
+    return [...this.cells.values()].filter((cell) => !cell.hidden);
+  }
+
+  #filter() {
+    const words = this.search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const kind = this.category.value || ALL;
+    const lately = recent();
+    for (const effect of this.effects) {
+      const cell = this.cells.get(effect.name);
+      if (!cell) continue;
+      const text = `${effect.name} ${effect.title} ${effect.category} ${effect.prompt}`.toLowerCase();
+      const ofKind =
+        kind === ALL ||
+        (kind === FAVOURITES && isFavourite(effect.name)) ||
+        (kind === RECENT && lately.includes(effect.name)) ||
+        effect.category === kind;
+      cell.hidden = !ofKind || !words.every((word) => text.includes(word));
+      cell.classList.toggle("cl-favourite", isFavourite(effect.name));
+      cell.style.order = kind === RECENT ? String(lately.indexOf(effect.name)) : "";
+    }
+    const [first] = this.#shown();
+    if (first && !this.#shown().some((cell) => cell.tabIndex === 0)) first.tabIndex = 0;
+  }
+
+  #mark() {
+    const { first, second } = this.choice;
+    for (const [name, cell] of this.cells) {
+      cell.classList.toggle("cl-first", name === first);
+      cell.classList.toggle("cl-second", name === second);
+      cell.setAttribute("aria-selected", String(name === first || name === second));
+    }
+    this.chosen.replaceChildren(this.#chip(first, "Effect", null));
+    if (second) {
+      const swap = element("button", "cl-swap", { type: "button", title: "Swap the two" });
+      swap.setAttribute("aria-label", "Swap the two effects");
+      swap.textContent = "⇄";
+      swap.addEventListener("click", () => this.#set({ first: second, second: first }));
+      this.chosen.append(swap, this.#chip(second, "Then", () => this.#set({ first, second: null })));
+    } else {
+      const add = element("button", "cl-add", { type: "button", "aria-pressed": String(this.choosesSecond) });
+      add.textContent = this.choosesSecond ? "now pick the second" : "+ then";
+      add.title = "A second effect on top of the first (or Shift and click)";
+      add.addEventListener("click", () => {
+        this.choosesSecond = !this.choosesSecond;
+        this.#mark();
+      });
+      this.chosen.append(add);
+    }
+  }
+
+  /** @param {string} name @param {string} role @param {(() => void) | null} drop */
+  #chip(name, role, drop) {
+    const effect = this.effects.find((one) => one.name === name);
+    const missing = this.effects.length > 0 && !effect;
+    const chip = element("span", missing ? "cl-chip cl-missing" : "cl-chip");
+    const text = element("span", "cl-chip-text");
+    text.textContent = missing ? `${name} (not in this file)` : (effect?.title ?? name);
+    text.title = role;
+    chip.append(text);
+    if (drop) {
+      const button = element("button", "cl-drop", { type: "button", "aria-label": `Remove ${name}` });
+      button.textContent = "✕";
+      button.addEventListener("click", drop);
+      chip.append(button);
+    }
+    return chip;
+  }
+
+  #resize() {
+    this.root.style.setProperty("--cl-size", `${this.size.value}px`);
+  }
+
+  /** One cell of the grid is in the tab order. @param {HTMLButtonElement} cell */
+  #rove(cell) {
+    for (const other of this.cells.values()) other.tabIndex = other === cell ? 0 : -1;
+  }
+
+  /** @param {KeyboardEvent} event */
+  #key(event) {
+    const shown = this.#shown();
+    const at = shown.indexOf(/** @type {HTMLButtonElement} */ (document.activeElement));
+    if (at < 0) return;
+    const top = shown[0].offsetTop;
+    const columns = Math.max(1, shown.filter((cell) => cell.offsetTop === top).length);
+    const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns };
+    const name = shown[at].dataset.name ?? "";
+    if (event.key in steps) {
+      shown[at + steps[/** @type {keyof typeof steps} */ (event.key)]]?.focus();
+    } else if (event.key === "Home" || event.key === "End") {
+      shown.at(event.key === "Home" ? 0 : -1)?.focus();
+    } else if (event.key === "Enter" || event.key === " ") {
+      this.#pick(name, event.shiftKey);
+    } else if (event.key.toLowerCase() === "f") {
+      toggleFavourite(name);
+    } else {
+      return;
+    }
+    event.preventDefault();
+  }
+}
