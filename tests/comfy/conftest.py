@@ -401,6 +401,7 @@ def page(server: Server) -> Iterator[Any]:
     with playwright.sync_playwright() as run:
         browser = run.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page.set_default_timeout(8_000)
         open_page(page, server.url)
         yield page
         browser.close()
