@@ -9,9 +9,10 @@ from comfy import utils
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..training.pictures import to_tensor
+from ..training.pictures import to_pil, to_tensor
 from ..training.plots import named_grid
 from .effect import encode, resized
+from .gallery import keep_own_pictures
 from .sampling import STEPS, collection_sigmas, sample_latent
 from .sockets import CATEGORY, Collection, CollectionSocket
 
@@ -46,6 +47,12 @@ class ContactSheet(io.ComfyNode):
                 io.Combo.Input(
                     "shape", options=["keep", "square"], default="keep", tooltip="As in Encode Effect."
                 ),
+                io.Boolean.Input(
+                    "for_gallery",
+                    default=False,
+                    tooltip="Keep the results as pictures for Choose Effect's gallery: on this machine only, "
+                    "never in a file.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="sheet", tooltip="Source and results with their names."),
@@ -68,6 +75,7 @@ class ContactSheet(io.ComfyNode):
         steps: int,
         long_side: int,
         shape: str,
+        for_gallery: bool,
     ) -> io.NodeOutput:
         catalogue = collection.catalogue
         names = [name.strip() for name in effects.split(",") if name.strip()]
@@ -83,8 +91,9 @@ class ContactSheet(io.ComfyNode):
             made.append(vae.decode(samples).flatten(0, -4))
             bar.update(1)
         results = torch.cat(made)
-        pictures = [source[0], *results]
-        sheet = named_grid(
-            ["source", *(effect.title for effect in chosen)], [p.movedim(-1, 0) for p in pictures]
-        )
+        pictures = [picture.movedim(-1, 0) for picture in (source[0], *results)]
+        if for_gallery:
+            first, *others = map(to_pil, pictures)
+            keep_own_pictures(collection.name, first, {e.name: p for e, p in zip(chosen, others)})
+        sheet = named_grid(["source", *(effect.title for effect in chosen)], pictures)
         return io.NodeOutput(to_tensor(sheet).movedim(0, -1)[None], results)

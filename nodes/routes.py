@@ -12,6 +12,7 @@ from ..collection.errors import CollectionError
 from ..collection.thumbnails import thumbnail_kind
 from .events import find_run, story
 from .files import catalogue_of, collection_path
+from .gallery import own_picture
 
 
 def add_routes() -> None:
@@ -20,7 +21,7 @@ def add_routes() -> None:
 
     @routes.get("/collectionlora/catalogue")
     async def catalogue(request: Any) -> web.Response:
-        """The effects of ?file=NAME as [{name, title, category, prompt, thumbnail: address or null}]."""
+        """The effects of ?file=NAME: name, title, category, prompt, and the addresses thumbnail and own."""
         file = request.query.get("file", "")
         try:
             found = catalogue_of(file)
@@ -32,16 +33,24 @@ def add_routes() -> None:
         for effect in found.effects:
             query = urlencode({"file": file, "effect": effect.name, "version": version})
             address = f"/collectionlora/thumbnail?{query}" if effect.thumbnail else None
-            effects.append({key: getattr(effect, key) for key in keys} | {"thumbnail": address})
+            own = own_picture(file, effect.name)
+            mine = None
+            if own.is_file():
+                query = urlencode({"file": file, "effect": effect.name, "own": own.stat().st_mtime_ns})
+                mine = f"/collectionlora/thumbnail?{query}"
+            effects.append({key: getattr(effect, key) for key in keys} | {"thumbnail": address, "own": mine})
         return web.json_response(effects)
 
     @routes.get("/collectionlora/thumbnail")
     async def thumbnail(request: Any) -> web.Response:
-        """The picture of ?file=NAME&effect=NAME."""
+        """The picture of ?file=NAME&effect=NAME; with &own=... the user's own."""
+        file = request.query.get("file", "")
         try:
-            effect = catalogue_of(request.query.get("file", ""))[request.query.get("effect", "")]
+            effect = catalogue_of(file)[request.query.get("effect", "")]
         except (CollectionError, OSError) as error:
             return web.json_response({"error": str(error)}, status=404)
+        if "own" in request.query and own_picture(file, effect.name).is_file():
+            return web.FileResponse(own_picture(file, effect.name))
         if effect.thumbnail is None:
             return web.json_response({"error": f"{effect.name} has no thumbnail"}, status=404)
         # its address names the file's version, so a browser may keep it

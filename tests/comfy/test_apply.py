@@ -94,6 +94,11 @@ def test_the_sampler_asks_the_model_once_a_step_and_going_back_to_an_effect_cost
     assert (seen["texts"], seen["pictures"], seen["same"]) == (2, 1, True)
 
 
+def test_qwens_encoder_sees_the_picture_as_in_cores_node(run_inside: Callable[..., dict[str, Any]]) -> None:
+    seen = run_inside("qwen_prompt.py")
+    assert seen == {"shape": [1, 3, 4], "pictures": 1, "as core": True, "without": False}
+
+
 @pytest.mark.parametrize(
     ("size", "shape", "expected"),
     [((300, 200), "keep", (128, 80)), ((200, 300), "square", (128, 128)), ((37, 211), "keep", (16, 128))],

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 sys.path.append(str(Path(__file__).parent))
-from graphs import APP, POCKET, open_page
+from graphs import APP, POCKET, apply_effect, node, open_page
 
 from collectionlora.collection.catalogue import HEADER_KEY
 from collectionlora.collection.file import read_catalogue
@@ -220,3 +220,33 @@ def test_many_effects_open_at_once(picker: Any, server: Any) -> None:
     cell(picker, "effect_179").scroll_into_view_if_needed()
     cell(picker, "effect_179").click()
     assert chosen(picker)[0] == "effect_179"
+
+
+def test_the_gallery_can_show_the_users_own_picture(picker: Any, server: Any) -> None:
+    graph = apply_effect("example.png", "sketch")
+    kept = {key: graph[key] for key in ("pocket", "load", "picture")}
+    kept["sheet"] = node(
+        "CollectionLoraContactSheet",
+        model=["load", 0],
+        clip=["pocket", 1],
+        vae=["pocket", 2],
+        image=["picture", 0],
+        collection=["load", 1],
+        effects="sketch, neon",
+        seed=0,
+        steps=1,
+        long_side=128,
+        shape="square",
+        for_gallery=True,
+    )
+    kept["show"] = node("PreviewImage", images=["sheet", 0])
+    server.run(kept)
+    load(picker, "pocket (built in)")
+    before = cell(picker, "sketch").locator("img").get_attribute("src")
+    picker.locator(".cl-mine").click()
+    picker.wait_for_timeout(500)
+    own = cell(picker, "sketch").locator("img")
+    assert own.get_attribute("src") != before
+    assert own.evaluate("(image) => image.complete && image.naturalWidth === 2 * image.naturalHeight")
+    assert "own=" not in cell(picker, "thermal").locator("img").get_attribute("src")
+    assert not any("galleries" in str(path) for path in (server.base_directory / "models").rglob("*"))

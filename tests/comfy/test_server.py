@@ -44,6 +44,16 @@ def test_every_node_explains_itself(server: Any) -> None:
     assert pages == ours.keys()
 
 
+def test_every_node_speaks_chinese_too(server: Any) -> None:
+    ours = {name: n for name, n in server.get("/object_info").items() if name.startswith("CollectionLora")}
+    spoken = server.get("/i18n")["zh"]["nodeDefs"]
+    for name, node in ours.items():
+        inputs = [*node["input"].get("required", {}), *node["input"].get("optional", {})]
+        assert list(spoken[name]["inputs"]) == inputs, name
+        assert all(one["tooltip"] and one["name"] for one in spoken[name]["inputs"].values())
+        assert len(spoken[name]["outputs"]) == len(node["output"])
+
+
 def test_a_collection_is_offered_by_the_stock_loader_and_shows_its_catalogue(
     server: Any, collection_file: Path, catalogue: Catalogue
 ) -> None:

@@ -34,6 +34,20 @@ def test_eight_steps_are_the_exact_released_schedule() -> None:
     assert flow.seeded_sigmas(SIGMAS) == SIGMAS[3:8]
 
 
+def test_fewer_steps_are_times_of_the_trained_schedule() -> None:
+    for steps in (1, 2, 4, 8):
+        assert flow.fewer_sigmas(SIGMAS, steps) == pytest.approx(flow.few_step_sigmas(steps))
+    for steps in range(1, 9):
+        chosen = flow.fewer_sigmas(SIGMAS, steps)
+        assert len(chosen) == steps + 1
+        assert set(chosen) <= set(SIGMAS)
+        assert (chosen[0], chosen[-1]) == (1, 0)
+        assert sorted(chosen, reverse=True) == list(chosen)
+    assert flow.fewer_sigmas(SIGMAS, 20) == SIGMAS
+    with pytest.raises(ValueError, match="at least 1"):
+        flow.fewer_sigmas(SIGMAS, 0)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 40])
 def test_schedules_run_from_noise_to_image(steps: int) -> None:
     sigmas = flow.few_step_sigmas(steps)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from collectionlora.collection.errors import LoraFormatError
-from collectionlora.training.lora import LoraAdapter, LoraWeights, TeacherStack, target_shapes
+from collectionlora.training.lora import LoraAdapter, LoraWeights, TeacherStack, block_targets, target_shapes
 from collectionlora.training.randomness import generator
 from collectionlora.training.roles import Roles
 
@@ -159,3 +159,15 @@ def test_stack_index_names_teachers_and_none_is_the_base() -> None:
 
 def test_stack_of_no_module_is_empty() -> None:
     assert TeacherStack.of({"none": LoraWeights()}).down == {}
+
+
+def test_targets_of_another_family_are_the_linears_of_its_blocks() -> None:
+    def block() -> nn.ModuleDict:
+        return nn.ModuleDict({"proj": nn.Linear(2, 2), "mlp": nn.Sequential(nn.Linear(2, 2), nn.GELU())})
+
+    net = nn.ModuleDict({"enter": nn.Linear(2, 2), "blocks": nn.ModuleList([block(), block()])})
+    net["single"] = nn.ModuleList([nn.Linear(2, 2)])
+    targets = block_targets(net)
+    assert set(targets) == {"proj", "mlp.0", "0"}
+    adapted = set(target_shapes(net, targets))
+    assert adapted == {"blocks.0.proj", "blocks.0.mlp.0", "blocks.1.proj", "blocks.1.mlp.0", "single.0"}

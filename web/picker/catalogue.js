@@ -8,6 +8,7 @@ import { api } from "../../../scripts/api.js";
  * @property {string} category
  * @property {string} prompt
  * @property {string | null} thumbnail address of its picture: source and result side by side, or the result alone
+ * @property {string | null} own address of the same on the user's own picture
  */
 
 /** @type {Map<string, Promise<Effect[]>>} */
@@ -41,5 +42,6 @@ async function fetchEffects(file) {
   return content.map((effect) => ({
     ...effect,
     thumbnail: effect.thumbnail ? api.apiURL(effect.thumbnail) : null,
+    own: effect.own ? api.apiURL(effect.own) : null,
   }));
 }

@@ -56,6 +56,8 @@ export class Gallery {
     if ([ALL, FAVOURITES, RECENT, ...categories].includes(found)) this.category.value = found;
     this.cells.clear();
     this.grid.replaceChildren(...effects.map((effect) => this.#cell(effect)));
+    this.mine.hidden = !effects.some((effect) => effect.own);
+    this.#pictures();
     this.#filter();
     this.#mark();
   }
@@ -98,7 +100,16 @@ export class Gallery {
     random.textContent = "random";
     random.addEventListener("click", () => this.#random());
     const bar = element("div", "cl-bar");
-    bar.append(this.search, this.category, this.size, random);
+    this.mine = /** @type {HTMLButtonElement} */ (
+      element("button", "cl-mine", { type: "button", "aria-pressed": "false", title: "Show the effects on your own picture" })
+    );
+    this.mine.textContent = "mine";
+    this.mine.hidden = true;
+    this.mine.addEventListener("click", () => {
+      this.mine.setAttribute("aria-pressed", String(this.mine.getAttribute("aria-pressed") !== "true"));
+      this.#pictures();
+    });
+    bar.append(this.search, this.category, this.size, random, this.mine);
 
     this.chosen = element("div", "cl-chosen", { role: "group", "aria-label": "Chosen effects" });
     this.message = element("div", "cl-message", { role: "status" });
@@ -120,14 +131,9 @@ export class Gallery {
       element("button", "cl-cell", { type: "button", role: "option", title: effect.prompt, tabindex: "-1" })
     );
     cell.dataset.name = effect.name;
-    if (effect.thumbnail) {
-      const picture = /** @type {HTMLImageElement} */ (element("img", "cl-picture", { loading: "lazy", alt: "" }));
-      picture.src = effect.thumbnail;
-      picture.draggable = false;
-      cell.append(picture);
-    } else {
-      cell.append(element("span", "cl-picture cl-none"));
-    }
+    const picture = /** @type {HTMLImageElement} */ (element("img", "cl-picture", { loading: "lazy", alt: "" }));
+    picture.draggable = false;
+    cell.append(picture);
     const name = element("span", "cl-name");
     name.textContent = effect.title;
     const star = element("span", "cl-star", { "aria-hidden": "true", title: "Favourite (F)" });
@@ -140,6 +146,19 @@ export class Gallery {
     cell.addEventListener("focus", () => this.#rove(cell));
     this.cells.set(effect.name, cell);
     return cell;
+  }
+
+  /** The collection's own pictures, or those on the user's, where there are some. */
+  #pictures() {
+    const mine = !this.mine.hidden && this.mine.getAttribute("aria-pressed") === "true";
+    for (const effect of this.effects) {
+      const picture = this.cells.get(effect.name)?.querySelector("img");
+      const address = (mine && effect.own) || effect.thumbnail;
+      if (!picture) continue;
+      picture.classList.toggle("cl-none", !address);
+      if (address) picture.src = address;
+      else picture.removeAttribute("src");
+    }
   }
 
   /** @param {string} name @param {boolean} [asSecond] */

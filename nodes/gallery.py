@@ -1,0 +1,38 @@
+"""Galleries on the user's own picture: kept beside the user's settings, never in a file that is shared."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import folder_paths
+from PIL import Image
+
+from ..collection.atomic import atomic_write
+from ..collection.catalogue import slug
+
+SIDE = 192
+
+
+def own_picture(file: str, effect: str) -> Path:
+    """Where the user's own picture of an effect is, if there is one. `effect` is a name of the catalogue."""
+    key = hashlib.sha256(file.encode()).hexdigest()[:8]
+    folder = Path(folder_paths.get_user_directory()) / "collectionlora" / "galleries" / f"{slug(file)}_{key}"
+    return folder / f"{effect}.jpg"
+
+
+def keep_own_pictures(file: str, source: Image.Image, results: Mapping[str, Image.Image]) -> None:
+    """Keep a picture for each effect, source and result side by side as in the collection's own "
+    "thumbnails."""
+    for effect, result in results.items():
+        pair = Image.new("RGB", (2 * SIDE, SIDE))
+        for place, picture in enumerate((source, result)):
+            side = min(picture.size)
+            left, top = (picture.width - side) // 2, (picture.height - side) // 2
+            square = picture.crop((left, top, left + side, top + side))
+            pair.paste(square.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (place * SIDE, 0))
+        path = own_picture(file, effect)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            pair.save(temporary, "JPEG", quality=88)
