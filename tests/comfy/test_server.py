@@ -52,6 +52,8 @@ def test_every_node_speaks_chinese_too(server: Any) -> None:
         assert list(spoken[name]["inputs"]) == inputs, name
         assert all(one["tooltip"] and one["name"] for one in spoken[name]["inputs"].values())
         assert len(spoken[name]["outputs"]) == len(node["output"])
+        page = (ROOT / "web" / "docs" / name / "zh.md").read_text(encoding="utf-8")
+        assert page.startswith(f"# {spoken[name]['display_name']}\n")
 
 
 def test_a_collection_is_offered_by_the_stock_loader_and_shows_its_catalogue(

@@ -61,6 +61,7 @@ class ComfyHost:
         self.transformer: nn.Module = self._model.diffusion_model
         self.name: str = model.get_attachment("base_name") or kind
         self.text_sees_image = isinstance(clip.tokenizer, QwenImageTokenizer)
+        self._loaded = False
         self.checkpointing = self.device.type != "cpu"
         self._frames = self._model.latent_format.latent_dimensions == 3
 
