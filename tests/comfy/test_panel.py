@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from graphs import APP, distil, open_page
 
 from collectionlora.collection.file import read_catalogue
 
-SHOW = f"() => {APP}.extensionManager.sidebarTab.toggleSidebarTab('collectionlora.distillation')"
+TOGGLE = f"() => {APP}.extensionManager.sidebarTab.toggleSidebarTab('collectionlora.distillation')"
 DRAWN = (
     "(canvas) => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height)"
     ".data.some((value, at) => at % 4 === 3 && value > 0)"
@@ -23,20 +24,26 @@ DRAWN = (
 def show_panel(page: Any) -> Any:
     panel = page.locator(".cl-panel")
     if not panel.is_visible():
-        page.evaluate(SHOW)
-    panel.wait_for(timeout=5_000)
+        page.evaluate(TOGGLE)
+    page.wait_for_function("() => document.querySelector('.cl-panel h3')?.textContent === 'watched'")
     return panel
 
 
-@pytest.mark.usefixtures("lessons")
-def test_a_run_is_watched_reloaded_saved_and_cancelled(page: Any, server: Any) -> None:
-    prompt = server.queue(distil("watched", cycles=2000))
+@pytest.fixture
+def watched(page: Any, server: Any, lessons: tuple[str, str]) -> Iterator[str]:
+    """A long run's prompt id. It is ended with the test, and the panel closed."""
+    yield server.queue(distil("watched", cycles=2000))
+    server.post("/interrupt", {})
+    if page.locator(".cl-panel").is_visible():
+        page.evaluate(TOGGLE)
+
+
+def test_a_run_is_watched_reloaded_saved_and_cancelled(page: Any, server: Any, watched: str) -> None:
     panel = show_panel(page)
     status = panel.get_by_role("status")
     page.wait_for_function(
         "() => /cycle [5-9] of 2000/.test(document.querySelector('.cl-panel')?.textContent)", timeout=60_000
     )
-    assert panel.locator("h3").first.inner_text() == "watched"
     assert panel.locator("canvas").evaluate(DRAWN)
     assert {"fm", "bs", "ts", "fake"} <= set(panel.locator("table td:first-child").all_inner_texts())
     assert "student and fake score" in panel.locator("pre").inner_text()
@@ -50,7 +57,6 @@ def test_a_run_is_watched_reloaded_saved_and_cancelled(page: Any, server: Any) -
 
     open_page(page, server.url)
     panel = show_panel(page)
-    assert panel.locator("h3").first.inner_text() == "watched"
     page.wait_for_function("() => /cycle \\d+ of 2000/.test(document.querySelector('.cl-panel').textContent)")
     assert panel.locator("canvas").evaluate(DRAWN)
 
@@ -64,7 +70,7 @@ def test_a_run_is_watched_reloaded_saved_and_cancelled(page: Any, server: Any) -
 
     other = page.context.browser.new_page()
     open_page(other, server.url)
-    assert show_panel(other).locator("h3").first.inner_text() == "watched"
+    show_panel(other)
     other.locator(".cl-panel").get_by_role("button", name="Cancel").click()
     for one in (page, other):
         one.wait_for_function(
@@ -73,5 +79,5 @@ def test_a_run_is_watched_reloaded_saved_and_cancelled(page: Any, server: Any) -
         )
     other.close()
     assert "collection.safetensors" in status.inner_text()
-    assert server.wait(prompt)["status"]["status_str"] == "error"
+    assert server.wait(watched)["status"]["status_str"] == "error"
     assert read_catalogue(collection).training["cycles"] >= saved
