@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-import torch
 from comfy import model_management, utils
 from comfy_api.latest import io, ui
 from PIL import Image
-from torch import Tensor
 
 from ..collection.catalogue import slug
 from ..collection.file import load_collection
@@ -22,6 +20,7 @@ from ..collection.jsonl import EffectEntry, EffectSample, GeneralSample
 from ..collection.lora_weights import LoraWeights
 from ..training.checkpoint import CheckpointError
 from ..training.config import PRESETS, Distillation, distillation
+from ..training.drawings import draw_losses, draw_matrix
 from ..training.hosts.comfy import ComfyHost
 from ..training.lora import PAPER_TARGETS, block_targets, linear_shapes, target_shapes
 from ..training.memory import ADVICE, MemoryPlan, memory_plan
@@ -257,7 +256,11 @@ class DistilCollection(io.ComfyNode):
             report = _distil(run, host, RunEvents(run.output, run.distill.cycles), preview_every, first)
         weights, catalogue = load_collection(run.collection, linear_shapes(host.transformer))
         text = _in_words(run, report)
-        pictures = [_image(run.output / f"{plot}.png") for plot in ("losses", "similarity")]
+        tags = report["tags"]
+        chosen = tags["chosen_tags"]
+        title = f"student prompts: largest cosine {chosen['max']:+.2f}, mean {chosen['mean']:+.2f}"
+        plots = (draw_losses(report["losses"]), draw_matrix(tags["names"], chosen["matrix"], title))
+        pictures = [to_tensor(plot).movedim(0, -1)[None] for plot in plots]
         collection = Collection(f"{output.name}.safetensors", weights, catalogue)
         return io.NodeOutput(collection, text, *pictures, ui=ui.PreviewText(text))
 
@@ -375,14 +378,6 @@ def _unused(path: Path) -> Path:
     while path.with_name(f"{path.name}_{number}").exists():
         number += 1
     return path.with_name(f"{path.name}_{number}")
-
-
-def _image(path: Path) -> Tensor:
-    """IMAGE of a plot; without matplotlib there is none, and an empty picture stands for it."""
-    if not path.is_file():
-        return torch.zeros(1, 64, 64, 3)
-    with Image.open(path) as picture:
-        return to_tensor(picture.convert("RGB")).movedim(0, -1)[None]
 
 
 def _in_words(run: Run, report: Mapping[str, Any]) -> str:

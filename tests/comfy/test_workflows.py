@@ -181,6 +181,9 @@ def test_the_pocket_distils_from_the_page(server: Any, converted: Any, name: str
     graph[named(graph, "CollectionLoraEffectImages")]["inputs"]["for_each"] = 1
     outputs = server.run(graph, 600)
     text = outputs[named(graph, "CollectionLoraDistil")]["text"][0]
+    for key, one in graph.items():
+        if one["class_type"] == "PreviewImage":  # losses, and how alike the prompts are
+            assert picture(server.output_file(outputs[key]["images"][0])).std() > 0.02
     assert "cycles: 4" in text
     saved = sorted((server.base_directory / "models" / "loras" / "collections").glob("*.safetensors"))
     assert any(len(read_catalogue(path).effects) == 12 for path in saved)

@@ -1,0 +1,27 @@
+// Nodes whose result is a text show it.
+import { app } from "../../scripts/app.js";
+
+const SHOWING = new Set(["CollectionLoraInfo", "CollectionLoraSave", "CollectionLoraDistil"]);
+
+app.registerExtension({
+  name: "collectionlora.showText",
+  nodeCreated(node) {
+    if (!SHOWING.has(node.comfyClass)) return;
+    const area = document.createElement("textarea");
+    area.readOnly = true;
+    area.setAttribute("aria-label", "Result");
+    area.className = "comfy-multiline-input";
+    area.style.resize = "none";
+    area.addEventListener("wheel", (event) => event.stopPropagation());
+    const widget = node.addDOMWidget("result", "collectionlora.text", area, {
+      serialize: false,
+      getMinHeight: () => 60,
+    });
+    widget.serialize = false;
+    const executed = node.onExecuted;
+    node.onExecuted = function (output, ...rest) {
+      executed?.call(this, output, ...rest);
+      if (output?.text) area.value = output.text.join("\n");
+    };
+  },
+});
