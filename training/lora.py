@@ -91,7 +91,7 @@ def block_targets(module: nn.Module) -> tuple[str, ...]:
     for name, blocks in module.named_children():
         if isinstance(blocks, nn.ModuleList):
             for path in linear_shapes(blocks):
-                found[path.split(".", 1)[1] if "." in path else name] = None
+                found[path.split(".", 1)[1] if "." in path else f"{name}.{path}"] = None
     return tuple(found)
 
 

@@ -168,6 +168,6 @@ def test_targets_of_another_family_are_the_linears_of_its_blocks() -> None:
     net = nn.ModuleDict({"enter": nn.Linear(2, 2), "blocks": nn.ModuleList([block(), block()])})
     net["single"] = nn.ModuleList([nn.Linear(2, 2)])
     targets = block_targets(net)
-    assert set(targets) == {"proj", "mlp.0", "0"}
+    assert set(targets) == {"proj", "mlp.0", "single.0"}
     adapted = set(target_shapes(net, targets))
     assert adapted == {"blocks.0.proj", "blocks.0.mlp.0", "blocks.1.proj", "blocks.1.mlp.0", "single.0"}
