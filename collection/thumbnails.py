@@ -83,5 +83,5 @@ def check_thumbnail(data: bytes, where: str) -> None:
 
 
 def thumbnail_kind(data: bytes) -> str:
-    """ "png", "webp" or "jpeg": of what a checked thumbnail is."""
+    """What a checked thumbnail is: "png", "webp" or "jpeg"."""
     return next(kind.lower() for kind, magic in _FORMATS.items() if data.startswith(magic))

@@ -323,8 +323,7 @@ def _distil(
 
 
 def _kept_prompts(collection: Collection, teachers: Sequence[EffectEntry]) -> tuple[EffectEntry, ...]:
-    """Teachers of the collection's effects with its student prompts. Raises ValueError for one that is "
-    "missing."""
+    """The teachers with the prompts that the collection has learnt. Raises ValueError for one it misses."""
     names = {slug(teacher.lora_name) for teacher in teachers}
     for effect in collection.catalogue.effects:
         if effect.name not in names:

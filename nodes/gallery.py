@@ -23,8 +23,7 @@ def own_picture(file: str, effect: str) -> Path:
 
 
 def keep_own_pictures(file: str, source: Image.Image, results: Mapping[str, Image.Image]) -> None:
-    """Keep a picture for each effect, source and result side by side as in the collection's own "
-    "thumbnails."""
+    """Keep a picture for each effect: source and result side by side, as the collection's own are."""
     for effect, result in results.items():
         pair = Image.new("RGB", (2 * SIDE, SIDE))
         for place, picture in enumerate((source, result)):

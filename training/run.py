@@ -280,8 +280,7 @@ class DistillationRun:
         plot_similarity(self.run.output / "similarity.png", tags.matrices(), tags.names)
 
     def preview(self, names: Sequence[str]) -> Iterator[Tensor]:
-        """What the student as trained so far makes of each effect's example (3,H,W), always from one "
-        "noise."""
+        """What the student so far makes of each effect's example (3,H,W), always from the same noise."""
         yield from self._results(self.trainer.result(), names)
 
     def _results(self, weights: LoraWeights, names: Iterable[str]) -> Iterator[Tensor]:
@@ -289,9 +288,9 @@ class DistillationRun:
         for name in names:
             prompt, image = self.prepared.prompts[name].student, self.prepared.examples[name]
             draws = [generator(config.seed, "thumbnail", name)]
-            yield apply_collection(self.host, weights, [prompt], image[None], draws, config.objective.sigmas)[
-                0
-            ]
+            sigmas = config.objective.sigmas
+            (result,) = apply_collection(self.host, weights, [prompt], image[None], draws, sigmas)
+            yield result
 
     def _thumbnails(self, weights: LoraWeights) -> dict[str, tuple[Image.Image, Image.Image]]:
         """Source and the collection's own result, for each effect: no picture of the truth is passed off."""
