@@ -45,7 +45,7 @@ class LoadCollection(io.ComfyNode):
                     min=-2.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="1 is what was trained. Few-step sampling suffers first when it is lowered.",
+                    tooltip="1 is what was trained; few-step sampling goes down with it.",
                 ),
                 io.Combo.Input(
                     "other_base",

@@ -196,7 +196,7 @@ class DistilCollection(io.ComfyNode):
                 GeneralImagesSocket.Input(
                     "general",
                     optional=True,
-                    tooltip="From General Images; without it the base's own skills fade.",
+                    tooltip="From General Images: keeps the base's own skills.",
                 ),
                 SettingsSocket.Input("settings", optional=True, tooltip="From Distillation Settings."),
                 CollectionSocket.Input(
