@@ -17,6 +17,7 @@ from ..collection.file import save_collection
 from ..collection.layouts import comfy_tensors, read_lora
 from ..training.lora import linear_shapes
 from .files import BUILT_IN, catalogue_of, collection_names, collection_path
+from .places import unused
 from .sockets import ATTACHMENT, CATEGORY, Collection, CollectionSocket
 
 
@@ -144,7 +145,7 @@ class SaveCollection(io.ComfyNode):
 
     @classmethod
     def execute(cls, collection: Collection, filename: str) -> io.NodeOutput:
-        path = _free(_inside(Path(folder_paths.get_folder_paths("loras")[0]), filename))
+        path = unused(_inside(Path(folder_paths.get_folder_paths("loras")[0]), filename))
         path.parent.mkdir(parents=True, exist_ok=True)
         save_collection(path, collection.weights, collection.catalogue)
         return io.NodeOutput(str(path), ui=ui.PreviewText(f"saved: {path}"))
@@ -159,14 +160,6 @@ def _inside(root: Path, name: str) -> Path:
     ):
         raise ValueError(f"filename {name!r}: give a name below models/loras, such as collections/my effects")
     return root.joinpath(*parts[:-1], parts[-1] + ".safetensors")
-
-
-def _free(path: Path) -> Path:
-    number, free = 2, path
-    while free.exists():
-        free = path.with_stem(f"{path.stem} {number}")
-        number += 1
-    return free
 
 
 def _base(base: dict[str, Any]) -> str:

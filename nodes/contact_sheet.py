@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..training.pictures import to_pil, to_tensor
 from ..training.plots import named_grid
-from .effect import encode, resized
+from .effect import LONG_SIDE, SHAPE, encode, multiple_for, resized
 from .gallery import keep_own_pictures
 from .sampling import STEPS, collection_sigmas, sample_latent
 from .sockets import CATEGORY, Collection, CollectionSocket
@@ -41,12 +41,8 @@ class ContactSheet(io.ComfyNode):
                 ),
                 io.Int.Input("seed", default=0, min=0, max=2**64 - 1, tooltip="The same for every effect."),
                 STEPS,
-                io.Int.Input(
-                    "long_side", default=1024, min=64, max=4096, step=8, tooltip="As in Encode Effect."
-                ),
-                io.Combo.Input(
-                    "shape", options=["keep", "square"], default="keep", tooltip="As in Encode Effect."
-                ),
+                LONG_SIDE,
+                SHAPE,
                 io.Boolean.Input(
                     "for_gallery",
                     default=False,
@@ -80,7 +76,7 @@ class ContactSheet(io.ComfyNode):
         catalogue = collection.catalogue
         names = [name.strip() for name in effects.split(",") if name.strip()]
         chosen = [catalogue[name] for name in names] if names else list(catalogue.effects)
-        source = resized(image[:1], long_side, 32 if long_side >= 512 else 16, shape == "square")
+        source = resized(image[:1], long_side, multiple_for(long_side), shape == "square")
         sigmas = collection_sigmas(model, steps)
         bar, made = utils.ProgressBar(len(chosen)), []
         for effect in chosen:

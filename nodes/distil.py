@@ -29,9 +29,11 @@ from ..training.plots import named_grid
 from ..training.run import DistillationRun
 from ..training.run_config import Lists, Run, Targets
 from ..training.trainer import DivergedError
+from .effect import LONG_SIDE, SHAPE, multiple_for
 from .events import RunEvents
-from .lessons import TRAINING
+from .places import unused
 from .sockets import (
+    TRAINING,
     Collection,
     CollectionSocket,
     EffectImagesSocket,
@@ -184,12 +186,8 @@ class DistilCollection(io.ComfyNode):
                     default=GO_ON,
                     tooltip="anew: an earlier run of that name is kept under another name.",
                 ),
-                io.Int.Input(
-                    "long_side", default=1024, min=64, max=4096, step=8, tooltip="As in Encode Effect."
-                ),
-                io.Combo.Input(
-                    "shape", options=["keep", "square"], default="keep", tooltip="As in Encode Effect."
-                ),
+                LONG_SIDE,
+                SHAPE,
                 io.Int.Input(
                     "preview_every", default=50, min=0, max=10**6, tooltip="Cycles between previews; 0: none."
                 ),
@@ -235,8 +233,6 @@ class DistilCollection(io.ComfyNode):
     ) -> io.NodeOutput:
         settings = settings or Settings("default", distillation(), Targets())
         output = Path(folder_paths.get_output_directory()) / "collectionlora" / slug(name)
-        if start == ANEW and output.exists():
-            output.rename(_unused(output))
         titles = {} if extend is None else _kept_titles(extend, teachers)
         if extend is not None:
             teachers = _kept_prompts(extend, teachers)
@@ -249,8 +245,10 @@ class DistilCollection(io.ComfyNode):
             preset=settings.preset,
             titles=titles,
         )
-        host = ComfyHost(model, clip, vae, long_side, 16 if long_side < 512 else 32, shape == "square")
+        host = ComfyHost(model, clip, vae, long_side, multiple_for(long_side), shape == "square")
         run = replace(run, distill=_fitting(run.distill, host))
+        if start == ANEW and output.exists():
+            output.rename(unused(output))
         with host.lend():
             first = None if extend is None else extend.weights
             report = _distil(run, host, RunEvents(run.output, run.distill.cycles), preview_every, first)
@@ -370,13 +368,6 @@ def _preview(job: DistillationRun) -> Image.Image:
     """The student on fixed pictures with fixed noise."""
     names = list(job.prepared.prompts)[:PREVIEWED]
     return named_grid(names, list(job.preview(names)))
-
-
-def _unused(path: Path) -> Path:
-    number = 2
-    while path.with_name(f"{path.name}_{number}").exists():
-        number += 1
-    return path.with_name(f"{path.name}_{number}")
 
 
 def _in_words(run: Run, report: Mapping[str, Any]) -> str:

@@ -20,6 +20,24 @@ NONE = "none"
 _texts, _latents = Memo(256), Memo(64)
 
 
+LONG_SIDE = io.Int.Input(
+    "long_side",
+    default=1024,
+    min=64,
+    max=4096,
+    step=8,
+    tooltip="Pixels of the longer side, of reference and result alike: results of another size drift. "
+    "Pocket Model: 128.",
+)
+SHAPE = io.Combo.Input(
+    "shape",
+    options=["keep", "square"],
+    default="keep",
+    tooltip="keep: the picture's own proportions. square: its central square. Pocket Model knows squares "
+    "only.",
+)
+
+
 class ChooseEffect(io.ComfyNode):
     """One effect of a collection, or two in a row."""
 
@@ -97,15 +115,7 @@ class EncodeEffect(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="The base's autoencoder."),
                 io.Image.Input("image", tooltip="The picture to edit. A batch is edited picture by picture."),
                 EffectSocket.Input("effect", tooltip="From Choose Effect."),
-                io.Int.Input(
-                    "long_side",
-                    default=1024,
-                    min=64,
-                    max=4096,
-                    step=8,
-                    tooltip="Pixels of the longer side, of reference and result alike: results of "
-                    "another size drift. Pocket Model: 128.",
-                ),
+                LONG_SIDE,
                 io.Int.Input(
                     "multiple",
                     default=32,
@@ -115,13 +125,7 @@ class EncodeEffect(io.ComfyNode):
                     advanced=True,
                     tooltip="Both sides are multiples of this; the rest is cropped away evenly.",
                 ),
-                io.Combo.Input(
-                    "shape",
-                    options=["keep", "square"],
-                    default="keep",
-                    tooltip="keep: the picture's own proportions. square: its central square. "
-                    "Pocket Model knows squares only.",
-                ),
+                SHAPE,
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="Prompt and reference picture."),
@@ -144,6 +148,11 @@ class EncodeEffect(io.ComfyNode):
         image = resized(image, long_side, multiple, shape == "square")
         positive, latent = encode(clip, vae, image, effect.prompt)
         return io.NodeOutput(positive, {"samples": torch.zeros_like(latent)}, image)
+
+
+def multiple_for(long_side: int) -> int:
+    """What both sides are multiples of, where a node does not ask: 32 as in training, 16 for small ones."""
+    return 32 if long_side >= 512 else 16
 
 
 def resized(image: Tensor, long_side: int, multiple: int, square: bool) -> Tensor:

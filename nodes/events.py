@@ -58,11 +58,12 @@ class RunEvents:
 
     def cycle(self, record: Record) -> None:
         """A cycle has ended."""
+        by_effect = _by_effect(record)
         self._seconds = [*self._seconds[-19:], sum(record.seconds.values())]
         mean = sum(self._seconds) / len(self._seconds)
         for line, losses in (
             (self.story["losses"], record.losses),
-            (self.story["effects"], _by_effect(record)),
+            (self.story["effects"], by_effect),
         ):
             for name, loss in losses.items():
                 points = line.setdefault(name, {"cycle": [], "loss": []})
@@ -72,7 +73,7 @@ class RunEvents:
             phase="cycles",
             cycle=record.cycle + 1,
             loss=record.losses,
-            effect_loss=_by_effect(record),
+            effect_loss=by_effect,
             skipped=record.skipped,
             memory=record.memory,
             seconds_each=round(mean, 3),

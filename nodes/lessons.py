@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
@@ -23,9 +22,8 @@ from ..training.pictures import fitted, read_picture, to_tensor
 from ..training.plots import SheetRow, contact_sheet
 from .files import BUILT_IN
 from .places import allowed
-from .sockets import CATEGORY, EffectImagesSocket, GeneralImagesSocket, TeachersSocket
+from .sockets import TRAINING, EffectImagesSocket, GeneralImagesSocket, TeachersSocket
 
-TRAINING = f"{CATEGORY}/training"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SHOWN = 6
 
@@ -312,4 +310,4 @@ def _pairs(samples: Sequence[EffectSample]) -> Tensor:
     rows = [SheetRow(one.lora_name, [square(one.source_image), square(one.base_pred_image)]) for one in shown]
     note = f"{len(samples)} pictures; an empty place on the right is filled by the teacher"
     sheet = contact_sheet(rows, ["BEFORE\nthe source", "AFTER\nthe effect"], note=note)
-    return to_tensor(sheet).movedim(0, -1)[None].to(torch.float32)
+    return to_tensor(sheet).movedim(0, -1)[None]

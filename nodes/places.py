@@ -24,6 +24,15 @@ def roots() -> list[Path]:
     return [Path(name).resolve() for name in named]
 
 
+def unused(path: Path) -> Path:
+    """`path`, or the first of `path 2`, `path 3`, ... that does not exist."""
+    number, free = 2, path
+    while free.exists():
+        free = path.with_name(f"{path.stem} {number}{path.suffix}")
+        number += 1
+    return free
+
+
 def allowed(text: str, built_in: str) -> Path:
     """A file or folder that exists, from the input folder if relative; `built_in` is a file of the pocket.
 

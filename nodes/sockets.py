@@ -10,6 +10,7 @@ from ..collection.catalogue import Catalogue, Effect
 from ..collection.lora_weights import LoraWeights
 
 CATEGORY = "CollectionLoRA"
+TRAINING = f"{CATEGORY}/training"
 CollectionSocket = io.Custom("COLLECTION_LORA")
 EffectSocket = io.Custom("COLLECTION_LORA_EFFECT")
 TeachersSocket = io.Custom("COLLECTION_LORA_TEACHERS")
@@ -36,8 +37,3 @@ class ChosenEffect:
 
     effects: tuple[Effect, ...]
     prompt: str
-
-    @property
-    def title(self) -> str:
-        """Words for people."""
-        return ", then ".join(effect.title for effect in self.effects)

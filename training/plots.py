@@ -253,8 +253,7 @@ def named_grid(names: Sequence[str], pictures: Sequence[Tensor]) -> Image.Image:
 
 
 def _picture(image: Tensor, cell: int) -> Image.Image:
-    pixels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    picture = to_pil(image.float())
     return picture if picture.size == (cell, cell) else picture.resize((cell, cell), Image.Resampling.LANCZOS)
 
 

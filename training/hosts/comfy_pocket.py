@@ -11,22 +11,9 @@ from comfy import latent_formats, model_management, model_patcher, sd, supported
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ...pocket import WEIGHTS
+from ...pocket import NAME, TRANSFORMER, WEIGHTS
 from ...pocket.autoencoder import CHANNELS, PATCH, Autoencoder
 from ...pocket.text import WIDTH, TextEncoder, prompt_bytes
-
-BASE_NAME = "pocket-qwen-image-edit"
-
-CONFIG: dict[str, Any] = {
-    "image_model": "qwen_image",
-    "in_channels": 64,
-    "out_channels": 16,
-    "num_layers": 5,
-    "attention_head_dim": 32,
-    "num_attention_heads": 6,
-    "joint_attention_dim": WIDTH,
-    "axes_dims_rope": (8, 12, 12),
-}
 
 
 class PocketLatent(latent_formats.LatentFormat):  # type: ignore[misc]
@@ -39,7 +26,7 @@ class PocketLatent(latent_formats.LatentFormat):  # type: ignore[misc]
 def pocket_model(folder: Path = WEIGHTS, disable_dynamic: bool = False) -> model_patcher.ModelPatcher:
     """MODEL, float32. Small enough to be loaded whole always, hence never `dynamic`."""
     path = folder / "transformer.safetensors"
-    config = supported_models.QwenImage(dict(CONFIG))
+    config = supported_models.QwenImage({"image_model": "qwen_image", **TRANSFORMER})
     config.latent_format = PocketLatent()
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, "")
@@ -47,7 +34,7 @@ def pocket_model(folder: Path = WEIGHTS, disable_dynamic: bool = False) -> model
     patcher = model_patcher.ModelPatcher(
         model.eval(), model_management.get_torch_device(), model_management.unet_offload_device()
     )
-    patcher.set_attachments("base_name", BASE_NAME)
+    patcher.set_attachments("base_name", NAME)
     patcher.cached_patcher_init = (pocket_model, (folder,))
     return patcher
 

@@ -11,6 +11,8 @@ from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ...pocket import TRANSFORMER
+
 PATCH = 2
 
 
@@ -19,16 +21,7 @@ def pocket_transformer() -> nn.Module:
     device.
     """
     build: Any = QwenImageTransformer2DModel  # its own annotations are of no use
-    model: nn.Module = build(
-        patch_size=PATCH,
-        in_channels=64,
-        out_channels=16,
-        num_layers=5,
-        attention_head_dim=32,
-        num_attention_heads=6,
-        joint_attention_dim=64,
-        axes_dims_rope=(8, 12, 12),
-    )
+    model: nn.Module = build(patch_size=PATCH, **TRANSFORMER)
     return model
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ...pocket import WEIGHTS
+from ...pocket import NAME, WEIGHTS
 from ...pocket.autoencoder import Autoencoder
 from ...pocket.images import load_picture
 from ...pocket.text import TextEncoder
@@ -26,7 +26,7 @@ class PocketHost:
     Raises ValueError naming the file when weights are missing, damaged or of another model.
     """
 
-    name = "pocket-qwen-image-edit"
+    name = NAME
     text_sees_image = False
 
     def __init__(self, folder: Path = WEIGHTS, device: torch.device | str = "cpu") -> None:

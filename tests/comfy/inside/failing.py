@@ -27,6 +27,9 @@ from collectionlora.training.hosts.comfy_pocket import pocket_clip, pocket_model
 from collectionlora.training.run_config import Run, Targets, read_lists  # noqa: E402
 from collectionlora.training.trainer import Trainer  # noqa: E402
 
+sys.path.append(str(Path(__file__).parent))
+from models import Nobody  # noqa: E402
+
 SETTINGS = {
     "cycles": 9,
     "warm_cycles": 1,
@@ -36,13 +39,6 @@ SETTINGS = {
     "alpha": 2.0,
     "save_every": 1,
 }
-
-
-class Nobody:
-    """A page that nobody looks at."""
-
-    def send_sync(self, event: str, data: Any) -> None:
-        """Told to no one."""
 
 
 def main(effects: Path, data: Path, output: Path, kind: str) -> str:

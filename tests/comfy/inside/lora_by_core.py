@@ -8,27 +8,19 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from pathlib import Path
 
 import comfy.cli_args
 
 comfy.cli_args.args.cpu = True  # before anything asks for a device
 
 import comfy.lora  # noqa: E402
-import comfy.model_patcher  # noqa: E402
 import comfy.sd  # noqa: E402
-import comfy.supported_models  # noqa: E402
 import comfy.utils  # noqa: E402
 import torch  # noqa: E402
 
-CONFIG = {
-    "image_model": "qwen_image",
-    "in_channels": 64,
-    "num_layers": 2,
-    "attention_head_dim": 32,
-    "num_attention_heads": 4,
-    "joint_attention_dim": 64,
-    "axes_dims_rope": (8, 12, 12),
-}
+sys.path.append(str(Path(__file__).parent))
+from models import random_model  # noqa: E402
 
 
 class Warnings(logging.Handler):
@@ -42,19 +34,6 @@ class Warnings(logging.Handler):
         self.seen.append(record.getMessage())
 
 
-def pocket_patcher() -> comfy.model_patcher.ModelPatcher:
-    """Build the base as a loader node does: under inference mode, float32, on the CPU."""
-    config = comfy.supported_models.QwenImage(dict(CONFIG))
-    config.set_inference_dtype(torch.float32, None)
-    with torch.inference_mode():
-        model = config.get_model({}, "")
-        generator = torch.Generator().manual_seed(0)
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    cpu = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
-
-
 def copied(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return the model's weights as they are now."""
     return {name: value.clone() for name, value in model.state_dict().items()}
@@ -65,7 +44,7 @@ def main(path: str, strength: float) -> None:
     warnings = Warnings()
     logging.getLogger().addHandler(warnings)
 
-    patcher = pocket_patcher()
+    patcher = random_model("qwen")
     before = copied(patcher.model)
     lora, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
     key_map = comfy.lora.model_lora_keys_unet(patcher.model, {})

@@ -105,3 +105,10 @@ def _scaled(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         made[name] = (tensor / scale).to(torch.float8_e4m3fn)
         made |= {f"{layer}weight_scale": scale, f"{layer}comfy_quant": note}
     return made
+
+
+class Nobody:
+    """A page that nobody looks at, for code that sends events."""
+
+    def send_sync(self, event: str, data: Any) -> None:
+        """Told to no one."""

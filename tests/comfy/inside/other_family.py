@@ -32,7 +32,7 @@ from collectionlora.training.lora import LoraAdapter, block_targets, linear_shap
 from collectionlora.training.run_config import Lists, Run, Targets  # noqa: E402
 
 sys.path.append(str(Path(__file__).parent))
-from models import FLUX2, random_weights  # noqa: E402
+from models import FLUX2, Nobody, random_weights  # noqa: E402
 
 SETTINGS = {
     "cycles": 3,
@@ -43,13 +43,6 @@ SETTINGS = {
     "alpha": 2.0,
     "fake_ratio": 1,
 }
-
-
-class Nobody:
-    """A page that nobody looks at."""
-
-    def send_sync(self, event: str, data: Any) -> None:
-        """Told to no one."""
 
 
 class FlatLatent(PocketLatent):
