@@ -308,13 +308,15 @@ def _distil(
             report = job.finish()
             events.ended("", run.collection)
             return report
+        except CheckpointError as error:
+            # What is in the folder belongs to another run: nothing of it may be written over.
+            events.ended(str(error), None)
+            raise CheckpointError(f"{error} (start = {ANEW})") from error
         except BaseException as error:
             kept = _keep(job, run)
             events.ended(f"{type(error).__name__}: {error}".strip(": "), kept)
             if model_management.is_oom(error):
                 raise RuntimeError(f"out of memory{_where(kept)}. {ADVICE}") from error
-            if isinstance(error, CheckpointError):
-                raise CheckpointError(f"{error} (start = {ANEW})") from error
             if isinstance(error, DivergedError):
                 raise DivergedError(f"{error}{_where(kept)}") from error
             raise

@@ -42,7 +42,7 @@ def memory_plan(base: int, room: int, targets: Shapes, teacher: int, config: Dis
 
     Args:
         targets: module path -> (out, in) of the Linears that student and fake score adapt.
-        teacher: bytes of the largest teacher.
+        teacher: bytes of the largest teacher's file.
     """
     numbers = sum(config.rank * (wide + narrow) for wide, narrow in targets.values())
     moments = 2 if config.optimizer == "adamw8bit" else 8
@@ -51,8 +51,8 @@ def memory_plan(base: int, room: int, targets: Shapes, teacher: int, config: Dis
         {
             "base": base,
             "student and fake score": adapters,
-            # float32, the ones in use and the next ones on their way
-            "teachers": 2 * min(config.micro_batch, config.batch) * teacher,
+            # the ones in use and the next ones on their way, in float32: twice what a bfloat16 file has
+            "teachers": 2 * 2 * config.micro_batch * teacher,
         },
         room,
     )

@@ -170,6 +170,21 @@ def test_a_killed_server_goes_on_where_it_stopped(server: Any, start_server: Cal
         assert torch.equal(tensor, found[1]["student"][name]), name
 
 
+@pytest.mark.usefixtures("lessons")
+def test_a_run_that_cannot_go_on_leaves_the_earlier_one_alone(server: Any) -> None:
+    server.run(distil("earlier", cycles=2))
+    kept = {path.name: path.read_bytes() for path in folder_of(server, "earlier").glob("*.safetensors")}
+    inputs = server.base_directory / "input"
+    rows = [json.loads(line) for line in (inputs / "two.jsonl").read_text().splitlines()]
+    rows[0]["prompt"] = "something else"  # the student would be asked with other words
+    (inputs / "reworded.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    message = server.error_of(distil("earlier", cycles=4, lists=("reworded.jsonl", "few.jsonl")))
+    assert "effect 'thermal' was trained as" in message
+    assert "start = anew" in message
+    now = {path.name: path.read_bytes() for path in folder_of(server, "earlier").glob("*.safetensors")}
+    assert now == kept
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [("memory", "RuntimeError: out of memory; what was trained is in"), ("numbers", "DivergedError: ")],

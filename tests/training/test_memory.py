@@ -16,7 +16,9 @@ def test_adapters_count_weights_gradients_and_moments(optimizer: str, each: int)
     plan = memory_plan(1000, 10**6, SHAPES, 500, config)
     assert plan.parts["student and fake score"] == 2 * 4 * (40 + 40) * each
     assert plan.parts["base"] == 1000
-    assert plan.parts["teachers"] == 2 * 500  # one sample a forward: its teacher, and the next one's
+    assert (
+        plan.parts["teachers"] == 2 * 2 * 500
+    )  # one sample a forward: its teacher and the next one, float32
     assert plan.fits
 
 
