@@ -1,0 +1,1 @@
+"""Effects that bend, fold and refract the picture."""
