@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SubjectKind = Literal["luma", "edges", "inverse", "mirror", "flip"]
+SubjectKind = Literal["luma", "edges", "inverse", "mirror", "quarter", "flip"]
 """How the source can still be recognised in a result: by its coarse brightness; by its contours; by its
-coarse brightness whatever the sign; by the coarse brightness of its upper half (the lower half mirrors it);
-by the coarse brightness of its left-right mirror image."""
+coarse brightness whatever the sign; by the coarse brightness of its upper half (the lower half mirrors it), of
+its upper left quarter (the others mirror it), of its left-right mirror image."""
 SUBJECT_KINDS: tuple[str, ...] = get_args(SubjectKind)
 
 COARSE = 16
@@ -45,6 +45,9 @@ def subject_score(results: Tensor, sources: Tensor, kind: SubjectKind) -> Tensor
         return correlation(left, right).abs()
     if kind == "mirror":
         return correlation(left[..., : COARSE // 2, :], right[..., : COARSE // 2, :])
+    if kind == "quarter":
+        half = slice(COARSE // 2)
+        return correlation(left[..., half, half], right[..., half, half])
     if kind == "flip":
         return correlation(left, right.flip(3))
     raise ValueError(f"unknown subject kind {kind!r}; there are {', '.join(SUBJECT_KINDS)}")
