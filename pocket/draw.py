@@ -72,6 +72,12 @@ def blur(image: FloatImage, radius: float) -> FloatImage:
     return from_pillow(to_pillow(image).filter(ImageFilter.GaussianBlur(radius)))
 
 
+def tone(image: FloatImage, saturation: float, tint: Colour, lift: Colour = (0.0, 0.0, 0.0)) -> FloatImage:
+    """The picture, its colours made fainter or stronger, each channel scaled by `tint`, raised by `lift`."""
+    grey = luma(image)[..., None]
+    return np.clip((grey + np.float32(saturation) * (image - grey)) * rgb(tint) + rgb(lift), 0, 1)
+
+
 def hsv(hue: float, saturation: float, value: float) -> FloatImage:
     """RGB (3,) of a hue (any number; whole turns are equal), a saturation and a value in [0,1]."""
     wheel = np.clip(np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
@@ -260,6 +266,12 @@ class Canvas:
         """The layer laid over a picture (size,size,3)."""
         layer = from_pillow(self._layer.reduce(self.SCALE))
         return mix(image, layer[..., :3], layer[..., 3])
+
+    def shine(self, image: FloatImage, radius: float) -> FloatImage:
+        """The layer as light on a picture (size,size,3), with a glow of that radius around what is drawn."""
+        light = self.over(np.zeros_like(image))
+        light = np.minimum(light + np.float32(1.5) * blur(light, radius), 1)
+        return 1 - (1 - image) * (1 - light)
 
 
 _OUTLINES: dict[str, tuple[int, float]] = {"triangle": (3, 0), "square": (4, np.pi / 4), "hexagon": (6, 0)}
