@@ -47,3 +47,10 @@ def strokes(
     corners = np.stack([places + a * along + b * aside for a, b in _BAR], 1).astype(np.float32)
     for outline, colour in zip(corners, colours, strict=True):
         canvas.polygon(outline, colour)
+
+
+def bands(level: FloatImage, across: FloatImage, period: float) -> FloatImage:
+    """Ink lines (H,W), one each `period` of `across`: thicker where `level` is dark, none in the lights."""
+    distance = np.abs(across % period - period / 2)
+    width = np.minimum(0.5 - 0.55 * level, 0.37) * period
+    return np.where(width > 2, np.clip(width - distance + 0.5, 0, 1), 0).astype(np.float32)

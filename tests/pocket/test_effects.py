@@ -92,6 +92,10 @@ def test_the_subject_is_kept_as_declared(effect: PocketEffect) -> None:
     elif effect.subject == "mirror":
         half = SIZE // 32
         assert min(correlation(coarse(result)[:half], coarse(source)[:half]) for result in results) > 0.99
+    elif effect.subject == "quarter":
+        half = SIZE // 32
+        kept = [coarse(picture)[:half, :half] for picture in (source, *results)]
+        assert min(correlation(result, kept[0]) for result in kept[1:]) > 0.99
     else:
         sign = -1 if effect.subject == "inverse" else 1
         # a drift and large flakes cover a third of this scene's dark ground

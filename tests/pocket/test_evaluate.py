@@ -250,7 +250,7 @@ def test_adapters_of_unlike_ranks_and_modules_add_up():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"effects": ["sepia"]}, "'sepia': the pocket world cannot draw"),
+        ({"effects": ["levitate"]}, "'levitate': the pocket world cannot draw"),
         ({"effects": ["neon"]}, "'neon' is not in the collection"),
         ({"effects": []}, "no effect"),
         ({"count": 4}, "count = 4 must be from 2 to 3"),
