@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 KINDS = ("qwen", "qwen 2511", "flux2")
-DTYPES = ("float32", "bfloat16", "fp8", "fp8 scaled")
+DTYPES = ("float32", "bfloat16", "fp8", "fp8 scaled", "packed")
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,11 @@ def test_nothing_is_left_behind_whatever_ended_it(seen: dict[str, Any], kind: st
         "KeyboardInterrupt": [],
         "InterruptProcessingException": [],
     }
+
+
+def test_packed_weights_are_known_again_though_their_state_dict_is_empty(seen: dict[str, Any]) -> None:
+    assert seen["qwen packed"]["identity"] != seen["flux2 packed"]["identity"]
+    assert seen["qwen packed"]["identity"] == seen["qwen 2511 packed"]["identity"]  # the same weights
 
 
 def test_a_base_that_cannot_be_trained_is_refused_with_the_remedy(
