@@ -47,9 +47,10 @@ def test_nothing_is_left_behind_whatever_ended_it(seen: dict[str, Any], kind: st
     }
 
 
-def test_packed_weights_are_known_again_though_their_state_dict_is_empty(seen: dict[str, Any]) -> None:
-    assert seen["qwen packed"]["identity"] != seen["flux2 packed"]["identity"]
-    assert seen["qwen packed"]["identity"] == seen["qwen 2511 packed"]["identity"]  # the same weights
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_same_weights_are_known_again_however_they_are_stored(seen: dict[str, Any], dtype: str) -> None:
+    one, other = seen[f"qwen {dtype}"], seen[f"flux2 {dtype}"]
+    assert one["identity"] == one["identity of another load"] != other["identity"]
 
 
 def test_a_base_that_cannot_be_trained_is_refused_with_the_remedy(

@@ -124,6 +124,7 @@ def compare(kind: str, dtype: str) -> dict[str, Any]:
     theirs = gradients(reference, plain, adapter_for(plain), True)
     model_management.in_training = False
     scale = max(g.abs().max().item() for g in theirs)
+    seen["identity of another load"] = reference.identity
     seen["tensors"] = [len(ours), len(theirs), 2 * len(linear_shapes(lent.model.diffusion_model))]
     seen["largest"] = scale
     seen["difference"] = max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True)) / scale
