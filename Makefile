@@ -1,4 +1,4 @@
-# make demo · make test · make lint · make types
+# make demo · make test · make bench · make lint · make types
 # Everything runs in .venv, made on first use with the pinned versions of requirements/constraints.txt.
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-core lint types format clean
+.PHONY: help install demo test bench test-core lint types format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -29,6 +29,9 @@ demo: $(INSTALLED)  ## distil a few pocket effects, write out/demo; IMAGE=photo.
 
 test: $(INSTALLED)  ## all tests; those in tests/comfy need a ComfyUI: COMFYUI_PATH, ~/comfy/ComfyUI, or the one around this folder
 	@$(BIN)/pytest
+
+bench: $(INSTALLED)  ## the paper's schedule against ours: evaluations, time, memory, quality; writes out/bench
+	@$(BIN)/python -m collectionlora.bench.schedule $(BENCH)
 
 test-core: $(INSTALLED)  ## the tests that need no ComfyUI
 	@$(BIN)/pytest --ignore=tests/comfy

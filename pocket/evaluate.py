@@ -154,6 +154,32 @@ def evaluate(
     return report
 
 
+def judge_students(
+    host: Host,
+    students: Mapping[str, Student],
+    images: Path,
+    count: int,
+    effects: Sequence[str],
+    judge: Judge,
+    seed: int = 0,
+) -> JudgeReport:
+    """Judge few-step adapters against the truth, on the pictures and noise of `evaluate`, without teachers.
+
+    Raises ValueError for a student that has no prompt for an effect, or too few pictures.
+    """
+    pictures = load_folder(images)
+    if not 2 <= count <= len(pictures):
+        raise ValueError(f"count = {count} must be from 2 to {len(pictures)}, the pictures in {images}")
+    adapters = {row: _adapter(student.loras).to(host.device) for row, student in students.items()}
+    chosen = dict(list(pictures.items())[:count])
+    with Roles(host.transformer, adapters) as roles:
+        bank = TeacherBank({}, linear_shapes(host.transformer), host.device)
+        bench = _Bench(host, roles, bank, effects, chosen, 0.0, seed, lambda *_: None)
+        made = {row: bench.student(row, student) for row, student in students.items()}
+        truths = bench.truth(0)
+    return judge_rows(judge, made, dict.fromkeys(effects, bench.images), truths, unique=(), seed=seed)
+
+
 class _Bench:
     """Makes the pictures of a row; a picture's random numbers depend on seed, effect and image name alone."""
 

@@ -68,7 +68,7 @@ def test_no_core_file_imports_a_host_library_even_late(path: Path) -> None:
 def test_every_package_folder_is_installed() -> None:
     content = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     listed = set(content["tool"]["setuptools"]["packages"])
-    parts = ("collection", "nodes", "pocket", "training")
+    parts = ("bench", "collection", "nodes", "pocket", "training")
     folders = [path.parent for part in parts for path in (ROOT / part).rglob("__init__.py")]
     assert listed == {"collectionlora"} | {f"collectionlora.{dotted(folder)}" for folder in folders}
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 KINDS = ("qwen", "qwen 2511", "flux2")
-DTYPES = ("float32", "bfloat16", "fp8", "fp8 scaled")
+DTYPES = ("float32", "bfloat16", "fp8", "fp8 scaled", "packed")
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,12 @@ def test_nothing_is_left_behind_whatever_ended_it(seen: dict[str, Any], kind: st
         "KeyboardInterrupt": [],
         "InterruptProcessingException": [],
     }
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_same_weights_are_known_again_however_they_are_stored(seen: dict[str, Any], dtype: str) -> None:
+    one, other = seen[f"qwen {dtype}"], seen[f"flux2 {dtype}"]
+    assert one["identity"] == one["identity of another load"] != other["identity"]
 
 
 def test_a_base_that_cannot_be_trained_is_refused_with_the_remedy(

@@ -74,6 +74,8 @@ class _FrozenLinear(torch.autograd.Function):
         module = ctx.module
         if not isinstance(module, ops.CastWeightBiasOp):
             return grad @ module.weight.to(grad), None, None
+        if hasattr(module, "cast_bias_weight"):  # ComfyUI-GGUF's layers unpack their weights themselves
+            return grad @ module.cast_bias_weight(grad)[0], None, None
         weight, bias, stream = ops.cast_bias_weight(module, grad, offloadable=True)
         try:
             plain = weight.dequantize() if isinstance(weight, ops.QuantizedTensor) else weight

@@ -75,7 +75,7 @@ class ComfyHost:
         """A hash of samples of all weights, and of the patches on them."""
         digest = hashlib.sha256(str(self._patcher.patches_uuid).encode() if self._patcher.patches else b"")
         parts = (self.transformer, self._clip.cond_stage_model, self._vae.first_stage_model)
-        for name, tensor in (item for part in parts for item in sorted(part.state_dict().items())):
+        for name, tensor in (item for part in parts for item in sorted(_tensors(part).items())):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             flat = tensor.detach().reshape(-1)
             step = max(1, len(flat) // SAMPLES)
@@ -180,6 +180,13 @@ class ComfyHost:
 
     def _bare(self, latents: Tensor) -> Tensor:
         return latents[:, :, 0] if latents.ndim == 5 else latents
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict; where it has no data (ComfyUI-GGUF gives sizes alone) the packed weights themselves."""
+    own = dict(module.named_parameters())
+    found = {name: own.get(name) if t.is_meta else t for name, t in module.state_dict().items()}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
 def encode_prompt(clip: Any, prompt: str, image: Tensor | None) -> list[list[Any]]:

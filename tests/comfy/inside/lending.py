@@ -16,6 +16,7 @@ comfy.cli_args.args.cpu = True  # before anything asks for a device
 
 import torch  # noqa: E402
 from comfy import model_management  # noqa: E402
+from comfy.ops import QuantizedTensor  # noqa: E402
 
 from collectionlora.training.hosts.comfy import ComfyHost  # noqa: E402
 from collectionlora.training.hosts.comfy_pocket import pocket_clip, pocket_vae  # noqa: E402
@@ -33,7 +34,8 @@ def snapshot(model: torch.nn.Module) -> dict[str, Any]:
     return {
         "bytes": {
             n: t.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
-            for n, t in model.state_dict().items()
+            for n, t in {**model.state_dict(), **dict(model.named_parameters())}.items()
+            if not isinstance(t, QuantizedTensor)  # the state dict has its parts
         },
         "objects": {n: (id(p), _place(p), p.requires_grad, p.dtype) for n, p in model.named_parameters()},
         "modules": {
@@ -92,7 +94,7 @@ def compare(kind: str, dtype: str) -> dict[str, Any]:
         before = snapshot(lent.model)
     host = ComfyHost(lent, clip, vae)
     with torch.inference_mode():
-        seen: dict[str, Any] = {}
+        seen: dict[str, Any] = {"identity": host.identity}
         with host.lend():
             adapter = adapter_for(lent)
             ours = gradients(host, lent, adapter, True)
@@ -122,6 +124,7 @@ def compare(kind: str, dtype: str) -> dict[str, Any]:
     theirs = gradients(reference, plain, adapter_for(plain), True)
     model_management.in_training = False
     scale = max(g.abs().max().item() for g in theirs)
+    seen["identity of another load"] = reference.identity
     seen["tensors"] = [len(ours), len(theirs), 2 * len(linear_shapes(lent.model.diffusion_model))]
     seen["largest"] = scale
     seen["difference"] = max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True)) / scale

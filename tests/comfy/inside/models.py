@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.model_patcher
+import comfy.ops
 import comfy.supported_models
 import comfy.utils
 import torch
@@ -54,10 +55,39 @@ DTYPES: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "bfloat16": (torch.bfloat16, None),
     "fp8": (torch.float8_e4m3fn, torch.bfloat16),
     "fp8 scaled": (torch.bfloat16, torch.bfloat16),
+    "packed": (torch.float32, None),
 }
-"""Name -> (storage, arithmetic if it is another). "fp8 scaled": each Linear has a scale."""
+"""Name -> (storage, arithmetic if it is another). "fp8 scaled": each Linear has a scale; "packed": each
+Linear unpacks its weight itself.
+"""
 
 FP8_MAX = 448.0
+
+
+class Packed(comfy.ops.manual_cast):
+    """Layers that behave as ComfyUI-GGUF's: packed weights, an unpacking of their own, no state dict."""
+
+    class Linear(comfy.ops.manual_cast.Linear):
+        """Whole numbers and one scale."""
+
+        def _load_from_state_dict(self, state: dict[str, torch.Tensor], prefix: str, *args: Any) -> None:
+            weight = state[f"{prefix}weight"]
+            self.scale = float(weight.abs().max()) / 127
+            self.weight = torch.nn.Parameter((weight / self.scale).round().to(torch.int8), False)
+            if f"{prefix}bias" in state:
+                self.bias = torch.nn.Parameter(state[f"{prefix}bias"], False)
+
+        def _save_to_state_dict(self, found: dict[str, torch.Tensor], prefix: str, keep: bool) -> None:
+            for name, parameter in self.named_parameters():
+                found[prefix + name] = torch.zeros_like(parameter, device="meta")
+
+        def cast_bias_weight(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+            """The weight, unpacked, and the bias."""
+            return self.weight.to(input) * self.scale, self.bias
+
+        def forward_comfy_cast_weights(self, input: torch.Tensor) -> torch.Tensor:
+            """W x + b."""
+            return torch.nn.functional.linear(input, *self.cast_bias_weight(input))
 
 
 def random_model(
@@ -70,6 +100,8 @@ def random_model(
     if dtype == "fp8 scaled":
         weights = _scaled(weights)
         config.quant_config = comfy.utils.detect_layer_quantization(weights, "")
+    if dtype == "packed":
+        config.custom_operations = Packed
     config.set_inference_dtype(*DTYPES[dtype])
     with torch.inference_mode(inference):
         model = config.get_model({}, "").eval()

@@ -1,0 +1,1 @@
+"""Benchmarks: what the project claims about speed and memory, measured side by side in one run."""

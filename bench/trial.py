@@ -1,0 +1,155 @@
+"""One way to train, timed and counted: pocket lessons, a common start, students kept on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..collection.layouts import read_lora, write_lora
+from ..pocket.demo import FOLDER
+from ..training.config import Distillation
+from ..training.distiller import Distiller, EditVelocity
+from ..training.hosts.pocket import PocketHost
+from ..training.lora import linear_shapes
+from ..training.run import DistillationRun
+from ..training.run_config import Lists, Run, read_run
+from ..training.trainer import Record, Trainer, peak_memory
+from .paper import PaperDistiller
+
+WEIGHTS = FOLDER / "weights"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What to train, from where, and when to keep the student.
+
+    A student is kept as `out`/NAME_cycles.safetensors after `distill.cycles` cycles. With `seconds` training
+    goes on until it has taken that long, encoding left out, and NAME_seconds.safetensors is kept.
+    """
+
+    name: str
+    effects: tuple[str, ...]
+    pictures: int
+    """Training pictures an effect."""
+    distill: Distillation
+    out: Path
+    paper: bool = False
+    """By the paper's schedule."""
+    start: Path | None = None
+    """A LoRA file that student and fake score start from."""
+    seconds: float = 0.0
+
+    @property
+    def after_cycles(self) -> Path:
+        """The student after `distill.cycles` cycles."""
+        return self.out / f"{self.name}_cycles.safetensors"
+
+    @property
+    def after_seconds(self) -> Path:
+        """The student after `seconds`."""
+        return self.out / f"{self.name}_seconds.safetensors"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial cost."""
+
+    timed: int
+    """Cycles, `distill.cycles` of them."""
+    cycles: int
+    """In all, those up to `seconds` too."""
+    seconds: float
+    """Of the timed cycles."""
+    forward_equivalents: float
+    """A cycle and sample: 1 without gradient, 3 with (forward, recomputation, backward)."""
+    peak_bytes: int
+    encoding_seconds: float
+    """Before the first cycle: teachers' images, text, latents."""
+    prompts: dict[str, str]
+    """Student prompt by effect."""
+
+    @property
+    def seconds_per_cycle(self) -> float:
+        """Of a timed cycle."""
+        return self.seconds / self.timed
+
+
+class Counted:
+    """A velocity that counts its forward-equivalents."""
+
+    def __init__(self, velocity: EditVelocity) -> None:
+        self.velocity, self.count = velocity, 0
+
+    def __call__(self, x: Tensor, sigma: Tensor, text: Tensor, source: Tensor) -> Tensor:
+        self.count += len(x) * (3 if torch.is_grad_enabled() else 1)
+        return self.velocity(x, sigma, text, source)
+
+
+def run_trials(trials: Sequence[Trial]) -> list[Outcome]:
+    """One after the other, each in a process of its own: peak memory is a process' own."""
+    outcomes = []
+    for trial in trials:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            outcomes.append(pool.submit(run_trial, trial).result())
+    return outcomes
+
+
+def run_trial(trial: Trial) -> Outcome:
+    """Train in this process. Raises what `read_run` and `DistillationRun` raise."""
+    torch.set_flush_denormal(True)
+    host = PocketHost(WEIGHTS, "cuda" if torch.cuda.is_available() else "cpu")
+    first = None if trial.start is None else read_lora(trial.start, linear_shapes(host.transformer))
+    begun = time.perf_counter()
+    with DistillationRun(_run(trial), host, first=first) as job:
+        prepared = job.prepare()
+        encoding = time.perf_counter() - begun
+        velocity = Counted(host.velocity)
+        kind = PaperDistiller if trial.paper else Distiller
+        distiller = kind(velocity, job.roles, job.bank, trial.distill.objective)
+        # may go on past `cycles`: nothing of a cycle may depend on how many there will be
+        config = replace(trial.distill, cycles=10**6, lr_schedule="constant")
+        trainer = Trainer(distiller, job.trainer.lessons, config)
+        records = trainer.run()
+        cycles = trial.distill.cycles
+        seconds = spent = _seconds(islice(records, cycles))
+        evaluations = velocity.count
+        write_lora(trainer.result(), trial.after_cycles, "comfy")
+        if trial.seconds:
+            while spent < trial.seconds:
+                spent += _seconds(islice(records, 1))
+            write_lora(trainer.result(), trial.after_seconds, "comfy")
+    return Outcome(
+        cycles,
+        trainer.cycle,
+        seconds,
+        evaluations / cycles / config.batch,
+        peak_memory(host.device),
+        encoding,
+        {name: words.student for name, words in prepared.prompts.items()},
+    )
+
+
+def _run(trial: Trial) -> Run:
+    """The pocket's own run, cut down to the trial's effects and pictures."""
+    run = read_run(FOLDER / "collection.toml")
+    samples = [
+        sample
+        for name in trial.effects
+        for sample in [one for one in run.lists.samples if one.lora_name == name][: trial.pictures]
+    ]
+    effects = {name: run.lists.effects[name] for name in trial.effects}
+    titles = {name: run.titles[name] for name in trial.effects}
+    lists = Lists(effects, samples, run.lists.general)
+    return replace(run, lists=lists, titles=titles, output=trial.out / "lessons", distill=trial.distill)
+
+
+def _seconds(records: Iterator[Record]) -> float:
+    return sum(second for record in records for second in record.seconds.values())
