@@ -112,7 +112,7 @@ def kernel_matrix(generated: Tensor, truths: Tensor) -> Tensor:
 
     The kernel is the one of the energy distance, k(a,b) = -|a-b|: like KID it is an unbiased maximum mean
     discrepancy, zero only for equal distributions, but it grows linearly where KID's cubic polynomial lets
-    one outlier decide. Chosen by trial on true pictures of the pocket's 12 effects, n = 32: a blur of 1.2
+    one outlier decide. Chosen by trial on true pictures of 12 of the pocket's effects, n = 32: a blur of 1.2
     pixels lies 33 standard deviations of truth-against-truth away by this kernel, 15 by KID's, 12 by a
     Frechet distance with shrunk covariances (which is also biased: it has more dimensions than pictures).
     """

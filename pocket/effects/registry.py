@@ -18,9 +18,9 @@ class PocketEffect:
 
     `kind` says what makes it hard: "colour" is a map of each pixel, "structural" changes shapes in one way,
     "one-to-many" draws places, palettes or strokes at random. `subject` says how the source still shows:
-    "luma" by its coarse brightness, "edges" by its contours, "inverse" by its coarse brightness with dark and
-    light swapped, "mirror" by the coarse brightness of its upper half, below which that half is mirrored, "quarter" by
-    the coarse brightness of its upper left quarter.
+    "luma" by its coarse brightness, "edges" by its contours, "inverse" by its coarse brightness with dark
+    and light swapped, "mirror" by the coarse brightness of its upper half, below which that half is
+    mirrored, "quarter" by the coarse brightness of its upper left quarter.
     `apply` maps a source (H,W,3) float32 in [0,1] to a result alike and is deterministic given the generator.
     """
 

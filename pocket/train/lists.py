@@ -22,8 +22,8 @@ from ..images import ImageSource
 
 FOLDER = Path(__file__).resolve().parents[1]
 COUNTS = {"train": 96, "tune": 32, "test": 40}
-EACH = 48
-"""Sources of an effect: each costs 40 evaluations of its teacher."""
+EACH = 24
+"""Sources of an effect, of its own choice: each costs 40 evaluations of its teacher."""
 GENERAL = 384
 """Lessons of the general stream."""
 
@@ -36,7 +36,7 @@ def main() -> None:
     images = ImageSource(args.images)
     paths = {split: images.export(split, FOLDER / "pictures" / split, n) for split, n in COUNTS.items()}
     sources = [path.relative_to(FOLDER).as_posix() for path in paths["train"]]
-    rng = np.random.default_rng(40)
+    rng = np.random.default_rng(41)
     write(
         FOLDER / "effects.jsonl",
         (
@@ -54,9 +54,10 @@ def main() -> None:
         (
             {"source_image": source, "instruction": effect.teacher_prompt, "lora_name": effect.name}
             for effect in EFFECTS.values()
-            for source in sources[:EACH]
+            for source in rng.permutation(sources)[:EACH].tolist()
         ),
     )
+    rng = np.random.default_rng(40)
     write(
         FOLDER / "general.jsonl",
         (

@@ -210,7 +210,7 @@ def test_many_effects_open_at_once(picker: Any, server: Any) -> None:
     for one in small:
         one.pop("thumbnail", None)
     content["effects"] = [
-        {**small[i % 12], "name": f"effect_{i}", "title": f"Effect {i}", "tag": f"<tag_{i}>"}
+        {**small[i % len(small)], "name": f"effect_{i}", "title": f"Effect {i}", "tag": f"<tag_{i}>"}
         for i in range(180)
     ]
     path = server.base_directory / "models" / "loras" / "many.safetensors"

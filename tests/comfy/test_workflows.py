@@ -159,8 +159,8 @@ def test_the_contact_sheet_shows_every_effect(server: Any, converted: Any) -> No
         judge.classifier.classes[judge.examine(name, result[None], source).label[0]]
         for name, result in zip(effects, results, strict=True)
     ]
-    assert sum(label == name for label, name in zip(labels, effects, strict=True)) >= 9, labels
-    assert "12 effects" in outputs[named(graph, "CollectionLoraInfo")]["text"][0]
+    assert sum(label == name for label, name in zip(labels, effects, strict=True)) >= 0.7 * len(effects), labels
+    assert f"{len(effects)} effects" in outputs[named(graph, "CollectionLoraInfo")]["text"][0]
 
 
 def test_two_effects_are_asked_for_in_one_prompt(server: Any, converted: Any) -> None:
@@ -186,7 +186,7 @@ def test_the_pocket_distils_from_the_page(server: Any, converted: Any, name: str
             assert picture(server.output_file(outputs[key]["images"][0])).std() > 0.02
     assert "cycles: 4" in text
     saved = sorted((server.base_directory / "models" / "loras" / "collections").glob("*.safetensors"))
-    assert any(len(read_catalogue(path).effects) == 12 for path in saved)
+    assert any(len(read_catalogue(path).effects) == 50 for path in saved)
 
 
 def test_the_real_models_workflows_run_with_their_loaders_swapped(server: Any, converted: Any) -> None:
