@@ -88,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .png, .webp or .jpg to write")
     one.set_defaults(command=_sample)
 
-    one = add("evaluate", "judge a pocket collection beside its teachers, the truth and their sum", model)
+    one = add(
+        "evaluate", "judge a pocket collection beside its teachers, the truth, their sum and merges", model
+    )
     one.add_argument("collection", type=Path, nargs="?", metavar="COLLECTION")
     one.add_argument("--images", type=int, default=32, metavar="N", help="test pictures an effect (32)")
     one.add_argument("--out", type=Path, default=Path("out/evaluate"), metavar="DIR")
@@ -202,24 +204,20 @@ def _sample(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     from .console import Console
     from .pocket import WEIGHTS
-    from .pocket.demo import PICTURES, judge_of, teacher_files, teacher_guidance
-    from .pocket.evaluate import evaluate
+    from .pocket.report import full_report
 
     folder = args.base or WEIGHTS
+    host, collection = (
+        _host(args.base, pocket_only=True),
+        args.collection or folder / "collection.safetensors",
+    )
     with Console() as console:
-        report = evaluate(
-            _host(args.base, pocket_only=True),
-            args.collection or folder / "collection.safetensors",
-            teacher_files(folder),
-            PICTURES / "test",
-            args.images,
-            args.out,
-            console.progress,
-            teacher_guidance(),
-            judge=judge_of(folder),
-        )
+        report, content = full_report(host, folder, collection, args.images, args.out, console.progress)
         console.say(report.table())
         console.say(f"Judged on {report.images} pictures an effect. Report and sheets are in {args.out}.")
+        for row, ratio in content["general"]["ratio"].items():
+            span = f"{ratio['mean']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+            console.say(f"Error of {row} on general edits over the base's in 40 steps: {span}")
     return OK
 
 

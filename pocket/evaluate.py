@@ -109,25 +109,21 @@ def evaluate(
     own = Student.read(collection, shapes)
     names = _effects(effects if effects is not None else list(own.prompts), own, teachers)
     judge = judge or Judge.load(JUDGE)
-    pictures = load_folder(images)
-    if not 2 <= count <= len(pictures):
-        raise ValueError(f"count = {count} must be from 2 to {len(pictures)}, the pictures in {images}")
+    pictures = first_pictures(images, count)
     prompts = {name: EFFECTS[name].teacher_prompt for name in names}
     students = {
         "stacked@8": Student(
             [read_lora(path, shapes) for path in teachers.values()], prompts, few_step_sigmas(8)
         ),
-        "collection@8": replace(own, sigmas=_sigmas(own, 8)),
-        "collection@4": replace(own, sigmas=_sigmas(own, 4)),
+        "collection@8": replace(own, sigmas=sigmas_of(own, 8)),
+        "collection@4": replace(own, sigmas=sigmas_of(own, 4)),
         **(rows or {}),
     }
-    adapters = {row: _adapter(student.loras) for row, student in students.items() if student.loras}
+    adapters = {row: adapter_of(student.loras) for row, student in students.items() if student.loras}
     bank = TeacherBank(teachers, shapes, host.device, ram=len(teachers))
     out.mkdir(parents=True, exist_ok=True)
     with Roles(host.transformer, {row: a.to(host.device) for row, a in adapters.items()}) as roles:
-        bench = _Bench(
-            host, roles, bank, names, dict(list(pictures.items())[:count]), guidance, seed, progress
-        )
+        bench = _Bench(host, roles, bank, names, pictures, guidance, seed, progress)
         truths, again = bench.truth(0), bench.truth(1)
         sources = dict.fromkeys(names, bench.images)
         made = {"truth@ae": again, "source": sources, REFERENCE: bench.teachers(REFERENCE, REFERENCE_STEPS)}
@@ -167,14 +163,11 @@ def judge_students(
 
     Raises ValueError for a student that has no prompt for an effect, or too few pictures.
     """
-    pictures = load_folder(images)
-    if not 2 <= count <= len(pictures):
-        raise ValueError(f"count = {count} must be from 2 to {len(pictures)}, the pictures in {images}")
-    adapters = {row: _adapter(student.loras).to(host.device) for row, student in students.items()}
-    chosen = dict(list(pictures.items())[:count])
+    pictures = first_pictures(images, count)
+    adapters = {row: adapter_of(student.loras).to(host.device) for row, student in students.items()}
     with Roles(host.transformer, adapters) as roles:
         bank = TeacherBank({}, linear_shapes(host.transformer), host.device)
-        bench = _Bench(host, roles, bank, effects, chosen, 0.0, seed, lambda *_: None)
+        bench = _Bench(host, roles, bank, effects, pictures, 0.0, seed, lambda *_: None)
         made = {row: bench.student(row, student) for row, student in students.items()}
         truths = bench.truth(0)
     return judge_rows(judge, made, dict.fromkeys(effects, bench.images), truths, unique=(), seed=seed)
@@ -196,7 +189,7 @@ class _Bench:
     ) -> None:
         self.host, self.roles, self.bank, self.effects = host, roles, bank, effects
         self.pictures, self.guidance, self.seed, self.progress = pictures, guidance, seed, progress
-        self.images = _tensor(list(pictures.values()))
+        self.images = picture_tensor(list(pictures.values()))
         self._latents = host.encode_image(self.images)
         self._empty = host.encode_text([""], self.images[0])[0]
 
@@ -209,7 +202,7 @@ class _Bench:
 
         return {
             effect: self._decode(
-                self.host.encode_image(_tensor([one(effect, name) for name in self.pictures]))
+                self.host.encode_image(picture_tensor([one(effect, name) for name in self.pictures]))
             )
             for effect in self.effects
         }
@@ -296,11 +289,20 @@ def _effects(wanted: Sequence[str], own: Student, teachers: Mapping[str, Path]) 
     return [name for name in EFFECTS if name in wanted]  # in the judge's order
 
 
-def _sigmas(student: Student, steps: int) -> tuple[float, ...]:
+def first_pictures(images: Path, count: int) -> dict[str, FloatImage]:
+    """The first `count` pictures of a folder by name. Raises ValueError for fewer than 2 or too many."""
+    pictures = load_folder(images)
+    if not 2 <= count <= len(pictures):
+        raise ValueError(f"count = {count} must be from 2 to {len(pictures)}, the pictures in {images}")
+    return dict(list(pictures.items())[:count])
+
+
+def sigmas_of(student: Student, steps: int) -> tuple[float, ...]:
+    """The schedule of `steps` evaluations, the student's own if it has as many."""
     return student.sigmas if len(student.sigmas) == steps + 1 else few_step_sigmas(steps)
 
 
-def _adapter(loras: Sequence[LoraWeights]) -> LoraAdapter:
+def adapter_of(loras: Sequence[LoraWeights]) -> LoraAdapter:
     """One adapter that adds up LoRAs at full strength: their A one below the other, their B side by side."""
     paths = dict.fromkeys(path for lora in loras for path in lora.down)
     holders = {path: [lora for lora in loras if path in lora.down] for path in paths}
@@ -318,7 +320,8 @@ def _adapter(loras: Sequence[LoraWeights]) -> LoraAdapter:
     return adapter.requires_grad_(False)
 
 
-def _tensor(pictures: Sequence[FloatImage]) -> Tensor:
+def picture_tensor(pictures: Sequence[FloatImage]) -> Tensor:
+    """Pictures (H,W,3) as (n,3,H,W)."""
     return torch.from_numpy(np.stack(pictures)).movedim(-1, 1).contiguous()
 
 

@@ -30,10 +30,18 @@ BROKEN_SHARE = 0.25
 AVERAGED = 4
 """Draws of an effect with random places whose mean is broken: what too few steps make of it."""
 SAME_SHAPES = (
-    "duotone sketch blueprint chalkboard comic neon watercolour paper_cut flames".split()
+    "duotone",
+    "sketch",
+    "blueprint",
+    "chalkboard",
+    "comic",
+    "neon",
+    "watercolour",
+    "paper_cut",
+    "flames",
 )
-"""One-to-many effects whose draws differ in colour or slant: a mean of four keeps 0.73 of their detail or more
-and still shows the effect. Taught as broken, it cost a tenth of the true duotones."""
+"""One-to-many effects whose draws differ in colour or slant: a mean of four keeps 0.73 of their detail or
+more and still shows the effect. Taught as broken, it cost a tenth of the true duotones."""
 PLACED = [e.name for e in EFFECTS.values() if e.kind == "one-to-many" and e.name not in SAME_SHAPES]
 """Effects with random places: a mean of four draws keeps 0.67 of their detail or less."""
 LATENT_NOISE = 0.06

@@ -159,7 +159,8 @@ def test_the_contact_sheet_shows_every_effect(server: Any, converted: Any) -> No
         judge.classifier.classes[judge.examine(name, result[None], source).label[0]]
         for name, result in zip(effects, results, strict=True)
     ]
-    assert sum(label == name for label, name in zip(labels, effects, strict=True)) >= 0.7 * len(effects), labels
+    right = sum(label == name for label, name in zip(labels, effects, strict=True))
+    assert right >= 0.7 * len(effects), labels
     assert f"{len(effects)} effects" in outputs[named(graph, "CollectionLoraInfo")]["text"][0]
 
 

@@ -240,7 +240,7 @@ def test_adapters_of_unlike_ranks_and_modules_add_up():
         )
 
     loras = [lora(["a", "b"], 2), lora(["b"], 4)]
-    adapter, x = module._adapter(loras), torch.randn(6, 5, generator=draw)
+    adapter, x = module.adapter_of(loras), torch.randn(6, 5, generator=draw)
     for name in ("a", "b"):
         parts = [one for one in loras if name in one.down]
         expected = sum(one.scale(name) * x @ one.down[name].T @ one.up[name].T for one in parts)

@@ -1,0 +1,60 @@
+"""The whole of what is known about a pocket collection: `collectionlora evaluate`, pocket/report.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..collection.atomic import atomic_write
+from ..collection.layouts import read_lora
+from ..training.flow import few_step_sigmas
+from ..training.host import Host
+from ..training.judge_report import JudgeReport
+from ..training.lora import linear_shapes
+from .demo import PICTURES, judge_of, teacher_files, teacher_guidance
+from .effects import EFFECTS
+from .evaluate import Progress, Student, evaluate, first_pictures
+from .general import judge_general
+from .merges import MERGES, merge
+
+MERGED_RANK = 48
+"""Of the merges: that of the shipped collection."""
+
+
+def full_report(
+    host: Host, weights: Path, collection: Path, count: int, out: Path, progress: Progress
+) -> tuple[JudgeReport, dict[str, Any]]:
+    """Judge a collection beside teachers, truth, sum and PEFT's merges of the teachers, and on general edits.
+
+    weights: folder with judge and teachers. Returns the table and what `out`/report.json then holds. Raises
+    what `evaluate` and `judge_general` raise; ModuleNotFoundError without PEFT, before anything is computed.
+    """
+    first_pictures(PICTURES / "test", count)  # a wrong count must fail now, not after the merges
+    shapes = linear_shapes(host.transformer)
+    files = teacher_files(weights)
+    student = Student.read(collection, shapes)
+    prompts = {name: EFFECTS[name].teacher_prompt for name in student.prompts if name in EFFECTS}
+    teachers = [read_lora(path, shapes) for path in files.values()]
+    merged = {}
+    for number, how in enumerate(MERGES):
+        progress("merging", number, len(MERGES))
+        lora = merge(teachers, shapes, how, MERGED_RANK)
+        merged[f"{how}@8"] = Student([lora], prompts, few_step_sigmas(8))
+    report = evaluate(
+        host,
+        collection,
+        files,
+        PICTURES / "test",
+        count,
+        out,
+        progress,
+        teacher_guidance(),
+        rows=merged,
+        judge=judge_of(weights),
+    )
+    content = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    content["general"] = judge_general(host, student, PICTURES / "test", count, progress=progress)
+    with atomic_write(out / "report.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return report, content

@@ -1,0 +1,54 @@
+"""General edits: only those with one true result are measured, and a spoilt collection shows."""
+
+import numpy as np
+import pytest
+import torch
+
+from collectionlora.collection.lora_weights import LoraWeights
+from collectionlora.pocket.evaluate import Student
+from collectionlora.pocket.general import judge_general, unique_edit
+from collectionlora.pocket.images import load_folder
+from collectionlora.training.flow import few_step_sigmas
+from collectionlora.training.hosts.pocket import PocketHost
+from collectionlora.training.lora import target_shapes
+from collectionlora.training.randomness import generator
+
+
+@pytest.fixture(scope="module")
+def images(repository):
+    return repository / "pocket" / "pictures" / "test"
+
+
+def student(host, strength):
+    draw = generator(0, "spoilt")
+    shapes = target_shapes(host.transformer)
+    down = {path: torch.randn(2, columns, generator=draw) for path, (_, columns) in shapes.items()}
+    up = {path: strength * torch.randn(rows, 2, generator=draw) for path, (rows, _) in shapes.items()}
+    return Student([LoraWeights(down, up, dict.fromkeys(shapes, 2.0))], {}, few_step_sigmas(8))
+
+
+def test_a_spoilt_collection_is_worse_than_the_base_and_nothing_beats_the_autoencoder(images):
+    host = PocketHost()
+    calls = []
+    kept = judge_general(host, student(host, 0.0), images, 2, 2, progress=lambda *call: calls.append(call))
+    spoilt = judge_general(host, student(host, 0.1), images, 2, 2)
+    assert kept["edits"] == 4
+    assert spoilt["error"]["base@40"] == kept["error"]["base@40"]
+    assert spoilt["ratio"]["collection@8"]["mean"] > 1.5 * kept["ratio"]["collection@8"]["mean"]
+    assert kept["error"]["truth@ae"]["mean"] < kept["error"]["base@40"]["mean"]
+    assert ("general edits, collection@4", 4, 4) in calls
+
+
+def test_an_edit_is_measured_only_where_its_words_leave_nothing_open(images):
+    picture = next(iter(load_folder(images).values()))
+    edits = [unique_edit(picture, 0, "one", k) for k in range(8)]
+    for edit, result in edits:
+        assert np.array_equal(edit.apply(picture, np.random.default_rng(9)), result)
+        assert not np.array_equal(result, picture)
+    assert len({edit.instruction for edit, _ in edits}) > 4
+    assert unique_edit(picture, 0, "one", 3)[0].instruction == edits[3][0].instruction
+
+
+def test_too_many_pictures_are_refused(images):
+    with pytest.raises(ValueError, match="count = 999 must be from 2 to 40"):
+        judge_general(None, None, images, 999)
