@@ -35,7 +35,7 @@ GENERAL = 96
 CYCLES = 180
 WARM = 2 / 3
 """Share of the cycles that only regress: they are six times cheaper than the others."""
-JUDGED = 12
+JUDGED = 8
 """Test pictures an effect."""
 OWN_DRAWS = 3
 MEASURES = ("bad_case", "bleeding", "distance", "subject")
@@ -93,7 +93,7 @@ def demo(
         rows={"fresh@8": fresh, "fresh_untrained@8": Student([], fresh.prompts, fresh.sigmas)},
         judge=judge,
     )
-    files = ["sheet.png", "report.json", "confusion.png"]
+    files = ["grid.png", "sheet.png", "report.json", "confusion.png"]
     if (run.output / "losses.png").exists():
         shutil.copyfile(run.output / "losses.png", out / "losses.png")
         files.append("losses.png")

@@ -29,7 +29,7 @@ from ..training.host import Host
 from ..training.judge_report import JudgeReport, judge_rows
 from ..training.judges import Judge
 from ..training.lora import LoraAdapter, LoraWeights, Shapes, linear_shapes
-from ..training.plots import SheetRow, contact_sheet, plot_confusion
+from ..training.plots import SheetRow, contact_sheet, named_grid, plot_confusion
 from ..training.randomness import generator
 from ..training.roles import BASE, Roles
 from ..training.sampling import sample_collection, sample_teachers
@@ -86,7 +86,8 @@ def evaluate(
     judge: Judge | None = None,
     seed: int = 0,
 ) -> JudgeReport:
-    """Judge a collection against its teachers; write report.json, confusion.png and sheet.png into `out`.
+    """Judge a collection against its teachers; write report.json, confusion.png, sheet.png and grid.png
+    into `out`.
 
     Every row sees the same images with the same noise: the truth after the autoencoder's round trip
     (`truth@ae`, another draw than the one it is compared with), the untouched `source`, the teachers in 40
@@ -140,8 +141,12 @@ def evaluate(
     report = judge_rows(judge, made, sources, truths, unique=unique, seed=seed)
     _write(out / "report.json", report, notes, collection.name, guidance, seed)
     sheet = _sheet(bench.images[:2], truths, made[REFERENCE], made["collection@8"], report, guidance)
-    with atomic_write(out / "sheet.png") as temporary:
-        sheet.save(temporary, "PNG")
+    titles = [EFFECTS[name].title for name in report.effects]
+    results = [made["collection@8"][name][0] for name in report.effects]
+    grid = named_grid(["source", *titles], [bench.images[0], *results])
+    for name, picture in (("sheet.png", sheet), ("grid.png", grid)):
+        with atomic_write(out / name) as temporary:
+            picture.save(temporary, "PNG")
     try:
         title = "What the collection's pictures in 8 steps were recognised as"
         plot_confusion(out / "confusion.png", report.confusion["collection@8"], names, report.classes, title)

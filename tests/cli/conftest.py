@@ -56,6 +56,8 @@ steps = 2
 ts_steps = 1
 """
 EFFECTS = ("frost", "neon")
+SHIPPED = ("thermal", "duotone", "neon", "stickers", "stained_glass", "snowfall")
+"""Effects of the pocket that stand for all of them."""
 
 
 @dataclass
@@ -148,16 +150,17 @@ def collection(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def shipped(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
-    """A folder like pocket/weights: base, teachers, a collection of all effects, a judge; all random."""
+    """A folder like pocket/weights: base, teachers, a collection of a few effects, a judge; all
+    random."""
     folder = tmp_path_factory.mktemp("shipped")
     for name in ("transformer", "text", "autoencoder"):
         (folder / f"{name}.safetensors").symlink_to(weights / f"{name}.safetensors")
     shapes = linear_shapes(PocketHost(folder).transformer)
     (folder / "teachers").mkdir()
-    for name in POCKET_EFFECTS:
+    for name in SHIPPED:
         write_teacher(folder / "teachers" / f"{name}.safetensors", shapes)
     lora = folder / "teachers" / "neon.safetensors"
-    write_collection(folder / "collection.safetensors", list(POCKET_EFFECTS), lora, shapes)
+    write_collection(folder / "collection.safetensors", SHIPPED, lora, shapes)
     classifier = EffectClassifier([*POCKET_EFFECTS, SOURCE, BROKEN])
     classifier.load_state_dict(randomise(classifier, "judge"))
     Judge(

@@ -12,8 +12,9 @@ from PIL import Image
 
 from collectionlora import cli
 from collectionlora.collection.file import read_catalogue
-from collectionlora.pocket import demo, evaluate
+from collectionlora.pocket import demo, evaluate, general
 from collectionlora.pocket.effects import EFFECTS
+from collectionlora.pocket.merges import MERGES
 from collectionlora.training import targets
 from collectionlora.training.run_config import read_run
 from collectionlora.training.sampling import sample_teachers
@@ -31,15 +32,17 @@ ROWS = {
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two effects, two pictures, and no more than two steps where 40 are asked for."""
+def quick(monkeypatch: pytest.MonkeyPatch, shipped: Path) -> None:
+    """Two effects to distil, six in all, two pictures, and no more than two steps where 40 are asked for."""
 
     def short(*given: Any) -> Any:
         *start, steps, guidance = given[:10]
         return sample_teachers(*start, min(steps, 2), guidance, *given[10:])
 
-    monkeypatch.setattr(evaluate, "sample_teachers", short)
-    monkeypatch.setattr(targets, "sample_teachers", short)
+    for name in set(EFFECTS) - {path.stem for path in (shipped / "teachers").iterdir()}:
+        monkeypatch.delitem(EFFECTS, name)
+    for module in (evaluate, general, targets):
+        monkeypatch.setattr(module, "sample_teachers", short)
     for name, value in {
         "FRESH": ("thermal", "snowfall"),
         "LEARNT_FROM": 1,
@@ -69,7 +72,7 @@ def test_the_demo_distils_judges_and_draws_the_users_own_picture(
     assert set(report["by_effect"]["fresh@8"]) == {"thermal", "snowfall"}
     assert report["fresh"]["cycles"] == 2
     assert report["fresh"]["losses"]["fm"]["loss"]
-    for name in ("sheet.png", "losses.png", "confusion.png", "yours.png"):
+    for name in ("grid.png", "sheet.png", "losses.png", "confusion.png", "yours.png"):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 200
         assert str(out / name) in captured.out
@@ -101,7 +104,10 @@ def test_evaluate_prints_the_table_and_writes_the_report(
     command = ["evaluate", "--base", str(shipped), "--images", "2", "--out", str(tmp_path)]
     assert cli.main(command) == cli.OK
     assert "| collection@8 |" in capsys.readouterr().out
-    assert json.loads((tmp_path / "report.json").read_text())["images"] == 2
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["images"] == 2
+    assert {f"{how}@8" for how in MERGES} <= set(report["rows"])
+    assert set(report["general"]["ratio"]) == {"collection@8", "collection@4"}
 
 
 def test_evaluate_says_what_is_wrong(shipped: Path, tmp_path: Path, fails: Any) -> None:

@@ -157,7 +157,7 @@ def test_report_holds_every_row_and_measure_with_intervals(setting):
     assert "Euler" in written["notes"]["teacher@8"]
     assert "40 evaluations" in written["notes"]["teacher@40x2"]
     assert ("collection@8", 6, 6) in calls
-    for name in ("sheet.png", "confusion.png"):
+    for name in ("sheet.png", "grid.png", "confusion.png"):
         with Image.open(setting["out"] / name) as picture:
             assert min(picture.size) > 300
 

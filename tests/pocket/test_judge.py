@@ -57,7 +57,7 @@ def test_a_pool_holds_all_effects_of_its_own_split(pictures):
 
 
 def test_a_batch_repeats_and_holds_every_class(pool):
-    one, two = (pool.batch(generator(1, "b"), 200) for _ in range(2))
+    one, two = (pool.batch(generator(1, "b"), 600) for _ in range(2))
     for first, second in zip(one, two):
         assert torch.equal(first, second)
     assert set(one[2].tolist()) == set(range(len(CLASSES)))
