@@ -19,8 +19,10 @@ from ..collection.layouts import read_lora
 from ..pocket.demo import PICTURES, judge_of
 from ..pocket.evaluate import Student, judge_students
 from ..training.config import Distillation, distillation
+from ..training.distiller import Distiller
 from ..training.hosts.pocket import PocketHost
 from ..training.lora import linear_shapes
+from .paper import PaperDistiller
 from .trial import WEIGHTS, Outcome, Trial, run_trials
 
 EFFECTS = (
@@ -65,11 +67,11 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, dict[str, Any]]:
     paper = replace(
         warm,
         name="paper",
-        paper=True,
+        distiller=PaperDistiller,
         distill=settings(args.cycles, seed, share_rollouts=False),
         start=warm.after_cycles,
     )
-    ours = replace(paper, name="ours", paper=False, distill=settings(args.cycles, seed))
+    ours = replace(paper, name="ours", distiller=Distiller, distill=settings(args.cycles, seed))
     (by_paper,) = run_trials([paper])
     (by_us,) = run_trials([replace(ours, seconds=by_paper.seconds)])
     counts = run_trials([_counted(trial, seed) for trial in (paper, ours)])

@@ -22,7 +22,6 @@ from ..training.lora import linear_shapes
 from ..training.run import DistillationRun
 from ..training.run_config import Lists, Run, read_run
 from ..training.trainer import Record, Trainer, peak_memory
-from .paper import PaperDistiller
 
 WEIGHTS = FOLDER / "weights"
 
@@ -41,8 +40,9 @@ class Trial:
     """Training pictures an effect."""
     distill: Distillation
     out: Path
-    paper: bool = False
-    """By the paper's schedule."""
+    distiller: type[Distiller] = Distiller
+    teacher_prompts: bool = False
+    """The student is asked in the teachers' own words, without tags."""
     start: Path | None = None
     """A LoRA file that student and fake score start from."""
     seconds: float = 0.0
@@ -112,8 +112,7 @@ def run_trial(trial: Trial) -> Outcome:
         prepared = job.prepare()
         encoding = time.perf_counter() - begun
         velocity = Counted(host.velocity)
-        kind = PaperDistiller if trial.paper else Distiller
-        distiller = kind(velocity, job.roles, job.bank, trial.distill.objective)
+        distiller = trial.distiller(velocity, job.roles, job.bank, trial.distill.objective)
         # may go on past `cycles`: nothing of a cycle may depend on how many there will be
         config = replace(trial.distill, cycles=10**6, lr_schedule="constant")
         trainer = Trainer(distiller, job.trainer.lessons, config)
@@ -146,9 +145,14 @@ def _run(trial: Trial) -> Run:
         for sample in [one for one in run.lists.samples if one.lora_name == name][: trial.pictures]
     ]
     effects = {name: run.lists.effects[name] for name in trial.effects}
+    tags = run.tags
+    if trial.teacher_prompts:
+        effects = {name: replace(one, recaption_prompt=one.prompt) for name, one in effects.items()}
+        tags = "none"
     titles = {name: run.titles[name] for name in trial.effects}
     lists = Lists(effects, samples, run.lists.general)
-    return replace(run, lists=lists, titles=titles, output=trial.out / "lessons", distill=trial.distill)
+    output = trial.out / "lessons"
+    return replace(run, lists=lists, titles=titles, tags=tags, output=output, distill=trial.distill)
 
 
 def _seconds(records: Iterator[Record]) -> float:

@@ -1,0 +1,180 @@
+"""Change one thing, train for the same time from the same start, judge: what each part is worth.
+
+`python -m collectionlora.bench.arms ablation --seeds 3` takes away the paper's ideas one at a time;
+`... screen` tries settings. Every arm is kept in OUT/seedN as soon as it is judged, so that a run that was
+stopped goes on; OUT/arms.json and a table on the screen hold all that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..collection.atomic import atomic_write
+from ..collection.layouts import read_lora
+from ..pocket.demo import PICTURES, judge_of
+from ..pocket.evaluate import Student, judge_students, sigmas_of
+from ..pocket.general import judge_general
+from ..training.config import Distillation, distillation
+from ..training.distiller import Distiller
+from ..training.hosts.pocket import PocketHost
+from ..training.lora import linear_shapes
+from .schedule import EFFECTS
+from .trial import WEIGHTS, Trial, run_trials
+from .visited import VisitedDistiller
+
+MEASURES = ("bad_case", "bleeding", "distance")
+GENERAL_EDITS = 2
+"""On each test picture."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What differs from the pocket's own settings."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    teacher_prompts: bool = False
+    distiller: type[Distiller] = Distiller
+
+
+def objective(**values: float) -> Arm:
+    """An arm that differs in the loss."""
+    return Arm({"objective": values})
+
+
+SETS: dict[str, dict[str, Arm]] = {
+    "ablation": {
+        "all": Arm(),
+        "no PDSR": Arm({"p_effect": 1.0}),
+        "no AOP": Arm(teacher_prompts=True),
+        "no TS": objective(ts_weight=0.0),
+        "no TA-FM": objective(fm_weight=0.0),
+        "TA-FM alone": objective(bs_weight=0.0, ts_weight=0.0),
+    },
+    "screen": {
+        "as it is": Arm(),
+        "TA-FM alone": objective(bs_weight=0.0, ts_weight=0.0),
+        "floor 0": objective(floor=0.0),
+        "floor 0.3": objective(floor=0.3),
+        "fake ratio 1": Arm({"fake_ratio": 1}),
+        "fake ratio 5": Arm({"fake_ratio": 5}),
+        "fresh rollouts": Arm({"share_rollouts": False}),
+        "visited x0s": Arm(distiller=VisitedDistiller),
+        "EMA 0.95": Arm({"ema": 0.95}),
+        "EMA 0.99": Arm({"ema": 0.99}),
+        "TA-FM x 0.3": objective(fm_weight=0.3),
+        "TA-FM x 3": objective(fm_weight=3.0),
+        "guidance 0.5": objective(guidance=0.5),
+        "half the rate": Arm({"lr": 5e-4}),
+        "4 steps": objective(steps=4, ts_steps=2),
+    },
+}
+
+
+def settings(seed: int, **values: Any) -> Distillation:
+    """The pocket's; length is by time, and the rate stays."""
+    return distillation({"cycles": 1, "warm_cycles": 0, "seed": seed, **values}, "pocket")
+
+
+def warmed(args: argparse.Namespace, out: Path, seed: int) -> Path:
+    """The student that all arms of a seed start from."""
+    distill = settings(seed, cycles=args.warm, objective={"bs_weight": 0.0, "ts_weight": 0.0})
+    trial = Trial("warm", EFFECTS, args.pictures, distill, out)
+    if not trial.after_cycles.exists():
+        run_trials([trial])
+    return trial.after_cycles
+
+
+def run_arm(args: argparse.Namespace, name: str, arm: Arm, seed: int) -> dict[str, Any]:
+    """Train and judge one arm, or read what it came to before."""
+    out = args.out / f"seed{seed}"
+    path = out / f"{name}.json"
+    if path.exists():
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    trial = Trial(
+        name,
+        EFFECTS,
+        args.pictures,
+        settings(seed, **arm.values),
+        out,
+        arm.distiller,
+        arm.teacher_prompts,
+        start=warmed(args, out, seed),
+        seconds=args.seconds,
+    )
+    (outcome,) = run_trials([trial])
+    content = {"cycles": outcome.cycles, "forward_equivalents_per_cycle": outcome.forward_equivalents}
+    content |= judged(trial, outcome.prompts, args.images, seed)
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return content
+
+
+def judged(trial: Trial, prompts: Mapping[str, str], images: int, seed: int) -> dict[str, Any]:
+    """Measures in 8 and 4 steps, and what is left of general edits."""
+    host = PocketHost(WEIGHTS)
+    lora = read_lora(trial.after_seconds, linear_shapes(host.transformer))
+    student = Student([lora], prompts, trial.distill.objective.sigmas)
+    steps = {f"@{n}": Student([lora], prompts, sigmas_of(student, n)) for n in (8, 4)}
+    report = judge_students(host, steps, PICTURES / "test", images, EFFECTS, judge_of(WEIGHTS), seed)
+    rows = {row: {m: report.rows[row][m].to_json() for m in MEASURES} for row in steps}
+    general = judge_general(host, student, PICTURES / "test", images, GENERAL_EDITS, seed)
+    return {"rows": rows, "general": general["ratio"]}
+
+
+def table(arms: Mapping[str, list[dict[str, Any]]]) -> str:
+    """One line an arm: means over seeds with the smallest and largest."""
+    heads = [f"{measure}{row}" for row in ("@8", "@4") for measure in MEASURES]
+    lines = [
+        "| | cycles | " + " | ".join([*heads, "general edits"]) + " |",
+        "|" + "---|" * (len(heads) + 3),
+    ]
+    for name, seeds in arms.items():
+        cells = [f"{sum(one['cycles'] for one in seeds) / len(seeds):.0f}"]
+        for row in ("@8", "@4"):
+            for measure in MEASURES:
+                cells.append(_cell([one["rows"][row][measure]["mean"] for one in seeds]))
+        cells.append(_cell([one["general"]["collection@8"]["mean"] for one in seeds]))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float]) -> str:
+    mean = f"{sum(values) / len(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.3f}-{max(values):.3f})"
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("set", choices=SETS)
+    parser.add_argument("--only", nargs="*", help="arms by name")
+    parser.add_argument("--out", type=Path, help="default: out/bench/SET")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument(
+        "--seconds", type=float, default=300, help="training time of an arm after the warm-up"
+    )
+    parser.add_argument(
+        "--warm", type=int, default=400, help="cycles of the warm-up that all arms start from"
+    )
+    parser.add_argument("--pictures", type=int, default=24, help="training pictures an effect")
+    parser.add_argument("--images", type=int, default=32, help="test pictures an effect")
+    args = parser.parse_args()
+    args.out = args.out or Path("out/bench") / args.set
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for seed in range(args.seeds):
+        for name, arm in SETS[args.set].items():
+            if args.only is None or name in args.only:
+                arms.setdefault(name, []).append(run_arm(args, name, arm, seed))
+                print(f"seed {seed}, {name}\n{table(arms)}", flush=True)
+    content = {"settings": {k: v for k, v in vars(args).items() if k != "out"}, "arms": arms}
+    with atomic_write(args.out / "arms.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

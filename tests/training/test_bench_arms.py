@@ -1,0 +1,75 @@
+"""The bench's arms: each changes what it says, and visited x0s cost nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from collectionlora.bench import arms
+from collectionlora.bench.visited import VisitedDistiller
+from collectionlora.training.config import distillation
+from collectionlora.training.trainer import Trainer
+
+
+@pytest.fixture
+def world(tiny, teachers):
+    values = {**tiny.SMALL, "fake_ratio": 3, "cycles": 3, "micro_batch": 1}
+    return tiny.world(teachers, distillation(values, "default"), stir=True)
+
+
+def test_later_updates_of_the_fake_score_see_other_steps_for_nothing(world, monkeypatch):
+    seen = {}
+
+    def spy(self, batch, x0, draws):
+        seen.setdefault(draws.update, []).append(x0)
+        return fake_term(self, batch, x0, draws)
+
+    fake_term = VisitedDistiller.__base__.fake_term
+    monkeypatch.setattr(VisitedDistiller.__base__, "fake_term", spy)
+    distiller = VisitedDistiller(world.distiller.velocity, world.roles, world.bank, world.distiller.objective)
+    for _ in world.trainer.run():
+        pass
+    ours, cost = {name: list(x0s) for name, x0s in seen.items()}, world.cost
+    seen.clear()
+    world.calls.clear()
+    start = world.trainer.config
+    again = Trainer(distiller, world.lessons, start)
+    records = again.run()
+    next(records)
+    assert len(ours["fake 0"]) == start.cycles * start.batch
+    assert all(not x0.requires_grad for x0s in seen.values() for x0 in x0s)
+    first, *others = (seen[f"fake {k}"] for k in range(3))
+    assert any(not torch.equal(x0, own) for other in others for x0, own in zip(other, first))
+    kept = {number: x0s for number, x0s in distiller.visited.items()}
+    assert len(kept) == start.batch
+    for own, x0s in zip(first, kept.values()):
+        assert torch.equal(own[0], x0s[-1])
+    for other in others:
+        for x0, x0s in zip(other, kept.values()):
+            assert any(torch.equal(x0[0], one) for one in x0s)
+    for _ in records:
+        pass
+    assert world.cost == cost
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(group, name) for group, some in arms.SETS.items() for name in some]
+)
+def test_every_arm_is_a_setting_that_differs_from_the_pockets_own(group, name):
+    arm = arms.SETS[group][name]
+    config = arms.settings(3, **arm.values)
+    assert config.seed == 3
+    same = config == arms.settings(3) and not arm.teacher_prompts and arm.distiller is not VisitedDistiller
+    assert same == (name in ("all", "as it is"))
+    assert config.objective.guidance == arm.values.get("objective", {}).get("guidance", 0)
+
+
+def test_the_table_says_how_far_seeds_lie_apart():
+    def result(bad):
+        row = {measure: {"mean": bad} for measure in arms.MEASURES}
+        general = {"collection@8": {"mean": 1.0}}
+        return {"cycles": 10, "rows": {"@8": row, "@4": row}, "general": general}
+
+    lines = arms.table({"all": [result(0.25), result(0.75)], "no TS": [result(0.5)]}).splitlines()
+    assert "0.500 (0.250-0.750)" in lines[2]
+    assert "| no TS | 10 | 0.500 |" in lines[3]
