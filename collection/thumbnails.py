@@ -49,6 +49,15 @@ def fit_thumbnails(pairs: Mapping[str, Pair], room: int) -> dict[str, bytes]:
     )
 
 
+def thumbnail_of(result: Image.Image, like: bytes | None = None) -> bytes:
+    """A WebP thumbnail of a result alone, as high as the one it takes the place of (`like`), else 192 px."""
+    size = SIZES[0]
+    if like is not None:
+        with Image.open(io.BytesIO(like), formats=tuple(_FORMATS)) as image:
+            size = min(size, image.height)
+    return _encode(None, result, size, _QUALITY)
+
+
 def header_cost(thumbnail: bytes) -> int:
     """Bytes one thumbnail adds to the header: base64, its key, and the quotes escaped in the outer JSON."""
     return 4 * -(-len(thumbnail) // 3) + len(r",\"thumbnail\":\"\"")

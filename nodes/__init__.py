@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .browser_routes import add_browser_routes
 from .collection import CollectionInfo, LoadCollection, SaveCollection
 from .contact_sheet import ContactSheet
 from .distil import DistilCollection, DistillationSettings
@@ -24,6 +25,7 @@ class CollectionLoraExtension(ComfyExtension):
     async def on_load(self) -> None:
         """Serve what the page asks for."""
         add_routes()
+        add_browser_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return the node classes in the order of the node menu."""

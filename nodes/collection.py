@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from ..collection.file import save_collection
 from ..collection.layouts import comfy_tensors, read_lora
 from ..training.lora import linear_shapes
 from .files import BUILT_IN, catalogue_of, collection_names, collection_path
-from .places import unused
+from .places import inside, unused
 from .sockets import ATTACHMENT, CATEGORY, Collection, CollectionSocket
 
 
@@ -145,21 +144,10 @@ class SaveCollection(io.ComfyNode):
 
     @classmethod
     def execute(cls, collection: Collection, filename: str) -> io.NodeOutput:
-        path = unused(_inside(Path(folder_paths.get_folder_paths("loras")[0]), filename))
+        path = unused(inside(Path(folder_paths.get_folder_paths("loras")[0]), filename))
         path.parent.mkdir(parents=True, exist_ok=True)
         save_collection(path, collection.weights, collection.catalogue)
         return io.NodeOutput(str(path), ui=ui.PreviewText(f"saved: {path}"))
-
-
-def _inside(root: Path, name: str) -> Path:
-    """Raises ValueError for a name that leads out of the folder or that a file system may not take."""
-    name = name.strip().removesuffix(".safetensors")
-    parts = re.split(r"[/\\]", name)
-    if not name or any(
-        not re.fullmatch(r"[^<>:\"|?*\x00-\x1f]*[^<>:\"|?*\x00-\x1f. ]", part) for part in parts
-    ):
-        raise ValueError(f"filename {name!r}: give a name below models/loras, such as collections/my effects")
-    return root.joinpath(*parts[:-1], parts[-1] + ".safetensors")
 
 
 def _base(base: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import folder_paths
@@ -31,6 +32,20 @@ def unused(path: Path) -> Path:
         free = path.with_name(f"{path.stem} {number}{path.suffix}")
         number += 1
     return free
+
+
+def inside(root: Path, name: str) -> Path:
+    """The .safetensors file of that name below `root`.
+
+    Raises ValueError for a name that leads out of the folder or that a file system may not take.
+    """
+    name = name.strip().removesuffix(".safetensors")
+    parts = re.split(r"[/\\]", name)
+    if not name or any(
+        not re.fullmatch(r"[^<>:\"|?*\x00-\x1f]*[^<>:\"|?*\x00-\x1f. ]", part) for part in parts
+    ):
+        raise ValueError(f"filename {name!r}: give a name below models/loras, such as collections/my effects")
+    return root.joinpath(*parts[:-1], parts[-1] + ".safetensors")
 
 
 def allowed(text: str, built_in: str) -> Path:

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 SubjectKind = Literal["luma", "edges", "inverse", "mirror", "quarter", "flip"]
 """How the source can still be recognised in a result: by its coarse brightness; by its contours; by its
-coarse brightness whatever the sign; by the coarse brightness of its upper half (the lower half mirrors it), of
-its upper left quarter (the others mirror it), of its left-right mirror image."""
+coarse brightness whatever the sign; by the coarse brightness of its upper half (the lower half mirrors it),
+of its upper left quarter (the others mirror it), of its left-right mirror image."""
 SUBJECT_KINDS: tuple[str, ...] = get_args(SubjectKind)
 
 COARSE = 16

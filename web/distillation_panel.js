@@ -1,6 +1,7 @@
 // A sidebar tab that shows the latest distillation, live and after a reload.
 import { app } from "../../scripts/app.js";
 import { Panel } from "./panel/panel.js";
+import { ready, t } from "./words.js";
 
 const style = document.createElement("link");
 style.rel = "stylesheet";
@@ -11,12 +12,13 @@ let panel = null;
 
 app.registerExtension({
   name: "collectionlora.distillationPanel",
-  setup() {
+  async setup() {
+    await ready;
     app.extensionManager.registerSidebarTab({
       id: "collectionlora.distillation",
       icon: "pi pi-chart-line",
-      title: "Distil",
-      tooltip: "Distillation: losses, previews, time left",
+      title: t("Distil"),
+      tooltip: t("Distillation: losses, previews, time left"),
       type: "custom",
       render: (place) => {
         panel?.remove();

@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { effectsOf, forget } from "./picker/catalogue.js";
 import { Gallery } from "./picker/gallery.js";
+import { ready, t } from "./words.js";
 
 const NONE = "none";
 const WIDTH = 340;
@@ -38,7 +39,7 @@ async function refresh(node) {
   const gallery = node.collectionLoraGallery;
   const file = fileOf(node);
   gallery.choose(choiceOf(node));
-  if (!file) return gallery.complain("Connect Load Collection to see its effects.");
+  if (!file) return gallery.complain(t("Connect Load Collection to see its effects."));
   let effects;
   try {
     effects = await effectsOf(file);
@@ -121,6 +122,7 @@ function watchFile(node) {
 
 app.registerExtension({
   name: "collectionlora.effectPicker",
+  init: () => ready, // before a workflow's nodes are made
   nodeCreated(node) {
     if (node.comfyClass === "CollectionLoraLoad") watchFile(node);
     if (node.comfyClass === "CollectionLoraEffect") addGallery(node);

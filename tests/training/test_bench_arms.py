@@ -40,7 +40,7 @@ def test_later_updates_of_the_fake_score_see_other_steps_for_nothing(world, monk
     assert all(not x0.requires_grad for x0s in seen.values() for x0 in x0s)
     first, *others = (seen[f"fake {k}"] for k in range(3))
     assert any(not torch.equal(x0, own) for other in others for x0, own in zip(other, first))
-    kept = {number: x0s for number, x0s in distiller.visited.items()}
+    kept = dict(distiller.visited)
     assert len(kept) == start.batch
     for own, x0s in zip(first, kept.values()):
         assert torch.equal(own[0], x0s[-1])

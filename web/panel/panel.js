@@ -1,5 +1,6 @@
 // The distillation panel: what the latest run does, from the server's story and its events.
 import { api } from "../../../scripts/api.js";
+import { t } from "../words.js";
 import { colourOf, drawCurves } from "./curves.js";
 
 /** @param {string} tag @param {string} [text] @param {string} [className] */
@@ -12,9 +13,30 @@ function element(tag, text = "", className = "") {
 
 /** @param {number} seconds */
 export function inWords(seconds) {
-  if (seconds < 90) return `${Math.round(seconds)} s`;
-  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
-  return `${(seconds / 3600).toFixed(1)} h`;
+  if (seconds < 90) return t("{n} s", { n: Math.round(seconds) });
+  if (seconds < 5400) return t("{n} min", { n: Math.round(seconds / 60) });
+  return t("{n} h", { n: (seconds / 3600).toFixed(1) });
+}
+
+/** @param {Record<string, any>} story */
+function ending(story) {
+  const how = story.ended ? t("Stopped: {reason}.", { reason: story.ended }) : t("Complete.");
+  return `${how} ${story.kept ? t("Kept in {file}", { file: story.kept }) : t("Nothing was learnt yet.")}`;
+}
+
+/** @param {Record<string, any>} story */
+function beginning(story) {
+  return t("{phase}: {done} of {total}", { phase: t(story.phase), done: story.done, total: story.total });
+}
+
+/** @param {Record<string, any>} story */
+function going(story) {
+  const parts = [t("cycle {cycle} of {cycles}", { cycle: story.cycle, cycles: story.cycles })];
+  if (story.seconds_each) {
+    parts.push(t("{seconds} s each, {left} left", { seconds: story.seconds_each, left: inWords(story.seconds_left) }));
+  }
+  if (story.memory) parts.push(`${(story.memory / 2 ** 30).toFixed(1)} GiB`);
+  return parts.join(", ") + (story.saved ? `. ${t("Saved: {file}", { file: story.saved })}` : "");
 }
 
 export class Panel {
@@ -49,12 +71,12 @@ export class Panel {
     this.state = element("div");
     this.state.setAttribute("role", "status");
     this.bar = /** @type {HTMLProgressElement} */ (element("progress"));
-    this.bar.setAttribute("aria-label", "Progress");
-    this.cancel = /** @type {HTMLButtonElement} */ (element("button", "Cancel"));
-    this.cancel.title = "Stop; what was trained is kept";
+    this.bar.setAttribute("aria-label", t("Progress"));
+    this.cancel = /** @type {HTMLButtonElement} */ (element("button", t("Cancel")));
+    this.cancel.title = t("Stop; what was trained is kept");
     this.cancel.addEventListener("click", () => api.interrupt(this.story?.prompt_id ?? null));
-    this.save = /** @type {HTMLButtonElement} */ (element("button", "Save now"));
-    this.save.title = "Write the collection as trained so far, and go on";
+    this.save = /** @type {HTMLButtonElement} */ (element("button", t("Save now")));
+    this.save.title = t("Write the collection as trained so far, and go on");
     this.save.addEventListener("click", async () => {
       this.save.disabled = true;
       await api.fetchApi(`/collectionlora/save?prompt=${encodeURIComponent(this.story?.prompt_id ?? "")}`, {
@@ -64,8 +86,8 @@ export class Panel {
     const buttons = element("div", "", "cl-buttons");
     buttons.append(this.cancel, this.save);
     this.which = /** @type {HTMLSelectElement} */ (element("select"));
-    this.which.setAttribute("aria-label", "Curves");
-    for (const [value, text] of [["losses", "losses by term"], ["effects", "losses by effect"]]) {
+    this.which.setAttribute("aria-label", t("Curves"));
+    for (const [value, text] of [["losses", t("losses by term")], ["effects", t("losses by effect")]]) {
       const option = /** @type {HTMLOptionElement} */ (element("option", text));
       option.value = value;
       this.which.append(option);
@@ -76,7 +98,7 @@ export class Panel {
     this.table = element("table");
     this.when = /** @type {HTMLInputElement} */ (element("input"));
     this.when.type = "range";
-    this.when.setAttribute("aria-label", "Preview of which cycle");
+    this.when.setAttribute("aria-label", t("Preview of which cycle"));
     this.when.addEventListener("input", () => {
       this.follow = Number(this.when.value) === Number(this.when.max);
       this.#picture();
@@ -84,12 +106,12 @@ export class Panel {
     this.caption = element("div");
     this.image = /** @type {HTMLImageElement} */ (element("img"));
     this.previews = element("div");
-    this.previews.append(element("h3", "Previews"), this.image, this.when, this.caption);
+    this.previews.append(element("h3", t("Previews")), this.image, this.when, this.caption);
     this.plan = element("pre");
     this.body = element("div");
     this.body.style.display = "contents";
     this.body.append(
-      this.bar, buttons, this.which, this.canvas, this.table, this.previews, element("h3", "Memory on the device"), this.plan,
+      this.bar, buttons, this.which, this.canvas, this.table, this.previews, element("h3", t("Memory on the device")), this.plan,
     );
     this.root.append(this.title, this.state, this.body);
   }
@@ -115,9 +137,9 @@ export class Panel {
   #show() {
     const story = this.story;
     this.body.hidden = !story;
-    this.title.textContent = story ? story.name : "Distillation";
+    this.title.textContent = story ? story.name : t("Distillation");
     if (!story) {
-      this.state.textContent = "Nothing has run since ComfyUI was started. Queue a graph with Distil Collection.";
+      this.state.textContent = t("Nothing has run since ComfyUI was started. Queue a graph with Distil Collection.");
       return;
     }
     const ended = story.phase === "ended";
@@ -125,14 +147,7 @@ export class Panel {
     this.bar.max = before ? story.total : story.cycles;
     this.bar.value = before ? story.done : story.cycle;
     this.state.className = ended ? "cl-ended" : "";
-    this.state.textContent = ended
-      ? `${story.ended ? `Stopped: ${story.ended}` : "Complete"}. ${story.kept ? `Kept in ${story.kept}` : "Nothing was learnt yet."}`
-      : before
-        ? `${story.phase}: ${story.done} of ${story.total}`
-        : `cycle ${story.cycle} of ${story.cycles}` +
-          (story.seconds_each ? `, ${story.seconds_each} s each, ${inWords(story.seconds_left)} left` : "") +
-          (story.memory ? `, ${(story.memory / 2 ** 30).toFixed(1)} GiB` : "") +
-          (story.saved ? `. Saved: ${story.saved}` : "");
+    this.state.textContent = ended ? ending(story) : before ? beginning(story) : going(story);
     this.cancel.disabled = ended;
     this.save.disabled = ended || before || !story.cycle;
     this.plan.textContent = story.plan ?? "";
@@ -151,8 +166,8 @@ export class Panel {
       `/collectionlora/preview?prompt=${encodeURIComponent(this.story?.prompt_id)}&cycle=${cycle}`,
     );
     if (!this.image.src.endsWith(address)) this.image.src = address;
-    this.image.alt = `What the student makes of the examples after ${cycle} cycles`;
-    this.caption.textContent = `after ${cycle} cycles`;
+    this.image.alt = t("What the student makes of the examples after {cycle} cycles", { cycle });
+    this.caption.textContent = t("after {cycle} cycles", { cycle });
   }
 
   #draw() {
@@ -172,6 +187,6 @@ export class Panel {
       return row;
     });
     this.table.replaceChildren(...rows);
-    this.canvas.setAttribute("aria-label", `Loss curves: ${this.table.textContent}`);
+    this.canvas.setAttribute("aria-label", t("Loss curves: {values}", { values: this.table.textContent ?? "" }));
   }
 }

@@ -1,4 +1,5 @@
-// The gallery: pictures of effects, and the one or two that are chosen. Knows the page's DOM only, not ComfyUI.
+// The gallery: pictures of effects, and the one or two that are chosen.
+import { t } from "../words.js";
 import { isFavourite, noteUse, onChange, recent, remember, toggleFavourite } from "./memory.js";
 
 /** @typedef {import("./catalogue.js").Effect} Effect */
@@ -49,7 +50,8 @@ export class Gallery {
     this.category.replaceChildren(
       ...[ALL, FAVOURITES, RECENT, ...categories].map((name) => {
         const option = document.createElement("option");
-        option.value = option.textContent = name;
+        option.value = name;
+        option.textContent = t(name);
         return option;
       }),
     );
@@ -81,10 +83,10 @@ export class Gallery {
 
   #build() {
     this.search = /** @type {HTMLInputElement} */ (
-      element("input", "cl-search", { type: "search", placeholder: "Search effects", "aria-label": "Search effects" })
+      element("input", "cl-search", { type: "search", placeholder: t("Search effects"), "aria-label": t("Search effects") })
     );
     this.search.addEventListener("input", () => this.#filter());
-    this.category = /** @type {HTMLSelectElement} */ (element("select", "cl-category", { "aria-label": "Category" }));
+    this.category = /** @type {HTMLSelectElement} */ (element("select", "cl-category", { "aria-label": t("Category") }));
     this.category.addEventListener("change", () => this.#filter());
     this.size = /** @type {HTMLInputElement} */ (
       element("input", "cl-size", {
@@ -92,18 +94,18 @@ export class Gallery {
         min: String(SIZES.min),
         max: String(SIZES.max),
         value: String(SIZES.start),
-        "aria-label": "Size of the pictures",
+        "aria-label": t("Size of the pictures"),
       })
     );
     this.size.addEventListener("input", () => this.#resize());
-    const random = element("button", "cl-random", { type: "button", title: "Pick one at random" });
-    random.textContent = "random";
+    const random = element("button", "cl-random", { type: "button", title: t("Pick one at random") });
+    random.textContent = t("random");
     random.addEventListener("click", () => this.#random());
     const bar = element("div", "cl-bar");
     this.mine = /** @type {HTMLButtonElement} */ (
-      element("button", "cl-mine", { type: "button", "aria-pressed": "false", title: "Show the effects on your own picture" })
+      element("button", "cl-mine", { type: "button", "aria-pressed": "false", title: t("Show the effects on your own picture") })
     );
-    this.mine.textContent = "mine";
+    this.mine.textContent = t("mine");
     this.mine.hidden = true;
     this.mine.addEventListener("click", () => {
       this.mine.setAttribute("aria-pressed", String(this.mine.getAttribute("aria-pressed") !== "true"));
@@ -111,10 +113,10 @@ export class Gallery {
     });
     bar.append(this.search, this.category, this.size, random, this.mine);
 
-    this.chosen = element("div", "cl-chosen", { role: "group", "aria-label": "Chosen effects" });
+    this.chosen = element("div", "cl-chosen", { role: "group", "aria-label": t("Chosen effects") });
     this.message = element("div", "cl-message", { role: "status" });
     this.message.hidden = true;
-    this.grid = element("div", "cl-grid", { role: "listbox", "aria-label": "Effects" });
+    this.grid = element("div", "cl-grid", { role: "listbox", "aria-label": t("Effects") });
     this.grid.addEventListener("keydown", (event) => this.#key(event));
     this.root.append(bar, this.chosen, this.message, this.grid);
     // The canvas behind would zoom and pan.
@@ -136,7 +138,7 @@ export class Gallery {
     cell.append(picture);
     const name = element("span", "cl-name");
     name.textContent = effect.title;
-    const star = element("span", "cl-star", { "aria-hidden": "true", title: "Favourite (F)" });
+    const star = element("span", "cl-star", { "aria-hidden": "true", title: t("Favourite (F)") });
     star.addEventListener("click", (event) => {
       event.stopPropagation();
       toggleFavourite(effect.name);
@@ -213,17 +215,17 @@ export class Gallery {
       cell.classList.toggle("cl-second", name === second);
       cell.setAttribute("aria-selected", String(name === first || name === second));
     }
-    this.chosen.replaceChildren(this.#chip(first, "Effect", null));
+    this.chosen.replaceChildren(this.#chip(first, t("Effect"), null));
     if (second) {
-      const swap = element("button", "cl-swap", { type: "button", title: "Swap the two" });
-      swap.setAttribute("aria-label", "Swap the two effects");
+      const swap = element("button", "cl-swap", { type: "button", title: t("Swap the two") });
+      swap.setAttribute("aria-label", t("Swap the two effects"));
       swap.textContent = "⇄";
       swap.addEventListener("click", () => this.#set({ first: second, second: first }));
-      this.chosen.append(swap, this.#chip(second, "Then", () => this.#set({ first, second: null })));
+      this.chosen.append(swap, this.#chip(second, t("Then"), () => this.#set({ first, second: null })));
     } else {
       const add = element("button", "cl-add", { type: "button", "aria-pressed": String(this.choosesSecond) });
-      add.textContent = this.choosesSecond ? "now pick the second" : "+ then";
-      add.title = "A second effect on top of the first (or Shift and click)";
+      add.textContent = this.choosesSecond ? t("now pick the second") : t("+ then");
+      add.title = t("A second effect on top of the first (or Shift and click)");
       add.addEventListener("click", () => {
         this.choosesSecond = !this.choosesSecond;
         this.#mark();
@@ -238,11 +240,11 @@ export class Gallery {
     const missing = this.effects.length > 0 && !effect;
     const chip = element("span", missing ? "cl-chip cl-missing" : "cl-chip");
     const text = element("span", "cl-chip-text");
-    text.textContent = missing ? `${name} (not in this file)` : (effect?.title ?? name);
+    text.textContent = missing ? t("{name} (not in this file)", { name }) : (effect?.title ?? name);
     text.title = role;
     chip.append(text);
     if (drop) {
-      const button = element("button", "cl-drop", { type: "button", "aria-label": `Remove ${name}` });
+      const button = element("button", "cl-drop", { type: "button", "aria-label": t("Remove {name}", { name }) });
       button.textContent = "✕";
       button.addEventListener("click", drop);
       chip.append(button);

@@ -1,0 +1,74 @@
+"""Another catalogue for the same weights."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from collectionlora.collection.edit import edit_collection
+from collectionlora.collection.errors import CollectionError
+from collectionlora.collection.file import load_collection, read_catalogue, save_collection, with_thumbnails
+
+
+@pytest.fixture
+def path(tmp_path, catalogue, make_weights):
+    """A collection on the disk whose effects have thumbnails."""
+    weights = make_weights()
+    picture = Image.new("RGB", (64, 64), "red")
+    pairs = {effect.name: (picture, picture) for effect in catalogue.effects}
+    save_collection(tmp_path / "c.safetensors", weights, with_thumbnails(catalogue, weights, pairs))
+    return tmp_path / "c.safetensors"
+
+
+def test_titles_change_and_the_weights_do_not(path, assert_equal):
+    weights, before = load_collection(path)
+    first, *others = before.effects
+    edited = edit_collection(path, path, titles={first.name: "Another title"})
+    after_weights, after = load_collection(path)
+    assert_equal(after_weights, weights)
+    assert after == edited
+    assert after.effects == (replace(first, title="Another title"), *others)
+
+
+def test_an_effect_is_left_out_of_a_copy(path):
+    before = read_catalogue(path)
+    copy = path.with_name("copy.safetensors")
+    gone = before.effects[0].name
+    edit_collection(path, copy, drop=[gone])
+    assert read_catalogue(copy).effects == before.effects[1:]
+    assert read_catalogue(path) == before
+
+
+def test_a_picture_becomes_a_thumbnail_as_high_as_the_one_before(path):
+    before = read_catalogue(path).effects[0]
+    edit_collection(path, path, pictures={before.name: Image.new("RGB", (900, 500), "blue")})
+    after = read_catalogue(path).effects[0]
+    old, new = (Image.open(io.BytesIO(one.thumbnail)) for one in (before, after))
+    assert new.size == (old.height, old.height)
+    red, _, blue = new.convert("RGB").getpixel((5, 5))
+    assert blue > 200
+    assert red < 50
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"titles": {"nothing": "x"}}, "no effect 'nothing'"),
+        ({"drop": ["nothing"]}, "no effect 'nothing'"),
+        ({"titles": {"FIRST": " "}}, "title is empty"),
+        ({"titles": {"FIRST": "a\u202eb"}}, "control character"),
+        ({"drop": "EVERY"}, "without effects"),
+    ],
+)
+def test_a_wrong_change_leaves_the_file_as_it_was(path, change, message):
+    names = [effect.name for effect in read_catalogue(path).effects]
+    change = {key: names if value == "EVERY" else value for key, value in change.items()}
+    if "FIRST" in change.get("titles", {}):
+        change = {"titles": {names[0]: change["titles"]["FIRST"]}}
+    bytes_before = path.read_bytes()
+    with pytest.raises(CollectionError, match=message):
+        edit_collection(path, path, **change)
+    assert path.read_bytes() == bytes_before

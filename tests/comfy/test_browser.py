@@ -1,0 +1,120 @@
+"""The collection browser in ComfyUI's page: look, rename, another picture, leave out, copy, download."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent))
+from graphs import APP, PICTURES, open_page
+
+from collectionlora.collection.file import load_collection, read_catalogue
+from collectionlora.pocket import WEIGHTS
+
+SHIPPED = WEIGHTS / "collection.safetensors"
+TOGGLE = f"() => {APP}.extensionManager.sidebarTab.toggleSidebarTab('collectionlora.collections')"
+
+
+@pytest.fixture
+def file(server: Any) -> Iterator[Path]:
+    """A collection of the user's, and a plain LoRA beside it."""
+    folder = server.base_directory / "models" / "loras"
+    path = folder / "mine.safetensors"
+    shutil.copy(SHIPPED, path)
+    shutil.copy(WEIGHTS / "teachers" / "sketch.safetensors", folder / "plain.safetensors")
+    yield path
+    path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def browser(page: Any, server: Any, file: Path) -> Iterator[Any]:
+    """The tab, open."""
+    open_page(page, server.url)
+    page.evaluate(TOGGLE)
+    yield page.locator(".cl-browser")
+    page.evaluate(TOGGLE)
+
+
+def choose(browser: Any, name: str) -> None:
+    browser.locator(f'button[data-file="{name}"]').click()
+    browser.locator(".cl-effects li").first.wait_for()
+
+
+def saved(browser: Any) -> None:
+    browser.get_by_role("status").get_by_text("Saved: ").wait_for()
+
+
+def test_it_lists_collections_with_what_is_in_them_and_no_other_lora(browser: Any) -> None:
+    browser.locator('button[data-file="mine.safetensors"]').wait_for()
+    names = browser.locator(".cl-file").all_inner_texts()
+    assert {"pocket (built in)", "mine.safetensors"} <= set(names)
+    assert "plain.safetensors" not in names
+    choose(browser, "mine.safetensors")
+    catalogue = read_catalogue(SHIPPED)
+    facts = browser.locator("dl").inner_text()
+    assert str(catalogue.base["name"]) in facts
+    assert str(catalogue.training["cycles"]) in facts
+    titles = browser.locator('.cl-effects input[type="text"]')
+    assert titles.evaluate_all("all => all.map(one => one.value)") == [e.title for e in catalogue.effects]
+
+
+def test_titles_pictures_and_the_list_change_in_the_file(browser: Any, file: Path) -> None:
+    choose(browser, "mine.safetensors")
+    save = browser.get_by_role("button", name="Save", exact=True)
+    assert save.is_disabled()
+    before = read_catalogue(file)
+    browser.get_by_label("Title of sketch", exact=True).fill("<b>Mine</b>")
+    browser.get_by_role("button", name=f"Leave out {before['neon'].title}").click()
+    line = browser.locator('li[data-name="thermal"]')
+    line.locator('input[type="file"]').set_input_files(PICTURES[0])
+    line.locator("img.cl-new").wait_for()
+    save.click()
+    saved(browser)
+    weights, after = load_collection(file)
+    assert after["sketch"].title == "<b>Mine</b>"
+    assert after["thermal"].thumbnail != before["thermal"].thumbnail
+    assert [e.name for e in after.effects] == [e.name for e in before.effects if e.name != "neon"]
+    assert weights.down.keys() == load_collection(SHIPPED)[0].down.keys()
+    assert browser.get_by_label("Title of sketch", exact=True).input_value() == "<b>Mine</b>"
+    assert browser.locator("b").count() == 0
+
+
+def test_a_copy_of_the_built_in_collection_gets_a_name_and_can_be_downloaded(
+    browser: Any, server: Any
+) -> None:
+    choose(browser, "pocket (built in)")
+    browser.get_by_label("Title of sketch", exact=True).fill("Scribble")
+    assert browser.get_by_role("button", name="Save", exact=True).is_disabled()
+    browser.get_by_label("Name of the copy").fill("collections/renamed")
+    browser.get_by_role("button", name="Save as").click()
+    saved(browser)
+    copy = server.base_directory / "models" / "loras" / "collections" / "renamed.safetensors"
+    assert read_catalogue(copy)["sketch"].title == "Scribble"
+    with browser.page.expect_download() as download:
+        browser.get_by_role("link", name="Download").click()
+    assert Path(download.value.path()).read_bytes() == copy.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"file": "plain.safetensors"}, "plain LoRA"),
+        ({"file": "../../secret.safetensors"}, "no such file"),
+        ({"save_as": "../outside"}, "give a name below models/loras"),
+        ({"file": "pocket (built in)"}, "give the copy a name"),
+        ({"pictures": {"sketch": "bm90IGEgcGljdHVyZQ=="}}, "not a picture"),
+        ({"titles": {"sketch": 5}}, "titles holds something other than text"),
+    ],
+)
+def test_a_wrong_request_says_what_is_wrong(
+    server: Any, file: Path, change: dict[str, Any], message: str
+) -> None:
+    before = file.read_bytes()
+    asked = {"file": "mine.safetensors", "titles": {"sketch": "x"}, **change}
+    assert message in server.post("/collectionlora/edit", asked)["error"]
+    assert file.read_bytes() == before
