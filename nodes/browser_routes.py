@@ -35,7 +35,7 @@ def add_browser_routes() -> None:
 
     @routes.post("/collectionlora/edit")
     async def edit(request: Any) -> web.Response:
-        """Change {titles}, {pictures} (base64 of picture files) and {drop} of {file}, or of the copy {save_as}.
+        """Change {titles}, {pictures} (picture files in base64) and {drop} of {file}, or of a copy {save_as}.
 
         Answers {file}, the name of what was written.
         """

@@ -25,7 +25,7 @@ from ..training.hosts.comfy import ComfyHost
 from ..training.lora import PAPER_TARGETS, block_targets, linear_shapes, target_shapes
 from ..training.memory import ADVICE, MemoryPlan, memory_plan
 from ..training.pictures import to_tensor
-from ..training.plots import named_grid
+from ..training.plots import SheetRow, contact_sheet
 from ..training.run import DistillationRun
 from ..training.run_config import Lists, Run, Targets
 from ..training.trainer import DivergedError
@@ -49,6 +49,7 @@ else:
 
 GO_ON, ANEW = "go on where it stopped", "anew"
 PREVIEWED = 6
+PREVIEW_CELL = 128
 
 
 @dataclass(frozen=True)
@@ -293,7 +294,9 @@ def _distil(
         logging.info("CollectionLoRA will hold:\n%s", plan)
         events.plan(str(plan))
         try:
-            job.prepare(progress)
+            events.prompts(job.prepare(progress).tags)
+            if preview_every and not resume:
+                events.preview(0, _preview(job))
             for record in job.train(resume, progress):
                 events.cycle(record)
                 cycle = job.trainer.cycle
@@ -367,9 +370,11 @@ def _plan(run: Run, host: ComfyHost, job: DistillationRun) -> MemoryPlan:
 
 
 def _preview(job: DistillationRun) -> Image.Image:
-    """The student on fixed pictures with fixed noise."""
+    """The student beside its teachers, on fixed pictures with fixed noise."""
     names = list(job.prepared.prompts)[:PREVIEWED]
-    return named_grid(names, list(job.preview(names)))
+    titles = [effect.title for effect in job.prepared.catalogue.effects]
+    rows = [SheetRow(title, pictures) for title, pictures in zip(titles, job.preview(names))]
+    return contact_sheet(rows, ["source", "teacher", "student"], cell=PREVIEW_CELL)
 
 
 def _in_words(run: Run, report: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from PIL import Image
 from server import PromptServer
 
 from ..collection.atomic import atomic_write
+from ..training.prompting import TagReport
 from ..training.trainer import Record
 
 REMEMBERED = 20
@@ -51,6 +52,11 @@ class RunEvents:
     def plan(self, text: str) -> None:
         """The memory plan."""
         self._tell(plan=text)
+
+    def prompts(self, tags: TagReport) -> None:
+        """How alike the student prompts are: cosines (N,N) of what the encoder makes of them."""
+        matrix = [[round(float(cosine), 3) for cosine in line] for line in tags.chosen]
+        self._tell(prompts={"names": tags.names, "matrix": matrix})
 
     def phase(self, name: str, done: int, total: int) -> None:
         """Something before the cycles."""

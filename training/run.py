@@ -26,6 +26,7 @@ from .pictures import to_pil
 from .plots import plot_losses, plot_similarity
 from .prepare import (
     EffectPrompts,
+    Pictures,
     check_lists,
     choose_prompts,
     encode_lessons,
@@ -57,8 +58,8 @@ class Prepared:
     tags: TagReport
     catalogue: Catalogue
     """Without thumbnails and training summary."""
-    examples: dict[str, Tensor]
-    """One source (3,H,W) an effect, for the thumbnails."""
+    examples: dict[str, Pictures]
+    """One of each effect, for previews and thumbnails."""
 
 
 class DistillationRun:
@@ -161,9 +162,9 @@ class DistillationRun:
         lessons = encode_lessons(host, prompts, self._samples, pictures, run.lists.general, self.cancelled)
         distiller = Distiller(host.velocity, self.roles, self.bank, run.distill.objective)
         self.trainer = Trainer(distiller, lessons, run.distill, self.cancelled)
-        examples: dict[str, Tensor] = {}
+        examples: dict[str, Pictures] = {}
         for sample, picture in zip(self._samples, pictures, strict=True):
-            examples.setdefault(sample.lora_name, picture.image)
+            examples.setdefault(sample.lora_name, picture)
         # Made now, because names or prompts that no catalogue can hold must not be found after hours.
         self.prepared = Prepared(prompts, tags, self._catalogue(prompts), examples)
         return self.prepared
@@ -279,14 +280,18 @@ class DistillationRun:
         tags = self.prepared.tags
         plot_similarity(self.run.output / "similarity.png", tags.matrices(), tags.names)
 
-    def preview(self, names: Sequence[str]) -> Iterator[Tensor]:
-        """What the student so far makes of each effect's example (3,H,W), always from the same noise."""
-        yield from self._results(self.trainer.result(), names)
+    def preview(self, names: Sequence[str]) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+        """Of each effect's example: source, the teacher's result (if it has one), and what the student so far
+        makes of it, always from the same noise; (3,H,W) each."""
+        for name, result in zip(names, self._results(self.trainer.result(), names)):
+            example = self.prepared.examples[name]
+            target = None if example.target is None else self.host.decode(example.target[None].float())[0]
+            yield example.image, target, result
 
     def _results(self, weights: LoraWeights, names: Iterable[str]) -> Iterator[Tensor]:
         config = self.run.distill
         for name in names:
-            prompt, image = self.prepared.prompts[name].student, self.prepared.examples[name]
+            prompt, image = self.prepared.prompts[name].student, self.prepared.examples[name].image
             draws = [generator(config.seed, "thumbnail", name)]
             sigmas = config.objective.sigmas
             (result,) = apply_collection(self.host, weights, [prompt], image[None], draws, sigmas)
@@ -296,4 +301,4 @@ class DistillationRun:
         """Source and the collection's own result, for each effect: no picture of the truth is passed off."""
         examples = self.prepared.examples
         made = zip(examples, self._results(weights, examples))
-        return {slug(name): (to_pil(examples[name]), to_pil(result)) for name, result in made}
+        return {slug(name): (to_pil(examples[name].image), to_pil(result)) for name, result in made}

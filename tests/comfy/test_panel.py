@@ -44,7 +44,7 @@ def test_a_run_is_watched_reloaded_saved_and_cancelled(page: Any, server: Any, w
     page.wait_for_function(
         "() => /cycle [5-9] of 2000/.test(document.querySelector('.cl-panel')?.textContent)", timeout=60_000
     )
-    assert panel.locator("canvas").evaluate(DRAWN)
+    assert panel.locator("canvas").first.evaluate(DRAWN)
     assert {"fm", "bs", "ts", "fake"} <= set(panel.locator("table td:first-child").all_inner_texts())
     assert "student and fake score" in panel.locator("pre").inner_text()
     panel.locator("select").select_option("effects")
@@ -55,10 +55,15 @@ def test_a_run_is_watched_reloaded_saved_and_cancelled(page: Any, server: Any, w
         timeout=30_000,
     )
 
+    assert "Most alike: " in panel.locator("canvas.cl-matrix").get_attribute("title")
+    assert panel.locator("canvas.cl-matrix").evaluate(DRAWN)
+    panel.get_by_label("Preview of which cycle").fill("0")
+    assert "after 0 cycles" in panel.inner_text()
+
     open_page(page, server.url)
     panel = show_panel(page)
     page.wait_for_function("() => /cycle \\d+ of 2000/.test(document.querySelector('.cl-panel').textContent)")
-    assert panel.locator("canvas").evaluate(DRAWN)
+    assert panel.locator("canvas").first.evaluate(DRAWN)
 
     collection = server.base_directory / "output" / "collectionlora" / "watched" / "collection.safetensors"
     assert not collection.exists()

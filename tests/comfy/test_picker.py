@@ -105,8 +105,15 @@ def test_search_and_categories(picker: Any) -> None:
     assert shown(picker) == [effect.name for effect in effects if effect.category == category]
     picker.locator(".cl-category").select_option("all")
     assert len(shown(picker)) == len(effects)
-    picker.locator(".cl-random").click()
-    assert chosen(picker)[0] in {effect.name for effect in effects}
+    picks = []
+    for seed in ("7", None, None, "7"):
+        if seed is not None:
+            picker.get_by_label("Seed of the random pick").fill(seed)
+        picker.locator(".cl-random").click()
+        picks.append(chosen(picker)[0])
+    assert picks[0] == picks[3]
+    assert len(set(picks)) > 1
+    assert set(picks) <= {effect.name for effect in effects}
 
 
 def test_the_keyboard_is_enough(picker: Any) -> None:

@@ -2,6 +2,7 @@
 import { api } from "../../../scripts/api.js";
 import { t } from "../words.js";
 import { colourOf, drawCurves } from "./curves.js";
+import { drawMatrix } from "./matrix.js";
 
 /** @param {string} tag @param {string} [text] @param {string} [className] */
 function element(tag, text = "", className = "") {
@@ -107,11 +108,15 @@ export class Panel {
     this.image = /** @type {HTMLImageElement} */ (element("img"));
     this.previews = element("div");
     this.previews.append(element("h3", t("Previews")), this.image, this.when, this.caption);
+    this.alike = /** @type {HTMLCanvasElement} */ (element("canvas", "", "cl-matrix"));
+    this.alike.setAttribute("role", "img");
+    this.prompts = element("div");
+    this.prompts.append(element("h3", t("How alike the prompts are")), this.alike);
     this.plan = element("pre");
     this.body = element("div");
     this.body.style.display = "contents";
     this.body.append(
-      this.bar, buttons, this.which, this.canvas, this.table, this.previews, element("h3", t("Memory on the device")), this.plan,
+      this.bar, buttons, this.which, this.canvas, this.table, this.previews, this.prompts, element("h3", t("Memory on the device")), this.plan,
     );
     this.root.append(this.title, this.state, this.body);
   }
@@ -151,6 +156,7 @@ export class Panel {
     this.cancel.disabled = ended;
     this.save.disabled = ended || before || !story.cycle;
     this.plan.textContent = story.plan ?? "";
+    this.prompts.hidden = !story.prompts;
     const previews = story.previews ?? [];
     this.previews.hidden = !previews.length;
     this.when.max = String(Math.max(0, previews.length - 1));
@@ -173,6 +179,12 @@ export class Panel {
   #draw() {
     const story = this.story;
     if (!story) return;
+    if (story.prompts) {
+      const [first, second, cosine] = drawMatrix(this.alike, story.prompts.names, story.prompts.matrix);
+      const most = t("Most alike: {first} and {second}, cosine {cosine}", { first, second, cosine });
+      this.alike.setAttribute("aria-label", most);
+      this.alike.title = most;
+    }
     const lines = story[this.which.value] ?? {};
     drawCurves(this.canvas, lines, story.cycles);
     const rows = Object.entries(lines).map(([name, line], index) => {

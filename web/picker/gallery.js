@@ -18,6 +18,17 @@ function element(tag, className, attributes = {}) {
   return made;
 }
 
+/**
+ * A number below `count` that depends on the seed alone (mulberry32).
+ * @param {number} seed @param {number} count
+ */
+export function drawn(seed, count) {
+  let mixed = (seed + 0x6d2b79f5) | 0;
+  mixed = Math.imul(mixed ^ (mixed >>> 15), mixed | 1);
+  mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
+  return ((mixed ^ (mixed >>> 14)) >>> 0) % count;
+}
+
 export class Gallery {
   /** @param {(choice: Choice) => void} onChoice told of every choice the user makes */
   constructor(onChoice) {
@@ -101,6 +112,10 @@ export class Gallery {
     const random = element("button", "cl-random", { type: "button", title: t("Pick one at random") });
     random.textContent = t("random");
     random.addEventListener("click", () => this.#random());
+    this.seed = /** @type {HTMLInputElement} */ (
+      element("input", "cl-seed", { type: "number", value: "0", "aria-label": t("Seed of the random pick") })
+    );
+    this.seed.title = t("The same seed picks the same among what is shown; it counts up");
     const bar = element("div", "cl-bar");
     this.mine = /** @type {HTMLButtonElement} */ (
       element("button", "cl-mine", { type: "button", "aria-pressed": "false", title: t("Show the effects on your own picture") })
@@ -111,7 +126,7 @@ export class Gallery {
       this.mine.setAttribute("aria-pressed", String(this.mine.getAttribute("aria-pressed") !== "true"));
       this.#pictures();
     });
-    bar.append(this.search, this.category, this.size, random, this.mine);
+    bar.append(this.search, this.category, this.size, random, this.seed, this.mine);
 
     this.chosen = element("div", "cl-chosen", { role: "group", "aria-label": t("Chosen effects") });
     this.message = element("div", "cl-message", { role: "status" });
@@ -178,9 +193,13 @@ export class Gallery {
     this.onChoice(choice);
   }
 
+  /** Pick by the seed among the effects that are shown, and count the seed up. */
   #random() {
     const shown = this.#shown();
-    if (shown.length) this.#pick(shown[Math.floor(Math.random() * shown.length)].dataset.name ?? "");
+    const seed = Number(this.seed.value) || 0;
+    if (!shown.length) return;
+    this.#pick(shown[drawn(seed, shown.length)].dataset.name ?? "");
+    this.seed.value = String(seed + 1);
   }
 
   #shown() {
