@@ -1,4 +1,4 @@
-# make demo · make test · make bench · make lint · make types
+# make demo · make test · make bench · make lint · make types · make web
 # Everything runs in .venv, made on first use with the pinned versions of requirements/constraints.txt.
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench test-core lint types format clean
+.PHONY: help install demo test bench test-core lint types web format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -44,6 +44,12 @@ lint: $(INSTALLED)  ## ruff: rules and format
 types: $(INSTALLED)  ## mypy on training/ and collection/
 	@mkdir -p build/types && ln -sfn ../.. build/types/collectionlora
 	@$(BIN)/mypy
+
+# Only to check: the scripts in web/ run as they are. The types want vue and zod, which nothing here uses.
+web:  ## types and rules of the scripts in web/; needs Node.js 20 and npm
+	@cd tests/web && npm install --silent --no-audit --no-fund --no-package-lock --legacy-peer-deps
+	@cd tests/web && npx tsc
+	@tests/web/node_modules/.bin/eslint --config tests/web/eslint.config.js web
 
 format: $(INSTALLED)  ## let ruff repair and format the code
 	@$(BIN)/ruff check --fix

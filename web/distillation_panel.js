@@ -8,6 +8,7 @@ style.rel = "stylesheet";
 style.href = new URL("./panel/panel.css", import.meta.url).href;
 document.head.append(style);
 
+/** @type {Panel | null} */
 let panel = null;
 
 app.registerExtension({

@@ -5,6 +5,8 @@ import { effectsOf, forget } from "./picker/catalogue.js";
 import { Gallery } from "./picker/gallery.js";
 import { ready, t } from "./words.js";
 
+/** @typedef {any} Node ComfyUI's published types lack much of what its page gives a node. */
+
 const NONE = "none";
 const WIDTH = 340;
 const HEIGHT = 260;
@@ -14,27 +16,31 @@ style.rel = "stylesheet";
 style.href = new URL("./picker/picker.css", import.meta.url).href;
 document.head.append(style);
 
-/** Upstream, through reroutes, to the node that names a file. */
+/** Upstream, through reroutes, to the node that names a file. @param {Node} node */
 function fileOf(node) {
   let found = node.getInputNode(node.findInputSlot("collection"));
   for (let hops = 0; found && hops < 32; hops++) {
-    const widget = found.widgets?.find((one) => one.name === "file");
+    const widget = found.widgets?.find((/** @type {Node} */ one) => one.name === "file");
     if (widget) return widget.value;
     found = found.getInputNode?.(0);
   }
   return null;
 }
 
+/** @param {Node} node */
 function widgetsOf(node) {
-  const named = (name) => node.widgets?.find((widget) => widget.name === name);
+  const named = (/** @type {string} */ name) =>
+    node.widgets?.find((/** @type {Node} */ widget) => widget.name === name);
   return { effect: named("effect"), then: named("then") };
 }
 
+/** @param {Node} node */
 function choiceOf(node) {
   const { effect, then } = widgetsOf(node);
   return { first: effect?.value ?? "", second: !then?.value || then.value === NONE ? null : then.value };
 }
 
+/** @param {Node} node */
 async function refresh(node) {
   const gallery = node.collectionLoraGallery;
   const file = fileOf(node);
@@ -44,7 +50,7 @@ async function refresh(node) {
   try {
     effects = await effectsOf(file);
   } catch (error) {
-    return gallery.complain(String(error.message ?? error));
+    return gallery.complain(String(error instanceof Error ? error.message : error));
   }
   if (fileOf(node) !== file) return; // another file was chosen meanwhile
   const { effect, then } = widgetsOf(node);
@@ -55,6 +61,7 @@ async function refresh(node) {
   gallery.choose(choiceOf(node));
 }
 
+/** @param {Node} node */
 function addGallery(node) {
   const gallery = new Gallery(({ first, second }) => {
     const { effect, then } = widgetsOf(node);
@@ -73,19 +80,19 @@ function addGallery(node) {
   for (const one of Object.values(widgetsOf(node))) {
     if (!one) continue;
     const called = one.callback;
-    one.callback = function (...args) {
+    one.callback = function (/** @type {any[]} */ ...args) {
       const result = called?.apply(this, args);
       gallery.choose(choiceOf(node));
       return result;
     };
   }
   const connected = node.onConnectionsChange;
-  node.onConnectionsChange = function (...args) {
+  node.onConnectionsChange = function (/** @type {any[]} */ ...args) {
     connected?.apply(this, args);
     setTimeout(() => refresh(node), 0);
   };
   const configured = node.onConfigure;
-  node.onConfigure = function (...args) {
+  node.onConfigure = function (/** @type {any[]} */ ...args) {
     configured?.apply(this, args);
     setTimeout(() => {
       fit(node); // a saved size may leave no room for the gallery
@@ -93,7 +100,7 @@ function addGallery(node) {
     }, 0);
   };
   const removed = node.onRemoved;
-  node.onRemoved = function (...args) {
+  node.onRemoved = function (/** @type {any[]} */ ...args) {
     gallery.remove();
     removed?.apply(this, args);
   };
@@ -101,16 +108,18 @@ function addGallery(node) {
   setTimeout(() => refresh(node), 0);
 }
 
+/** @param {Node} node */
 function fit(node) {
   const [width, height] = node.computeSize();
   node.setSize([Math.max(node.size[0], width, WIDTH), Math.max(node.size[1], height)]);
 }
 
+/** @param {Node} node */
 function watchFile(node) {
-  const file = node.widgets?.find((widget) => widget.name === "file");
+  const file = node.widgets?.find((/** @type {Node} */ widget) => widget.name === "file");
   if (!file) return;
   const called = file.callback;
-  file.callback = function (...args) {
+  file.callback = function (/** @type {any[]} */ ...args) {
     const result = called?.apply(this, args);
     forget(file.value);
     for (const other of node.graph?.nodes ?? []) {

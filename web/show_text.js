@@ -1,11 +1,15 @@
 // Nodes whose result is a text show it.
 import { app } from "../../scripts/app.js";
 
+/** @typedef {any} Node ComfyUI's published types lack much of what its page gives a node. */
+
 const SHOWING = new Set(["CollectionLoraInfo", "CollectionLoraSave", "CollectionLoraDistil"]);
 
 app.registerExtension({
   name: "collectionlora.showText",
-  nodeCreated(node) {
+  nodeCreated(created) {
+    /** @type {Node} */
+    const node = created;
     if (!SHOWING.has(node.comfyClass)) return;
     const area = document.createElement("textarea");
     area.readOnly = true;
@@ -19,7 +23,7 @@ app.registerExtension({
     });
     widget.serialize = false;
     const executed = node.onExecuted;
-    node.onExecuted = function (output, ...rest) {
+    node.onExecuted = function (/** @type {any} */ output, /** @type {any[]} */ ...rest) {
       executed?.call(this, output, ...rest);
       if (output?.text) area.value = output.text.join("\n");
     };

@@ -35,7 +35,21 @@ export class Browser {
     this.files = [];
     /** @type {File | null} */
     this.open = null;
-    this.#forgetChanges();
+    /** @type {Record<string, string>} */
+    this.titles = {};
+    /** @type {Record<string, string>} */
+    this.pictures = {};
+    /** @type {Set<string>} */
+    this.drop = new Set();
+    this.save = /** @type {HTMLButtonElement} */ (element("button", t("Save"), { type: "button" }));
+    this.save.addEventListener("click", () => this.#write(""));
+    this.name = /** @type {HTMLInputElement} */ (
+      element("input", "", { type: "text", "aria-label": t("Name of the copy"), placeholder: "collections/…" })
+    );
+    this.name.addEventListener("input", () => this.#mark());
+    this.copy = /** @type {HTMLButtonElement} */ (element("button", t("Save as"), { type: "button" }));
+    this.copy.title = t("Write a copy below models/loras");
+    this.copy.addEventListener("click", () => this.#write(this.name.value.trim()));
     this.list = element("ul", "", { "aria-label": t("Collections") });
     this.message = element("div", "", { role: "status" });
     this.detail = element("div", "", { class: "cl-detail" });
@@ -80,7 +94,7 @@ export class Browser {
     try {
       effects = await effectsOf(file.file);
     } catch (error) {
-      this.message.textContent = String(error.message ?? error);
+      this.message.textContent = String(error instanceof Error ? error.message : error);
       return;
     }
     if (this.open !== file) return; // another one was opened meanwhile
@@ -97,27 +111,28 @@ export class Browser {
   #effect(effect) {
     const line = element("li");
     line.dataset.name = effect.name;
+    const { title } = effect;
     const picture = /** @type {HTMLImageElement} */ (element("img", "", { alt: "", loading: "lazy" }));
     if (effect.thumbnail) picture.src = effect.thumbnail;
-    const title = /** @type {HTMLInputElement} */ (
-      element("input", "", { type: "text", maxlength: "120", "aria-label": t("Title of {name}", effect) })
+    const field = /** @type {HTMLInputElement} */ (
+      element("input", "", { type: "text", maxlength: "120", "aria-label": t("Title of {name}", { name: effect.name }) })
     );
-    title.value = effect.title;
-    title.addEventListener("input", () => {
-      if (title.value === effect.title) delete this.titles[effect.name];
-      else this.titles[effect.name] = title.value;
+    field.value = title;
+    field.addEventListener("input", () => {
+      if (field.value === title) delete this.titles[effect.name];
+      else this.titles[effect.name] = field.value;
       this.#mark();
     });
     const file = /** @type {HTMLInputElement} */ (
       element("input", "", { type: "file", accept: "image/png,image/webp,image/jpeg", hidden: "" })
     );
     file.addEventListener("change", () => this.#take(effect, file.files?.[0], picture));
-    const change = element("button", t("picture"), { type: "button", title: t("Another picture for {title}", effect) });
+    const change = element("button", t("picture"), { type: "button", title: t("Another picture for {title}", { title }) });
     change.addEventListener("click", () => file.click());
     const drop = element("button", "✕", {
       type: "button",
       "aria-pressed": "false",
-      "aria-label": t("Leave out {title}", effect),
+      "aria-label": t("Leave out {title}", { title }),
       title: t("Leave out of the list; the weights still hold it"),
     });
     drop.addEventListener("click", () => {
@@ -128,7 +143,7 @@ export class Browser {
       line.classList.toggle("cl-out", !out);
       this.#mark();
     });
-    line.append(picture, title, change, drop, file);
+    line.append(picture, field, change, drop, file);
     line.title = effect.prompt;
     return line;
   }
@@ -150,16 +165,8 @@ export class Browser {
   /** @param {File} file */
   #actions(file) {
     const actions = element("div", "", { class: "cl-actions" });
-    this.save = /** @type {HTMLButtonElement} */ (element("button", t("Save"), { type: "button" }));
     this.save.title = file.editable ? t("Write the changes into this file") : t("The built-in collection stays as it is");
-    this.save.addEventListener("click", () => this.#write(""));
-    this.name = /** @type {HTMLInputElement} */ (
-      element("input", "", { type: "text", "aria-label": t("Name of the copy"), placeholder: "collections/…" })
-    );
-    this.name.addEventListener("input", () => this.#mark());
-    this.copy = /** @type {HTMLButtonElement} */ (element("button", t("Save as"), { type: "button" }));
-    this.copy.title = t("Write a copy below models/loras");
-    this.copy.addEventListener("click", () => this.#write(this.name.value.trim()));
+    this.name.value = "";
     const address = api.apiURL(`/collectionlora/export?file=${encodeURIComponent(file.file)}`);
     const download = element("a", t("Download"), { href: address, download: "" });
     actions.append(this.save, this.name, this.copy, download);
@@ -189,12 +196,9 @@ export class Browser {
   }
 
   #forgetChanges() {
-    /** @type {Record<string, string>} */
     this.titles = {};
-    /** @type {Record<string, string>} */
     this.pictures = {};
-    /** @type {Set<string>} */
-    this.drop = new Set();
+    this.drop.clear();
   }
 
   #mark() {

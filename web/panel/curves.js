@@ -1,4 +1,5 @@
 // Loss curves on a canvas. Colours of Okabe and Ito: told apart by colour-blind readers too.
+import { t } from "../words.js";
 
 /** @typedef {{cycle: number[], loss: number[]}} Line */
 
@@ -27,8 +28,8 @@ export function drawCurves(canvas, lines, cycles) {
   if (!values.length) return;
   const low = Math.log10(values.reduce((a, b) => Math.min(a, b)));
   const high = Math.max(low + 0.3, Math.log10(values.reduce((a, b) => Math.max(a, b))));
-  const x = (cycle) => PAD.left + ((width - PAD.left - PAD.right) * cycle) / Math.max(1, cycles);
-  const y = (loss) => PAD.top + ((height - PAD.top - PAD.bottom) * (high - Math.log10(loss))) / (high - low);
+  const x = (/** @type {number} */ cycle) => PAD.left + ((width - PAD.left - PAD.right) * cycle) / Math.max(1, cycles);
+  const y = (/** @type {number} */ loss) => PAD.top + ((height - PAD.top - PAD.bottom) * (high - Math.log10(loss))) / (high - low);
 
   pen.font = "10px system-ui, sans-serif";
   pen.fillStyle = "#999";
@@ -43,7 +44,7 @@ export function drawCurves(canvas, lines, cycles) {
     pen.fillText(loss.toPrecision(2), 2, y(loss) + 3);
   }
   pen.fillText("0", PAD.left, height - 6);
-  const end = `${cycles} cycles`;
+  const end = t("{cycles} cycles", { cycles });
   pen.fillText(end, width - PAD.right - pen.measureText(end).width, height - 6);
 
   Object.values(lines).forEach((line, index) => {
@@ -63,6 +64,7 @@ export function drawCurves(canvas, lines, cycles) {
 
 /** Running mean over the last `over` values. @param {number[]} values @param {number} over */
 export function mean(values, over) {
+  /** @type {number[]} */
   const made = [];
   let sum = 0;
   values.forEach((value, at) => {

@@ -4,6 +4,8 @@ import { t } from "../words.js";
 import { colourOf, drawCurves } from "./curves.js";
 import { drawMatrix } from "./matrix.js";
 
+const EVENT = "collectionlora.run";
+
 /** @param {string} tag @param {string} [text] @param {string} [className] */
 function element(tag, text = "", className = "") {
   const made = document.createElement(tag);
@@ -46,28 +48,6 @@ export class Panel {
     /** @type {Record<string, any> | null} */
     this.story = null;
     this.follow = true; // the slider stays at the newest preview until it is moved
-    this.#build();
-    this.listener = (event) => this.#hear(event.detail);
-    api.addEventListener("collectionlora.run", this.listener);
-    this.watch = new ResizeObserver(() => this.#draw());
-    this.watch.observe(this.root);
-    this.load();
-  }
-
-  remove() {
-    api.removeEventListener("collectionlora.run", this.listener);
-    this.watch.disconnect();
-    this.root.remove();
-  }
-
-  /** Read the whole story: at the start, and when events were missed. */
-  async load() {
-    const response = await api.fetchApi("/collectionlora/run");
-    this.story = response.ok ? await response.json() : null;
-    this.#show();
-  }
-
-  #build() {
     this.title = element("h3");
     this.state = element("div");
     this.state.setAttribute("role", "status");
@@ -119,17 +99,36 @@ export class Panel {
       this.bar, buttons, this.which, this.canvas, this.table, this.previews, this.prompts, element("h3", t("Memory on the device")), this.plan,
     );
     this.root.append(this.title, this.state, this.body);
+    this.listener = (/** @type {any} */ event) => this.#hear(event.detail);
+    api.addCustomEventListener(EVENT, this.listener);
+    this.watch = new ResizeObserver(() => this.#draw());
+    this.watch.observe(this.root);
+    this.load();
+  }
+
+  remove() {
+    api.removeCustomEventListener(EVENT, this.listener);
+    this.watch.disconnect();
+    this.root.remove();
+  }
+
+  /** Read the whole story: at the start, and when events were missed. */
+  async load() {
+    const response = await api.fetchApi("/collectionlora/run");
+    this.story = response.ok ? await response.json() : null;
+    this.#show();
   }
 
   /** @param {Record<string, any>} news */
   #hear(news) {
-    if (this.story?.prompt_id !== news.prompt_id || (news.cycle ?? 0) > this.story.cycle + 1) {
+    const story = this.story;
+    if (!story || story.prompt_id !== news.prompt_id || (news.cycle ?? 0) > story.cycle + 1) {
       this.load(); // another run, or events were missed
       return;
     }
     const { loss, effect_loss: effectLoss, ...rest } = news;
-    Object.assign(this.story, rest);
-    for (const [lines, losses] of [[this.story.losses, loss], [this.story.effects, effectLoss]]) {
+    Object.assign(story, rest);
+    for (const [lines, losses] of [[story.losses, loss], [story.effects, effectLoss]]) {
       for (const [name, value] of Object.entries(losses ?? {})) {
         const line = (lines[name] ??= { cycle: [], loss: [] });
         line.cycle.push(news.cycle - 1);
@@ -194,7 +193,7 @@ export class Panel {
       dot.style.background = colourOf(index);
       named.append(dot, document.createTextNode(name));
       const lately = line.loss.slice(-20);
-      const value = lately.reduce((sum, one) => sum + one, 0) / Math.max(1, lately.length);
+      const value = lately.reduce((/** @type {number} */ sum, /** @type {number} */ one) => sum + one, 0) / Math.max(1, lately.length);
       row.append(named, element("td", value.toPrecision(3)));
       return row;
     });

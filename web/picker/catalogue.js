@@ -39,7 +39,7 @@ async function fetchEffects(file) {
   const response = await api.fetchApi(`/collectionlora/catalogue?file=${encodeURIComponent(file)}`);
   const content = await response.json();
   if (!response.ok) throw new Error(content.error ?? response.statusText);
-  return content.map((effect) => ({
+  return content.map((/** @type {Effect} */ effect) => ({
     ...effect,
     thumbnail: effect.thumbnail ? api.apiURL(effect.thumbnail) : null,
     own: effect.own ? api.apiURL(effect.own) : null,

@@ -41,7 +41,53 @@ export class Gallery {
     /** @type {Map<string, HTMLButtonElement>} */
     this.cells = new Map();
     this.root = element("div", "cl-picker");
-    this.#build();
+    this.search = /** @type {HTMLInputElement} */ (
+      element("input", "cl-search", { type: "search", placeholder: t("Search effects"), "aria-label": t("Search effects") })
+    );
+    this.search.addEventListener("input", () => this.#filter());
+    this.category = /** @type {HTMLSelectElement} */ (element("select", "cl-category", { "aria-label": t("Category") }));
+    this.category.addEventListener("change", () => this.#filter());
+    this.size = /** @type {HTMLInputElement} */ (
+      element("input", "cl-size", {
+        type: "range",
+        min: String(SIZES.min),
+        max: String(SIZES.max),
+        value: String(SIZES.start),
+        "aria-label": t("Size of the pictures"),
+      })
+    );
+    this.size.addEventListener("input", () => this.#resize());
+    const random = element("button", "cl-random", { type: "button", title: t("Pick one at random") });
+    random.textContent = t("random");
+    random.addEventListener("click", () => this.#random());
+    this.seed = /** @type {HTMLInputElement} */ (
+      element("input", "cl-seed", { type: "number", value: "0", "aria-label": t("Seed of the random pick") })
+    );
+    this.seed.title = t("The same seed picks the same among what is shown; it counts up");
+    const bar = element("div", "cl-bar");
+    this.mine = /** @type {HTMLButtonElement} */ (
+      element("button", "cl-mine", { type: "button", "aria-pressed": "false", title: t("Show the effects on your own picture") })
+    );
+    this.mine.textContent = t("mine");
+    this.mine.hidden = true;
+    this.mine.addEventListener("click", () => {
+      this.mine.setAttribute("aria-pressed", String(this.mine.getAttribute("aria-pressed") !== "true"));
+      this.#pictures();
+    });
+    bar.append(this.search, this.category, this.size, random, this.seed, this.mine);
+
+    this.chosen = element("div", "cl-chosen", { role: "group", "aria-label": t("Chosen effects") });
+    this.message = element("div", "cl-message", { role: "status" });
+    this.message.hidden = true;
+    this.grid = element("div", "cl-grid", { role: "listbox", "aria-label": t("Effects") });
+    this.grid.addEventListener("keydown", (event) => this.#key(event));
+    this.root.append(bar, this.chosen, this.message, this.grid);
+    // The canvas behind would zoom and pan.
+    this.root.addEventListener("wheel", (event) => event.stopPropagation());
+    for (const kind of ["pointerdown", "keydown"]) {
+      this.root.addEventListener(kind, (event) => event.stopPropagation());
+    }
+    this.#resize();
     this.stop = onChange(() => this.#filter());
     remember();
   }
@@ -90,56 +136,6 @@ export class Gallery {
     if (choice.first === this.choice.first && choice.second === this.choice.second) return;
     this.choice = choice;
     this.#mark();
-  }
-
-  #build() {
-    this.search = /** @type {HTMLInputElement} */ (
-      element("input", "cl-search", { type: "search", placeholder: t("Search effects"), "aria-label": t("Search effects") })
-    );
-    this.search.addEventListener("input", () => this.#filter());
-    this.category = /** @type {HTMLSelectElement} */ (element("select", "cl-category", { "aria-label": t("Category") }));
-    this.category.addEventListener("change", () => this.#filter());
-    this.size = /** @type {HTMLInputElement} */ (
-      element("input", "cl-size", {
-        type: "range",
-        min: String(SIZES.min),
-        max: String(SIZES.max),
-        value: String(SIZES.start),
-        "aria-label": t("Size of the pictures"),
-      })
-    );
-    this.size.addEventListener("input", () => this.#resize());
-    const random = element("button", "cl-random", { type: "button", title: t("Pick one at random") });
-    random.textContent = t("random");
-    random.addEventListener("click", () => this.#random());
-    this.seed = /** @type {HTMLInputElement} */ (
-      element("input", "cl-seed", { type: "number", value: "0", "aria-label": t("Seed of the random pick") })
-    );
-    this.seed.title = t("The same seed picks the same among what is shown; it counts up");
-    const bar = element("div", "cl-bar");
-    this.mine = /** @type {HTMLButtonElement} */ (
-      element("button", "cl-mine", { type: "button", "aria-pressed": "false", title: t("Show the effects on your own picture") })
-    );
-    this.mine.textContent = t("mine");
-    this.mine.hidden = true;
-    this.mine.addEventListener("click", () => {
-      this.mine.setAttribute("aria-pressed", String(this.mine.getAttribute("aria-pressed") !== "true"));
-      this.#pictures();
-    });
-    bar.append(this.search, this.category, this.size, random, this.seed, this.mine);
-
-    this.chosen = element("div", "cl-chosen", { role: "group", "aria-label": t("Chosen effects") });
-    this.message = element("div", "cl-message", { role: "status" });
-    this.message.hidden = true;
-    this.grid = element("div", "cl-grid", { role: "listbox", "aria-label": t("Effects") });
-    this.grid.addEventListener("keydown", (event) => this.#key(event));
-    this.root.append(bar, this.chosen, this.message, this.grid);
-    // The canvas behind would zoom and pan.
-    this.root.addEventListener("wheel", (event) => event.stopPropagation());
-    for (const kind of ["pointerdown", "keydown"]) {
-      this.root.addEventListener(kind, (event) => event.stopPropagation());
-    }
-    this.#resize();
   }
 
   /** @param {Effect} effect */

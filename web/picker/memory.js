@@ -5,7 +5,7 @@ const FILE = "collectionlora.json";
 const RECENT = 12;
 
 /** @type {{favourites: string[], recent: string[]}} */
-let memory = { favourites: [], recent: [] };
+const memory = { favourites: [], recent: [] };
 /** @type {Promise<void> | null} */
 let loading = null;
 const listeners = new Set();
@@ -17,8 +17,9 @@ export function remember() {
       const response = await api.getUserData(FILE);
       if (response.ok) {
         const content = await response.json();
-        for (const key of ["favourites", "recent"]) {
-          if (Array.isArray(content[key])) memory[key] = content[key].filter((one) => typeof one === "string");
+        for (const key of /** @type {const} */ (["favourites", "recent"])) {
+          const kept = content[key];
+          if (Array.isArray(kept)) memory[key] = kept.filter((one) => typeof one === "string");
         }
       }
     } catch {

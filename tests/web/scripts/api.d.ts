@@ -1,0 +1,2 @@
+import type { ComfyApi } from "@comfyorg/comfyui-frontend-types";
+export const api: ComfyApi;

@@ -1,0 +1,2 @@
+import type { ComfyApp } from "@comfyorg/comfyui-frontend-types";
+export const app: ComfyApp;
