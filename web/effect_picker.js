@@ -65,9 +65,10 @@ async function refresh(node) {
 function addGallery(node) {
   const gallery = new Gallery(({ first, second }) => {
     const { effect, then } = widgetsOf(node);
+    app.canvas.emitBeforeChange(); // one step of undo
     if (effect) effect.value = first;
     if (then) then.value = second ?? NONE;
-    node.graph?.afterChange?.();
+    app.canvas.emitAfterChange();
     node.setDirtyCanvas?.(true, true);
   });
   node.collectionLoraGallery = gallery;
