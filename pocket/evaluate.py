@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 
 from ..collection.atomic import atomic_write
 from ..collection.file import load_collection
-from ..collection.layouts import read_lora
+from ..collection.layouts import read_lora, write_lora
 from ..training.bank import TeacherBank
 from ..training.flow import few_step_sigmas
 from ..training.host import Host
@@ -85,6 +86,7 @@ def evaluate(
     effects: Sequence[str] | None = None,
     judge: Judge | None = None,
     seed: int = 0,
+    few_step: LoraWeights | None = None,
 ) -> JudgeReport:
     """Judge a collection against its teachers; write report.json, confusion.png, sheet.png and grid.png
     into `out`.
@@ -101,6 +103,7 @@ def evaluate(
         rows: further few-step adapters, sampled with their own sigmas.
         effects: those to measure; by default all of the collection.
         judge: the pocket's own by default.
+        few_step: an adapter of few-step sampling alone, to put on each teacher as users do.
 
     Raises:
         ValueError: an effect without truth or teacher, or too few images, named. CollectionError,
@@ -135,6 +138,11 @@ def evaluate(
         for steps in (8, 4):
             row = f"teacher@{steps}"
             made[row], notes[row] = _better(bench, judge, row, steps)
+        if few_step is not None:
+            with TemporaryDirectory() as folder:
+                both = add_to_each(teachers, few_step, Path(folder), shapes)
+                bench.bank = TeacherBank(both, shapes, host.device, ram=len(both))
+                made["teacher + few-step@8"] = bench.teachers("teacher + few-step@8", 8, fresh_noise=True)
         for row, student in students.items():
             made[row] = bench.student(row, student)
     unique = [name for name in names if torch.equal(truths[name], again[name])]
@@ -292,6 +300,17 @@ def _effects(wanted: Sequence[str], own: Student, teachers: Mapping[str, Path]) 
     if not wanted:
         raise ValueError("no effect to judge: the list is empty")
     return [name for name in EFFECTS if name in wanted]  # in the judge's order
+
+
+def add_to_each(
+    teachers: Mapping[str, Path], lora: LoraWeights, folder: Path, shapes: Shapes
+) -> dict[str, Path]:
+    """Files of each teacher with `lora` added to it at full strength, by name."""
+    files = {}
+    for name, path in teachers.items():
+        files[name] = folder / f"{name}.safetensors"
+        write_lora(adapter_of([read_lora(path, shapes), lora]).weights(), files[name], "comfy")
+    return files
 
 
 def first_pictures(images: Path, count: int) -> dict[str, FloatImage]:

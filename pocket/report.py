@@ -36,6 +36,7 @@ def full_report(
     student = Student.read(collection, shapes)
     prompts = {name: EFFECTS[name].teacher_prompt for name in student.prompts if name in EFFECTS}
     teachers = [read_lora(path, shapes) for path in files.values()]
+    few_step = weights / "few_step.safetensors"
     merged = {}
     for number, how in enumerate(MERGES):
         progress("merging", number, len(MERGES))
@@ -52,6 +53,7 @@ def full_report(
         teacher_guidance(),
         rows=merged,
         judge=judge_of(weights),
+        few_step=read_lora(few_step, shapes) if few_step.exists() else None,
     )
     content = json.loads((out / "report.json").read_text(encoding="utf-8"))
     content["general"] = judge_general(host, student, PICTURES / "test", count, progress=progress)

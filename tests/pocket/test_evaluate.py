@@ -204,6 +204,17 @@ def test_further_rows_may_lack_effects_and_training(setting, made):
     assert "fresh@8 - fresh_untrained@8" in written["differences"]
 
 
+def test_a_few_step_adapter_is_put_on_each_teacher(setting, made):
+    host = setting["host"]
+    evaluate(**setting, few_step=constant(0.1, rank=2))
+    base = float(made["source"]["thermal"].mean())
+    for effect, own in (("thermal", 0.01), ("sketch", 0.02)):
+        prompt = EFFECTS[effect].teacher_prompt
+        added = gain(made["teacher + few-step@8"][effect], host, prompt) - base
+        assert added == pytest.approx(own + 0.1, abs=1e-3)
+        assert gain(made["teacher@8"][effect], host, prompt) - base == pytest.approx(own, abs=1e-3)
+
+
 def test_guidance_doubles_the_evaluations_and_the_note_says_so(setting):
     evaluate(**setting, guidance=1.5, effects=["sketch"])
     written = json.loads((setting["out"] / "report.json").read_text())

@@ -1,0 +1,53 @@
+"""Distil few-step sampling alone into a LoRA: what a "Lightning" LoRA is to the real model.
+
+`python -m collectionlora.pocket.train.few_step --out DIR` trains on general edits only (no effect, no teacher
+but the base) and writes DIR/few_step.safetensors. `collectionlora evaluate` puts it on each teacher.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ...collection.file import load_collection
+from ...collection.layouts import write_lora
+from ...console import Console, distil
+from ...training.config import distillation
+from ...training.hosts.pocket import PocketHost
+from ...training.run_config import read_run
+from ..demo import FOLDER
+
+NAME = "few_step.safetensors"
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cycles", type=int, default=800)
+    args = parser.parse_args()
+    torch.set_flush_denormal(True)
+    shipped = read_run(FOLDER / "collection.toml")
+    # A run has at least one effect; with p_effect = 0 it is never drawn.
+    name, effect = next(iter(shipped.lists.effects.items()))
+    sample = next(sample for sample in shipped.lists.samples if sample.lora_name == name)
+    run = replace(
+        shipped,
+        output=args.out,
+        lists=replace(shipped.lists, effects={name: effect}, samples=[sample]),
+        titles={},
+        distill=distillation(
+            {"cycles": args.cycles, "warm_cycles": 0, "p_effect": 0.0, "rank": 16, "alpha": 16.0}, "pocket"
+        ),
+    )
+    host = PocketHost(device="cuda" if torch.cuda.is_available() else "cpu")
+    with Console() as console:
+        distil(run, host, console, resume=run.checkpoint.exists())
+    write_lora(load_collection(run.collection)[0], args.out / NAME, "comfy")
+
+
+if __name__ == "__main__":
+    main()
