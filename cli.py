@@ -132,7 +132,8 @@ def _host(folder: Path | None, pocket_only: bool = False) -> Host:
     if "OMP_NUM_THREADS" not in os.environ:  # torch alone takes half of the virtual cores
         cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
         torch.set_num_threads(len(cores))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # torchrun gives each of its processes a device of its own
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     if folder is None or not (folder / "model_index.json").is_file():
         return PocketHost(folder or WEIGHTS, device)
     if pocket_only:
@@ -146,6 +147,7 @@ def _distill(args: argparse.Namespace) -> int:
     from .console import Console, distil
     from .training.run_config import ConfigError, read_run
     from .training.trainer import Cancelled, DivergedError
+    from .training.workers import Workers
 
     run = read_run(args.config, args.cycles)
     if run.checkpoint.exists() and not args.resume:
@@ -153,15 +155,17 @@ def _distill(args: argparse.Namespace) -> int:
             f"{run.checkpoint} holds the state of an earlier run; go on with --resume, or delete it to start "
             "again"
         )
-    host = _host(None if run.base == "pocket" else Path(run.base))
-    with Console() as console:
+    host, workers = _host(None if run.base == "pocket" else Path(run.base)), Workers.start()
+    with Console(silent=not workers.leads) as console:
         try:
-            report = distil(run, host, console, args.resume)
+            report = distil(run, host, console, args.resume, workers)
         except (Cancelled, DivergedError) as error:
             again = f"collectionlora distill {args.config}"
             if run.checkpoint.exists():
                 again += " --resume"
             raise type(error)(f"{error}; go on with: {again}") from error
+        if not workers.leads:
+            return OK
         if "plots" in report:
             console.say(f"No plots: {report['plots']}")
         effects, cycles = len(report["prompts"]), report["training"]["cycles"]

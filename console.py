@@ -14,15 +14,17 @@ from tqdm import tqdm
 if TYPE_CHECKING:
     from .training.host import Host
     from .training.run import Run
+    from .training.workers import Workers
 
 UNITS = {"cycles": "cycle"}
 """What a phase counts; pictures otherwise."""
 
 
 class Console:
-    """Bars, words and Ctrl-C."""
+    """Bars, words and Ctrl-C. A silent one only listens: of several processes one speaks."""
 
-    def __init__(self) -> None:
+    def __init__(self, silent: bool = False) -> None:
+        self._silent = silent
         self._bar: Any = None
         self._phase = ""
         self._cancelled = False
@@ -54,6 +56,8 @@ class Console:
 
     def progress(self, phase: str, done: int, total: int) -> None:
         """Show that `done` of `total` things of a phase are done. A new phase gets a new bar."""
+        if self._silent:
+            return
         if self._bar is None or phase != self._phase or done < self._bar.n:
             self._close()
             # A log file gets a line now and then, a terminal a moving bar.
@@ -69,6 +73,8 @@ class Console:
 
     def say(self, text: str = "") -> None:
         """A line on stdout, below a finished bar."""
+        if self._silent:
+            return
         self._close()
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
@@ -79,17 +85,21 @@ class Console:
             self._bar = None
 
 
-def distil(run: Run, host: Host, console: Console, resume: bool = False) -> dict[str, Any]:
-    """A whole run with its bars; returns the report.
+def distil(
+    run: Run, host: Host, console: Console, resume: bool = False, workers: Workers | None = None
+) -> dict[str, Any]:
+    """A whole run with its bars; returns the report, in a process that does not lead an empty one.
 
     Raises Cancelled or DivergedError *after* the collection as trained so far has been written, and whatever
     `DistillationRun` raises.
     """
     from .training.run import DistillationRun
     from .training.trainer import Cancelled, DivergedError
+    from .training.workers import ALONE
 
+    workers = workers or ALONE
     stopped: Cancelled | DivergedError | None = None
-    with console.listening(), DistillationRun(run, host, console.cancelled) as job:
+    with console.listening(), DistillationRun(run, host, console.cancelled, workers=workers) as job:
         job.prepare(console.progress)
         try:
             for record in job.train(resume, console.progress):
@@ -98,7 +108,8 @@ def distil(run: Run, host: Host, console: Console, resume: bool = False) -> dict
             stopped = error
         if stopped is not None and job.trainer.cycle == 0:
             raise stopped  # nothing was learnt that a collection could hold
-        report = job.finish()
+        report = job.finish() if workers.leads else {}
+        workers.wait()
     if stopped is not None:
         raise stopped
     return report

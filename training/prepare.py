@@ -21,6 +21,7 @@ from .randomness import generator
 from .roles import Roles
 from .targets import TargetMaker, Wanted
 from .trainer import Cancelled
+from .workers import ALONE, Workers
 
 SHAPE_TOLERANCE = 0.05
 """How much the proportions of a pair may differ: models crop sides to multiples of up to 32 pixels."""
@@ -113,6 +114,7 @@ def make_targets(
     pictures: Sequence[Pictures],
     progress: Callable[[int, int], None] = lambda *_: None,
     cancelled: Callable[[], bool] = lambda: False,
+    workers: Workers = ALONE,
 ) -> list[Pictures]:
     """The pictures with every missing teacher image made. `progress(done, all)` after each.
 
@@ -125,6 +127,10 @@ def make_targets(
         prompt, picture = effects[samples[i].lora_name].prompt, pictures[i]
         text, empty = encode(prompt, picture.image), encode("", picture.image)
         wanted.append(Wanted(samples[i].lora_name, prompt, text, empty, picture.image, picture.source))
+    if workers.count > 1:  # each makes a share and all then find them on the disk
+        for done, _ in enumerate(maker.make(roles, workers.share(wanted), cancelled), 1):
+            progress(done * workers.count, len(missing))
+        workers.wait()
     complete = list(pictures)
     for done, (j, target) in enumerate(maker.make(roles, wanted, cancelled), 1):
         complete[missing[j]] = replace(complete[missing[j]], target=target)

@@ -40,6 +40,7 @@ from .run_config import ConfigError, Run, Targets, read_run
 from .sampling import apply_collection
 from .targets import TargetMaker
 from .trainer import Record, Trainer
+from .workers import ALONE, Workers
 
 __all__ = ["DistillationRun", "Prepared", "Progress", "Run", "Targets", "read_run"]
 
@@ -76,6 +77,7 @@ class DistillationRun:
     Args:
         cancelled: asked often; True ends `prepare` or `train` with Cancelled. What is done by then is kept.
         first: weights that student and fake score start from, to add effects to a finished collection.
+        workers: the processes that train together, on one file system; only one of them writes.
 
     Raises:
         ConfigError, CollectionError: lists, teachers, titles or first weights that do not fit together.
@@ -88,7 +90,9 @@ class DistillationRun:
         host: Host,
         cancelled: Callable[[], bool] = lambda: False,
         first: LoraWeights | None = None,
+        workers: Workers = ALONE,
     ) -> None:
+        self.workers = workers
         self.run, self.host, self.cancelled = run, host, cancelled
         self.effects, self._samples = run.lists.effects, run.lists.samples
         check_lists(list(self.effects), self._samples)
@@ -147,21 +151,23 @@ class DistillationRun:
             pictures,
             lambda done, all_: progress("teacher images", done, all_),
             self.cancelled,
+            self.workers,
         )
-        prompts, tags = choose_prompts(
-            host,
-            self.effects,
-            self._samples,
-            pictures,
-            run.captions,
-            run.output / "captions.json",
-            run.candidates,
-            run.distill.seed,
-            run.tags,
-        )
+        with self.workers.one_goes_first():  # and asks for captions, which come out differently each time
+            prompts, tags = choose_prompts(
+                host,
+                self.effects,
+                self._samples,
+                pictures,
+                run.captions,
+                run.output / "captions.json",
+                run.candidates,
+                run.distill.seed,
+                run.tags,
+            )
         lessons = encode_lessons(host, prompts, self._samples, pictures, run.lists.general, self.cancelled)
         distiller = Distiller(host.velocity, self.roles, self.bank, run.distill.objective)
-        self.trainer = Trainer(distiller, lessons, run.distill, self.cancelled)
+        self.trainer = Trainer(distiller, lessons, run.distill, self.cancelled, self.workers)
         examples: dict[str, Pictures] = {}
         for sample, picture in zip(self._samples, pictures, strict=True):
             examples.setdefault(sample.lora_name, picture)
@@ -197,6 +203,8 @@ class DistillationRun:
             self._save()
 
     def _save(self) -> None:
+        if not self.workers.leads:
+            return
         content = {"prompts": self._prompts(), "losses": self.losses, "seconds": round(self.seconds, 1)}
         # Before the state: after a kill in between, losses of cycles that are not in the state are dropped.
         with atomic_write(self._progress_file) as temporary:

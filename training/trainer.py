@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -24,6 +24,7 @@ from .config import Distillation
 from .data import Batch, Lessons
 from .distiller import FAKE, STUDENT, Distiller, Draws, Term
 from .lora import LoraAdapter, LoraWeights
+from .workers import ALONE, Workers
 
 MAX_SKIPPED = 3
 """So many cycles in a row with a loss that is not finite end the run."""
@@ -93,6 +94,7 @@ class Trainer:
     Args:
         distiller: its roles hold the adapters "student" and "fake" and are attached.
         cancelled: asked at every micro-step; True discards the open cycle and raises Cancelled.
+        workers: the processes that train together; each has a trainer like this one.
 
     Raises:
         ValueError: no sample has a teacher image, and the objective can learn from nothing else.
@@ -105,6 +107,7 @@ class Trainer:
         lessons: Lessons,
         config: Distillation,
         cancelled: Callable[[], bool] = lambda: False,
+        workers: Workers = ALONE,
     ) -> None:
         seeded = any(sample.target is not None for samples in lessons.effects.values() for sample in samples)
         if not seeded and (config.warm_cycles or not config.objective.bs_weight):
@@ -112,6 +115,7 @@ class Trainer:
                 "no sample has a teacher image: make some, or set warm_cycles = 0 and objective.bs_weight > 0"
             )
         self.distiller, self.lessons, self.config, self.cancelled = distiller, lessons, config, cancelled
+        self.workers, self._wants_to_stop = workers, False
         adapters = distiller.roles.adapters
         self.student, self.fake = adapters[STUDENT], adapters[FAKE]
         self.average = copied(self.student.state_dict()) if config.ema else None
@@ -214,12 +218,13 @@ class Trainer:
             yield batch, self.distiller.fake_term(batch, x0, draws), 1.0
 
     def _batches(self, update: int) -> list[Batch]:
-        """The micro-batches of update 0, the student's, or 1 + k, the fake score's k-th on fresh samples."""
+        """This process' micro-batches of update 0, the student's, or 1 + k, the fake score's k-th on fresh
+        samples."""
         config = self.config
         numbers = range(update * config.batch, (update + 1) * config.batch)
         samples = self.lessons.draw(config.seed, self.cycle, numbers, config.p_effect)
         parts = [slice(i, i + config.micro_batch) for i in range(0, config.batch, config.micro_batch)]
-        return [Batch.of(samples[part], numbers[part]) for part in parts]
+        return [Batch.of(samples[part], numbers[part]) for part in self.workers.share(parts)]
 
     # -- updates ---------------------------------------------------------------------------------------------
 
@@ -238,9 +243,12 @@ class Trainer:
                 torch.autograd.backward(weight * term.losses.sum() / self.config.batch)
                 done += [(term.name, batch.effects[i] or "general") for i in term.positions]
                 losses.append(term.losses.detach())
+        self._add_up(adapter)
         norm = torch.nn.utils.clip_grad_norm_(adapter.parameters(), self.config.clip)
         # One wait for the device an update; a NaN until here has only spoilt gradients.
         *values, total = torch.cat([*losses, norm.reshape(1)]).tolist()
+        parts = self.workers.gather((done, values))
+        done, values = ([one for part in parts for one in part[k]] for k in range(2))
         wrong = [term for (term, _), value in zip(done, values, strict=True) if not math.isfinite(value)]
         if not math.isfinite(total):
             wrong.append(f"gradient of the {role}")
@@ -252,9 +260,27 @@ class Trainer:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
+    def _add_up(self, adapter: LoraAdapter) -> None:
+        """The gradients of all processes, and whether one of them was asked to stop."""
+        if self.workers.count == 1:
+            return
+        for parameter in adapter.parameters():
+            if parameter.grad is None:  # no sample of this process had the term
+                parameter.grad = torch.zeros_like(parameter)
+        self.workers.add_up([p.grad for p in adapter.parameters() if p.grad is not None])
+        if any(self.workers.gather(self._wants_to_stop)):
+            self._stop()
+
     def _ask(self) -> None:
+        """Alone, stop at once. Others would wait for this process: they are told with the next gradients."""
         if self.cancelled():
-            raise Cancelled(f"cancelled in cycle {self.cycle}; the last finished cycle is kept")
+            self._wants_to_stop = True
+        if self._wants_to_stop and self.workers.count == 1:
+            self._stop()
+
+    def _stop(self) -> NoReturn:
+        self._wants_to_stop = False
+        raise Cancelled(f"cancelled in cycle {self.cycle}; the last finished cycle is kept")
 
     def _set_lr(self) -> float:
         """Set both learning rates for this cycle and return the student's."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,22 @@ def test_distill_writes_a_collection_that_can_be_read_and_sampled(
     sample = ["sample", str(path), "--image", str(pocket.folder / "a.png"), "--effect", "neon"]
     assert cli.main([*sample, "--base", pocket.base, "--out", str(out)]) == cli.OK
     assert Image.open(out).size == (128, 128)
+
+
+def test_distill_runs_in_two_processes_that_torchrun_starts(pocket: Any) -> None:
+    pocket.change("micro_batch = 2", "micro_batch = 1")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "-m", "collectionlora", "distill", pocket.config],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 effects in 2 cycles") == 1
+    assert read_catalogue(pocket.folder / "out" / "collection.safetensors").training["cycles"] == 2
+    assert cli.main(["distill", pocket.config, "--resume", "--cycles", "3"]) == cli.OK
 
 
 def test_distill_resumes_and_takes_the_length_from_the_command_line(pocket: Any, fails: Any) -> None:

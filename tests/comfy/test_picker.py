@@ -239,7 +239,8 @@ MEASURE = (
     " const grid = gallery.root.querySelector('.cl-grid'); const frames = []; let last = await frame();"
     " for (let i = 0; i < 90; i++) { grid.scrollTop += 24; const now = await frame();"
     " frames.push(now - last); last = now; } frames.sort((a, b) => a - b);"
-    " const [median, slow] = [0.5, 0.95].map((share) => frames[Math.floor(share * frames.length)]); return { open, median, slow }; }"
+    " const [median, slow] = [0.5, 0.95].map((share) => frames[Math.floor(share * frames.length)]);"
+    " return { open, median, slow }; }"
 ).replace("NODE", NODE)
 """Milliseconds from showing the effects anew to two frames later, and between frames while scrolling."""
 

@@ -1,0 +1,69 @@
+"""Run by a test, not collected: one process of a tiny distillation in float64.
+
+`python several_workers.py TEACHERS OUT CYCLES [--stop-at N]` with torchrun's environment goes on from
+OUT/state if it is there, and writes OUT/rank<N>.json with the exact values of weights and losses. With
+--stop-at the last process is asked to stop in that cycle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import tiny
+import torch
+
+from collectionlora.training.trainer import Cancelled
+from collectionlora.training.workers import Workers
+
+VALUES = {"warm_cycles": 2, "batch": 6, "micro_batch": 1, "ema": 0.9, "fake_ratio": 2, "save_every": 1}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("teachers", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("cycles", type=int)
+    parser.add_argument("--stop-at", type=int, default=-1)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    workers = Workers.start()
+
+    def cancelled() -> bool:
+        return workers.rank == workers.count - 1 and trainer.cycle == args.stop_at
+
+    values = {**VALUES, "cycles": args.cycles}
+    world = tiny.world(args.teachers, values, dtype=torch.float64, cancelled=cancelled, stir=True)
+    trainer, state = world.trainer, args.out / "state.safetensors"
+    trainer.workers = workers
+    if state.exists():
+        trainer.resume(state)
+    workers.wait()
+    records, stopped = [], False
+    try:
+        for record in trainer.run():
+            records.append(record)
+    except Cancelled:
+        stopped = True
+    if workers.leads:
+        trainer.save(state)
+    weights = {
+        f"{role} {name}": value.tolist()
+        for role, adapter in world.roles.adapters.items()
+        for name, value in adapter.state_dict().items()
+    }
+    content = {
+        "cycle": trainer.cycle,
+        "stopped": stopped,
+        "weights": weights,
+        "average": {name: value.tolist() for name, value in trainer.average.items()},
+        "norms": [record.grad_norms for record in records],
+        "losses": [record.losses for record in records],
+        "evaluations": world.cost,
+    }
+    (args.out / f"rank{workers.rank}.json").write_text(json.dumps(content))
+
+
+if __name__ == "__main__":
+    main()
