@@ -17,8 +17,9 @@ from typing import Any
 from ..collection.atomic import atomic_write
 from ..collection.layouts import read_lora
 from ..pocket.demo import PICTURES, judge_of
-from ..pocket.evaluate import Student, judge_students, sigmas_of
+from ..pocket.evaluate import judge_students
 from ..pocket.general import judge_general
+from ..pocket.rows import Student, sigmas_of
 from ..training.config import Distillation, distillation
 from ..training.distiller import Distiller
 from ..training.hosts.pocket import PocketHost

@@ -22,7 +22,8 @@ from ..training.randomness import generator
 from ..training.run_config import read_run
 from ..training.sampling import apply_collection
 from .effects import EFFECTS
-from .evaluate import Student, evaluate
+from .evaluate import evaluate
+from .rows import Student
 
 FOLDER = Path(__file__).resolve().parent
 PICTURES = FOLDER / "pictures"

@@ -19,16 +19,8 @@ from ..training.roles import Roles
 from ..training.sampling import sample_collection, sample_teachers
 from .draw import FloatImage
 from .edits import Edit, sample_edit
-from .evaluate import (
-    BATCH,
-    REFERENCE_STEPS,
-    Progress,
-    Student,
-    adapter_of,
-    first_pictures,
-    picture_tensor,
-    sigmas_of,
-)
+from .evaluate import REFERENCE_STEPS
+from .rows import BATCH, Progress, Student, adapter_of, first_pictures, picture_tensor, sigmas_of
 
 ROLE = "collection"
 

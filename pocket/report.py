@@ -14,9 +14,10 @@ from ..training.judge_report import JudgeReport
 from ..training.lora import linear_shapes
 from .demo import PICTURES, judge_of, teacher_files, teacher_guidance
 from .effects import EFFECTS
-from .evaluate import Progress, Student, evaluate, first_pictures
+from .evaluate import evaluate
 from .general import judge_general
 from .merges import MERGES, merge
+from .rows import Progress, Student, first_pictures
 
 MERGED_RANK = 48
 """Of the merges: that of the shipped collection."""

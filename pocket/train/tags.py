@@ -21,7 +21,8 @@ from ...training.hosts.pocket import PocketHost
 from ...training.run_config import read_lists, read_run
 from ..demo import FOLDER, PICTURES, teacher_files, teacher_guidance
 from ..effects import EFFECTS
-from ..evaluate import Student, evaluate
+from ..evaluate import evaluate
+from ..rows import Student
 
 SOURCES = 48
 """Training pictures an effect."""

@@ -12,7 +12,7 @@ from PIL import Image
 
 from collectionlora import cli
 from collectionlora.collection.file import read_catalogue
-from collectionlora.pocket import demo, evaluate, general
+from collectionlora.pocket import demo, general, rows
 from collectionlora.pocket.effects import EFFECTS
 from collectionlora.pocket.merges import MERGES
 from collectionlora.training import targets
@@ -41,7 +41,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, shipped: Path) -> None:
 
     for name in set(EFFECTS) - {path.stem for path in (shipped / "teachers").iterdir()}:
         monkeypatch.delitem(EFFECTS, name)
-    for module in (evaluate, general, targets):
+    for module in (rows, general, targets):
         monkeypatch.setattr(module, "sample_teachers", short)
     for name, value in {
         "FRESH": ("thermal", "snowfall"),

@@ -17,7 +17,8 @@ from collectionlora.collection.lora_weights import LoraWeights
 from collectionlora.pocket import evaluate as module
 from collectionlora.pocket.autoencoder import Autoencoder
 from collectionlora.pocket.effects import EFFECTS
-from collectionlora.pocket.evaluate import Student, evaluate
+from collectionlora.pocket.evaluate import evaluate
+from collectionlora.pocket.rows import Student, adapter_of
 from collectionlora.pocket.text import TextEncoder
 from collectionlora.training.flow import few_step_sigmas
 from collectionlora.training.hosts.diffusers import pocket_transformer
@@ -251,7 +252,7 @@ def test_adapters_of_unlike_ranks_and_modules_add_up():
         )
 
     loras = [lora(["a", "b"], 2), lora(["b"], 4)]
-    adapter, x = module.adapter_of(loras), torch.randn(6, 5, generator=draw)
+    adapter, x = adapter_of(loras), torch.randn(6, 5, generator=draw)
     for name in ("a", "b"):
         parts = [one for one in loras if name in one.down]
         expected = sum(one.scale(name) * x @ one.down[name].T @ one.up[name].T for one in parts)

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from collectionlora.collection.lora_weights import LoraWeights
-from collectionlora.pocket.evaluate import Student
 from collectionlora.pocket.general import judge_general, unique_edit
 from collectionlora.pocket.images import load_folder
+from collectionlora.pocket.rows import Student
 from collectionlora.training.flow import few_step_sigmas
 from collectionlora.training.hosts.pocket import PocketHost
 from collectionlora.training.lora import target_shapes

@@ -1,0 +1,180 @@
+"""Rows of pictures to be judged: all effects by the truth, by teachers, a collection or any other adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..collection.file import load_collection
+from ..collection.layouts import read_lora, write_lora
+from ..training.bank import TeacherBank
+from ..training.flow import few_step_sigmas
+from ..training.host import Host
+from ..training.lora import LoraAdapter, LoraWeights, Shapes
+from ..training.randomness import generator
+from ..training.roles import BASE, Roles
+from ..training.sampling import sample_collection, sample_teachers
+from .effects import EFFECTS
+from .images import FloatImage, load_folder
+
+BATCH = 32
+
+Progress = Callable[[str, int, int], None]
+"""`progress(row, done, all)`, in pictures of the row."""
+Made = dict[str, Tensor]
+"""Effect -> pictures (n,3,H,W), one for each image."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """An adapter for few steps, and what it is asked for each effect with."""
+
+    loras: Sequence[LoraWeights]
+    """Summed at full strength; none is an adapter before its training: the base alone."""
+    prompts: Mapping[str, str]
+    """Effect -> student prompt. Effects that are not in it are left out of its row."""
+    sigmas: tuple[float, ...]
+
+    @classmethod
+    def read(cls, path: Path, shapes: Shapes | None = None) -> Student:
+        """Weights and prompts of a collection file. Raises CollectionError naming the file."""
+        weights, catalogue = load_collection(path, shapes)
+        return cls([weights], {effect.name: effect.prompt for effect in catalogue.effects}, catalogue.sigmas)
+
+
+class Rows:
+    """Makes the pictures of a row; a picture's random numbers depend on seed, effect and image name alone."""
+
+    def __init__(
+        self,
+        host: Host,
+        roles: Roles,
+        bank: TeacherBank,
+        effects: Sequence[str],
+        pictures: Mapping[str, FloatImage],
+        guidance: float,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        self.host, self.roles, self.bank, self.effects = host, roles, bank, effects
+        self.pictures, self.guidance, self.seed, self.progress = pictures, guidance, seed, progress
+        self.images = picture_tensor(list(pictures.values()))
+        self._latents = host.encode_image(self.images)
+        self._empty = host.encode_text([""], self.images[0])[0]
+
+    def truth(self, draw: int) -> Made:
+        """True results as the autoencoder shows them; another `draw` draws other ones of the same effects."""
+
+        def one(effect: str, name: str) -> FloatImage:
+            key = torch.randint(2**62, (), generator=generator(self.seed, "truth", draw, effect, name))
+            return EFFECTS[effect].apply(self.pictures[name], np.random.default_rng(int(key)))
+
+        return {
+            effect: self._decode(
+                self.host.encode_image(picture_tensor([one(effect, name) for name in self.pictures]))
+            )
+            for effect in self.effects
+        }
+
+    def teachers(self, row: str, steps: int, fresh_noise: bool = False) -> Made:
+        """Each effect by its own teacher, guided, with its own prompt."""
+        prompts = {effect: EFFECTS[effect].teacher_prompt for effect in self.effects}
+
+        def sample(effects: Sequence[str], *inputs: Any) -> Tensor:
+            texts, sources, draws = inputs
+            return sample_teachers(
+                self.host,
+                self.roles,
+                self.bank,
+                effects,
+                texts,
+                self._empty.expand(len(texts), -1, -1),
+                sources,
+                draws,
+                steps,
+                self.guidance,
+                fresh_noise,
+            )
+
+        return self._row(row, prompts, sample)
+
+    def student(self, row: str, student: Student) -> Made:
+        """Each effect by one adapter, the row's own, by consistency sampling without guidance."""
+        role = row if student.loras else BASE
+        return self._row(
+            row,
+            student.prompts,
+            lambda _, *inputs: sample_collection(self.host, self.roles, role, *inputs, student.sigmas),
+        )
+
+    def _row(self, row: str, prompts: Mapping[str, str], sample: Callable[..., Tensor]) -> Made:
+        """`sample(effects, texts, sources, generators)` in batches; an effect's pictures stand together."""
+        effects = [effect for effect in self.effects if effect in prompts]
+        jobs = [(effect, i) for effect in effects for i in range(len(self.pictures))]
+        names, parts = list(self.pictures), []
+        for start in range(0, len(jobs), BATCH):
+            part = jobs[start : start + BATCH]
+            # encoded anew for each batch: a real encoder may look at the image, this one is cheap
+            texts = [self.host.encode_text([prompts[e]], self.images[i])[0] for e, i in part]
+            draws = [generator(self.seed, "noise", e, names[i]) for e, i in part]
+            sources = self._latents[[i for _, i in part]]
+            parts.append(self._decode(sample([e for e, _ in part], torch.stack(texts), sources, draws)))
+            self.progress(row, start + len(part), len(jobs))
+        return dict(zip(effects, torch.cat(parts).split(len(names))))
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.host.decode(latents).float().cpu()
+
+
+def add_to_each(
+    teachers: Mapping[str, Path], lora: LoraWeights, folder: Path, shapes: Shapes
+) -> dict[str, Path]:
+    """Files of each teacher with `lora` added to it at full strength, by name."""
+    files = {}
+    for name, path in teachers.items():
+        files[name] = folder / f"{name}.safetensors"
+        write_lora(adapter_of([read_lora(path, shapes), lora]).weights(), files[name], "comfy")
+    return files
+
+
+def first_pictures(images: Path, count: int) -> dict[str, FloatImage]:
+    """The first `count` pictures of a folder by name. Raises ValueError for fewer than 2 or too many."""
+    pictures = load_folder(images)
+    if not 2 <= count <= len(pictures):
+        raise ValueError(f"count = {count} must be from 2 to {len(pictures)}, the pictures in {images}")
+    return dict(list(pictures.items())[:count])
+
+
+def sigmas_of(student: Student, steps: int) -> tuple[float, ...]:
+    """The schedule of `steps` evaluations, the student's own if it has as many."""
+    return student.sigmas if len(student.sigmas) == steps + 1 else few_step_sigmas(steps)
+
+
+def adapter_of(loras: Sequence[LoraWeights]) -> LoraAdapter:
+    """One adapter that adds up LoRAs at full strength: their A one below the other, their B side by side."""
+    paths = dict.fromkeys(path for lora in loras for path in lora.down)
+    holders = {path: [lora for lora in loras if path in lora.down] for path in paths}
+    down = {p: torch.cat([lora.down[p].float() for lora in having]) for p, having in holders.items()}
+    up = {p: torch.cat([lora.up[p].float() * lora.scale(p) for lora in h], 1) for p, h in holders.items()}
+    rank = max(len(a) for a in down.values())
+    adapter = LoraAdapter({p: (up[p].shape[0], down[p].shape[1]) for p in paths}, rank, rank)
+    adapter.load(
+        LoraWeights(
+            {p: F.pad(a, (0, 0, 0, rank - len(a))) for p, a in down.items()},
+            {p: F.pad(b, (0, rank - b.shape[1])) for p, b in up.items()},
+            dict.fromkeys(paths, float(rank)),
+        )
+    )
+    return adapter.requires_grad_(False)
+
+
+def picture_tensor(pictures: Sequence[FloatImage]) -> Tensor:
+    """Pictures (H,W,3) as (n,3,H,W)."""
+    return torch.from_numpy(np.stack(pictures)).movedim(-1, 1).contiguous()
