@@ -51,7 +51,7 @@ class Workers:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         torch.distributed.all_reduce(flat)
-        for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+        for tensor, total in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors])):
             tensor.copy_(total.view_as(tensor))
 
     def gather(self, thing: Thing) -> list[Thing]:
