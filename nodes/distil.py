@@ -202,7 +202,7 @@ class DistilCollection(io.ComfyNode):
                     "extend",
                     optional=True,
                     tooltip="A finished collection to add effects to: its effects keep their tags and "
-                    "prompts.",
+                    "prompts, and its rank stays.",
                 ),
             ],
             outputs=[
@@ -248,6 +248,9 @@ class DistilCollection(io.ComfyNode):
         )
         host = ComfyHost(model, clip, vae, long_side, multiple_for(long_side), shape == "square")
         run = replace(run, distill=_fitting(run.distill, host))
+        if extend is not None:  # its weights are what training starts from
+            rank = max(map(len, extend.weights.down.values()))
+            run = replace(run, distill=replace(run.distill, rank=rank, alpha=float(rank)))
         if start == ANEW and output.exists():
             output.rename(unused(output))
         with host.lend():

@@ -40,9 +40,24 @@ function choiceOf(node) {
   return { first: effect?.value ?? "", second: !then?.value || then.value === NONE ? null : then.value };
 }
 
+/** @type {Map<unknown, Gallery>} */
+const lately = new Map();
+
+/**
+ * Undo makes a node anew under its old id, and Vue nodes then go on showing the old one's element.
+ * @param {Node} node
+ */
+function takePlace(node) {
+  const gallery = node.collectionLoraGallery;
+  const before = lately.get(node.id);
+  if (before !== gallery && before?.root.isConnected && !gallery.root.isConnected) before.root.replaceWith(gallery.root);
+  lately.set(node.id, gallery);
+}
+
 /** @param {Node} node */
 async function refresh(node) {
   const gallery = node.collectionLoraGallery;
+  takePlace(node);
   const file = fileOf(node);
   gallery.choose(choiceOf(node));
   if (!file) return gallery.complain(t("Connect Load Collection to see its effects."));
@@ -102,7 +117,7 @@ function addGallery(node) {
   };
   const removed = node.onRemoved;
   node.onRemoved = function (/** @type {any[]} */ ...args) {
-    gallery.remove();
+    gallery.retire();
     removed?.apply(this, args);
   };
   fit(node);

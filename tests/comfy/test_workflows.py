@@ -106,7 +106,7 @@ def test_the_applied_effect_is_recognised_and_equals_the_headless_host(server: A
     judge = Judge.load(WEIGHTS / "judge.safetensors")
     host = PocketHost()
     weights, catalogue = load_collection(WEIGHTS / "collection.safetensors")
-    effects = ("neon", "thermal", "duotone", "sketch")
+    effects = ("neon", "flames", "watercolour", "chalkboard")
     recognised = 0
     for index, effect in enumerate(effects):
         graph[chooser]["inputs"]["effect"] = effect

@@ -92,10 +92,9 @@ export class Gallery {
     remember();
   }
 
-  /** Take the gallery out of the page for good. */
-  remove() {
+  /** Hear of nothing any more; the page takes the element out by itself. */
+  retire() {
     this.stop();
-    this.root.remove();
   }
 
   /** @param {Effect[]} effects */
