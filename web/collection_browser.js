@@ -18,7 +18,7 @@ app.registerExtension({
       title: t("Effects"),
       tooltip: t("Collections of effects: look into them, rename, export"),
       type: "custom",
-      render: (place) => place.replaceChildren(new Browser().root),
+      render: (/** @type {HTMLElement} */ place) => place.replaceChildren(new Browser().root),
     });
   },
 });

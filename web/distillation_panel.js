@@ -21,7 +21,7 @@ app.registerExtension({
       title: t("Distil"),
       tooltip: t("Distillation: losses, previews, time left"),
       type: "custom",
-      render: (place) => {
+      render: (/** @type {HTMLElement} */ place) => {
         panel?.remove();
         panel = new Panel();
         place.replaceChildren(panel.root);

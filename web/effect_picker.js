@@ -148,7 +148,7 @@ function watchFile(node) {
 app.registerExtension({
   name: "collectionlora.effectPicker",
   init: () => ready, // before a workflow's nodes are made
-  nodeCreated(node) {
+  nodeCreated(/** @type {Node} */ node) {
     if (node.comfyClass === "CollectionLoraLoad") watchFile(node);
     if (node.comfyClass === "CollectionLoraEffect") addGallery(node);
   },

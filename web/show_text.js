@@ -7,9 +7,7 @@ const SHOWING = new Set(["CollectionLoraInfo", "CollectionLoraSave", "Collection
 
 app.registerExtension({
   name: "collectionlora.showText",
-  nodeCreated(created) {
-    /** @type {Node} */
-    const node = created;
+  nodeCreated(/** @type {Node} */ node) {
     if (!SHOWING.has(node.comfyClass)) return;
     const area = document.createElement("textarea");
     area.readOnly = true;
