@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,16 @@ ROWS = {
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch, shipped: Path) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch, shipped: Path) -> Iterator[None]:
     """Two effects to distil, six in all, two pictures, and no more than two steps where 40 are asked for."""
 
     def short(*given: Any) -> Any:
         *start, steps, guidance = given[:10]
         return sample_teachers(*start, min(steps, 2), guidance, *given[10:])
 
+    every = dict(EFFECTS)
     for name in set(EFFECTS) - {path.stem for path in (shipped / "teachers").iterdir()}:
-        monkeypatch.delitem(EFFECTS, name)
+        del EFFECTS[name]
     for module in (rows, general, targets):
         monkeypatch.setattr(module, "sample_teachers", short)
     for name, value in {
@@ -50,6 +52,9 @@ def quick(monkeypatch: pytest.MonkeyPatch, shipped: Path) -> None:
         "JUDGED": 2,
     }.items():
         monkeypatch.setattr(demo, name, value)
+    yield
+    EFFECTS.clear()
+    EFFECTS.update(every)  # in their order, which monkeypatch would not keep
 
 
 @pytest.mark.usefixtures("quick")

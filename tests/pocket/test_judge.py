@@ -10,7 +10,7 @@ from collectionlora.pocket.images import load_folder
 from collectionlora.pocket.train.judge import AVERAGED, CLASSES, PLACED, Pool, reconstruct
 from collectionlora.training.judge_broken import blend, blur
 from collectionlora.training.judge_classifier import BROKEN, SOURCE
-from collectionlora.training.judge_metrics import detail_energy, psnr
+from collectionlora.training.judge_metrics import psnr
 from collectionlora.training.judges import Judge
 from collectionlora.training.randomness import generator
 
@@ -81,9 +81,11 @@ def test_broken_lessons_differ_from_every_true_one(pool):
 def test_means_of_draws_lose_detail_where_places_are_random(pool):
     assert AVERAGED > 1
     for k, name in enumerate(EFFECTS):
-        one, mean = (detail_energy(x[:3, k].float() / 255).mean() for x in (pool.effects, pool.averaged))
+        # structure of any size below the subject's: beams and spots of light are smooth
+        pictures = (x[:3, k].float() / 255 for x in (pool.effects, pool.averaged))
+        one, mean = ((x - blur(x, 6.0)).square().mean() for x in pictures)
         if name in PLACED:
-            assert mean < 0.7 * one, name
+            assert mean < 0.8 * one, name
     thermal = list(EFFECTS).index("thermal")
     assert torch.equal(pool.averaged[:, thermal], pool.effects[:3, thermal])
 
