@@ -93,8 +93,10 @@ def _asked(content: Any) -> dict[str, Any]:
         raise ValueError("the request names no file")
     for field, kind in (("titles", dict), ("pictures", dict), ("drop", list), ("save_as", str)):
         value = content.setdefault(field, kind())
+        if not isinstance(value, kind):
+            raise ValueError(f"{field} is not a {kind.__name__}")
         texts = [*value, *value.values()] if isinstance(value, dict) else [*value]
-        if not isinstance(value, kind) or not all(isinstance(text, str) for text in texts):
+        if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{field} holds something other than text")
     return {name: content[name] for name in ("file", "titles", "pictures", "drop", "save_as")}
 
@@ -104,7 +106,6 @@ def _edit(file: str, titles: dict[str, str], pictures: dict[str, str], drop: lis
     root = Path(folder_paths.get_folder_paths("loras")[0])
     if save_as:
         target = unused(inside(root, save_as))
-        target.parent.mkdir(parents=True, exist_ok=True)
         file = target.relative_to(root).as_posix()
     elif file == BUILT_IN:
         raise ValueError("the built-in collection is not changed; give the copy a name")

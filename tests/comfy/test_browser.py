@@ -108,6 +108,7 @@ def test_a_copy_of_the_built_in_collection_gets_a_name_and_can_be_downloaded(
         ({"save_as": "../outside"}, "give a name below models/loras"),
         ({"file": "pocket (built in)"}, "give the copy a name"),
         ({"pictures": {"sketch": "bm90IGEgcGljdHVyZQ=="}}, "not a picture"),
+        ({"drop": 5}, "drop is not a list"),
         ({"titles": {"sketch": 5}}, "titles holds something other than text"),
     ],
 )
