@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ..training.distiller import Distiller
 from ..training.hosts.pocket import PocketHost
 from ..training.lora import linear_shapes
 from .schedule import EFFECTS
-from .trial import WEIGHTS, Trial, run_trials
+from .trial import WEIGHTS, Trial, run_trials, warmed
 from .visited import VisitedDistiller
 
 MEASURES = ("bad_case", "bleeding", "distance")
@@ -81,30 +81,20 @@ def settings(seed: int, **values: Any) -> Distillation:
     return distillation({"cycles": 1, "warm_cycles": 0, "seed": seed, **values}, "pocket")
 
 
-def warmed(args: argparse.Namespace, out: Path, seed: int) -> Path:
-    """The student that all arms of a seed start from."""
-    distill = settings(seed, cycles=args.warm, objective={"bs_weight": 0.0, "ts_weight": 0.0})
-    trial = Trial("warm", EFFECTS, args.pictures, distill, out)
-    if not trial.after_cycles.exists():
-        run_trials([trial])
-    return trial.after_cycles
-
-
 def run_arm(args: argparse.Namespace, name: str, arm: Arm, seed: int) -> dict[str, Any]:
     """Train and judge one arm, or read what it came to before."""
     out = args.out / f"seed{seed}"
     path = out / f"{name}.json"
     if path.exists():
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    trial = Trial(
-        name,
-        EFFECTS,
-        args.pictures,
-        settings(seed, **arm.values),
-        out,
-        arm.distiller,
-        arm.teacher_prompts,
-        start=warmed(args, out, seed),
+    base = Trial("base", EFFECTS, args.pictures, settings(seed), out)
+    trial = replace(
+        base,
+        name=name,
+        distill=settings(seed, **arm.values),
+        distiller=arm.distiller,
+        teacher_prompts=arm.teacher_prompts,
+        start=warmed(base, args.warm),
         seconds=args.seconds,
     )
     (outcome,) = run_trials([trial])

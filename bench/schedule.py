@@ -24,7 +24,7 @@ from ..training.distiller import Distiller
 from ..training.hosts.pocket import PocketHost
 from ..training.lora import linear_shapes
 from .paper import PaperDistiller
-from .trial import WEIGHTS, Outcome, Trial, run_trials
+from .trial import WEIGHTS, Outcome, Trial, run_trials, warmed
 
 EFFECTS = (
     "thermal",
@@ -56,28 +56,21 @@ def settings(cycles: int, seed: int, **values: Any) -> Distillation:
 def run_seed(args: argparse.Namespace, seed: int) -> dict[str, dict[str, Any]]:
     """What each schedule cost and what its students are worth, for one seed."""
     out = args.out / f"seed{seed}"
-    warm = Trial(
-        "warm",
-        EFFECTS,
-        args.pictures,
-        settings(args.warm, seed, objective={"bs_weight": 0.0, "ts_weight": 0.0}),
-        out,
-    )
-    if not warm.after_cycles.exists():
-        run_trials([warm])
+    base = Trial("base", EFFECTS, args.pictures, settings(args.cycles, seed), out)
+    warm = warmed(base, args.warm)
     paper = replace(
-        warm,
+        base,
         name="paper",
         distiller=PaperDistiller,
         distill=settings(args.cycles, seed, share_rollouts=False),
-        start=warm.after_cycles,
+        start=warm,
     )
     ours = replace(paper, name="ours", distiller=Distiller, distill=settings(args.cycles, seed))
     (by_paper,) = run_trials([paper])
     (by_us,) = run_trials([replace(ours, seconds=by_paper.seconds)])
     counts = run_trials([_counted(trial, seed) for trial in (paper, ours)])
     files = {
-        "warm": warm.after_cycles,
+        "warm": warm,
         "paper": paper.after_cycles,
         "ours": ours.after_cycles,
         "ours, same time": ours.after_seconds,

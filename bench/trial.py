@@ -19,9 +19,10 @@ from ..training.config import Distillation
 from ..training.distiller import Distiller, EditVelocity
 from ..training.hosts.pocket import PocketHost
 from ..training.lora import linear_shapes
+from ..training.memory import peak_memory
 from ..training.run import DistillationRun
 from ..training.run_config import Lists, Run, read_run
-from ..training.trainer import Record, Trainer, peak_memory
+from ..training.trainer import Record, Trainer
 
 WEIGHTS = FOLDER / "weights"
 
@@ -100,6 +101,18 @@ def run_trials(trials: Sequence[Trial]) -> list[Outcome]:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             outcomes.append(pool.submit(run_trial, trial).result())
     return outcomes
+
+
+def warmed(trial: Trial, cycles: int) -> Path:
+    """The LoRA file of a student that only regressed on the teachers' images, made unless it is there.
+
+    What the trials of a folder that differ from `trial` then start from.
+    """
+    objective = replace(trial.distill.objective, bs_weight=0.0, ts_weight=0.0)
+    warm = replace(trial, name="warm", distill=replace(trial.distill, cycles=cycles, objective=objective))
+    if not warm.after_cycles.exists():
+        run_trials([warm])
+    return warm.after_cycles
 
 
 def run_trial(trial: Trial) -> Outcome:

@@ -1,8 +1,11 @@
-"""What a run will hold on the device, before it starts."""
+"""What a run will hold on the device, before it starts, and what it has held."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+
+import torch
 
 from .config import Distillation
 from .lora import Shapes
@@ -56,3 +59,15 @@ def memory_plan(base: int, room: int, targets: Shapes, teacher: int, config: Dis
         },
         room,
     )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the peak allocation on a CUDA device, else the process' peak resident size (0 where unknown)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,8 @@ from .config import Distillation
 from .data import Batch, Lessons
 from .distiller import FAKE, STUDENT, Distiller, Draws, Term
 from .lora import LoraAdapter, LoraWeights
+from .memory import peak_memory
+from .optimizer import make_optimizer
 from .workers import ALONE, Workers
 
 MAX_SKIPPED = 3
@@ -243,12 +244,19 @@ class Trainer:
                 torch.autograd.backward(weight * term.losses.sum() / self.config.batch)
                 done += [(term.name, batch.effects[i] or "general") for i in term.positions]
                 losses.append(term.losses.detach())
-        self._add_up(adapter)
+        if self.workers.count > 1:
+            for parameter in adapter.parameters():
+                if parameter.grad is None:  # no sample of this process had the term
+                    parameter.grad = torch.zeros_like(parameter)
+            self.workers.add_up([p.grad for p in adapter.parameters() if p.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(adapter.parameters(), self.config.clip)
         # One wait for the device an update; a NaN until here has only spoilt gradients.
         *values, total = torch.cat([*losses, norm.reshape(1)]).tolist()
-        parts = self.workers.gather((done, values))
-        done, values = ([one for part in parts for one in part[k]] for k in range(2))
+        parts = self.workers.gather((done, values, self._wants_to_stop))
+        if any(wants_to_stop for _, _, wants_to_stop in parts):
+            self._stop()
+        done = [one for part in parts for one in part[0]]
+        values = [one for part in parts for one in part[1]]
         wrong = [term for (term, _), value in zip(done, values, strict=True) if not math.isfinite(value)]
         if not math.isfinite(total):
             wrong.append(f"gradient of the {role}")
@@ -259,17 +267,6 @@ class Trainer:
         record.grad_norms[role] = max(total, record.grad_norms.get(role, 0.0))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-
-    def _add_up(self, adapter: LoraAdapter) -> None:
-        """The gradients of all processes, and whether one of them was asked to stop."""
-        if self.workers.count == 1:
-            return
-        for parameter in adapter.parameters():
-            if parameter.grad is None:  # no sample of this process had the term
-                parameter.grad = torch.zeros_like(parameter)
-        self.workers.add_up([p.grad for p in adapter.parameters() if p.grad is not None])
-        if any(self.workers.gather(self._wants_to_stop)):
-            self._stop()
 
     def _ask(self) -> None:
         """Alone, stop at once. Others would wait for this process: they are told with the next gradients."""
@@ -385,31 +382,3 @@ def _difference(ours: Mapping[str, Any], theirs: Any) -> str | None:
             return f"{key}.{_difference(value, found)}"
         return f"{key} = {found!r} where this run has {value!r}"
     return None
-
-
-def make_optimizer(adapter: LoraAdapter, lr: float, config: Distillation) -> torch.optim.Optimizer:
-    """AdamW, or its 8-bit form. Raises RuntimeError saying what to install where bitsandbytes is missing."""
-    arguments: dict[str, Any] = {"lr": lr, "betas": config.betas, "weight_decay": config.weight_decay}
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(adapter.parameters(), **arguments)
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise RuntimeError(
-            'optimizer = "adamw8bit" needs the package bitsandbytes: pip install bitsandbytes, or set '
-            'optimizer = "adamw"'
-        ) from error
-    made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(adapter.parameters(), **arguments)
-    return made
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the peak allocation on a CUDA device, else the process' peak resident size (0 where unknown)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

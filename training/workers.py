@@ -33,6 +33,8 @@ class Workers:
         """Join the processes that torchrun has started; alone without it."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
+        if torch.cuda.is_available():  # what travels as an object goes over the current device
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
 

@@ -1,0 +1,26 @@
+"""The optimizer of an adapter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .config import Distillation
+from .lora import LoraAdapter
+
+
+def make_optimizer(adapter: LoraAdapter, lr: float, config: Distillation) -> torch.optim.Optimizer:
+    """AdamW, or its 8-bit form. Raises RuntimeError saying what to install where bitsandbytes is missing."""
+    arguments: dict[str, Any] = {"lr": lr, "betas": config.betas, "weight_decay": config.weight_decay}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(adapter.parameters(), **arguments)
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise RuntimeError(
+            'optimizer = "adamw8bit" needs the package bitsandbytes: pip install bitsandbytes, or set '
+            'optimizer = "adamw"'
+        ) from error
+    made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(adapter.parameters(), **arguments)
+    return made
