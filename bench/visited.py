@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,16 +20,14 @@ class VisitedDistiller(Distiller):
     step of its rollout: other pictures of the same student for no evaluation more.
     """
 
-    visited: dict[int, list[Tensor]]
-    """Sample number -> x0 (C,h,w) of each step of its rollout, the last one that it is scored on."""
-    cycle = -1
-    """The cycle `visited` is of."""
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.visited: dict[int, list[Tensor]] = {}
+        """Sample number -> x0 (C,h,w) of each step of its rollout, the last one that it is scored on."""
 
     def sample(self, batch: Batch, draws: Draws) -> Tensor:
         """As the product's; keeps what the rollout passed."""
         sigmas = self.objective.sigmas
-        self.visited = {} if draws.cycle != self.cycle else self.visited
-        self.cycle = draws.cycle
         stops = integers(draws.generators(batch, "rollout stop"), 0, len(sigmas) - 1)
 
         def velocity(x: Tensor, sigma: Tensor, active: Tensor) -> Tensor:
