@@ -19,9 +19,6 @@ from .general import judge_general
 from .merges import MERGES, merge
 from .rows import Progress, Student, first_pictures
 
-MERGED_RANK = 48
-"""Of the merges: that of the shipped collection."""
-
 
 def full_report(
     host: Host, weights: Path, collection: Path, count: int, out: Path, progress: Progress
@@ -37,11 +34,12 @@ def full_report(
     student = Student.read(collection, shapes)
     prompts = {name: EFFECTS[name].teacher_prompt for name in student.prompts if name in EFFECTS}
     teachers = [read_lora(path, shapes) for path in files.values()]
+    rank = max(map(len, student.loras[0].down.values()))  # the merges have the collection's
     few_step = weights / "few_step.safetensors"
     merged = {}
     for number, how in enumerate(MERGES):
         progress("merging", number, len(MERGES))
-        lora = merge(teachers, shapes, how, MERGED_RANK)
+        lora = merge(teachers, shapes, how, rank)
         merged[f"{how}@8"] = Student([lora], prompts, few_step_sigmas(8))
     report = evaluate(
         host,
