@@ -1,6 +1,7 @@
 // The collection browser: a list of files; of the chosen one its effects, with titles and pictures to change.
 import { api } from "../../../scripts/api.js";
 import { effectsOf, forget } from "../picker/catalogue.js";
+import { element } from "../element.js";
 import { t } from "../words.js";
 
 /** @typedef {import("../picker/catalogue.js").Effect} Effect */
@@ -15,16 +16,8 @@ import { t } from "../words.js";
  * @property {boolean} editable
  */
 
-/** @param {string} tag @param {string} [text] @param {Record<string, string>} [attributes] */
-function element(tag, text = "", attributes = {}) {
-  const made = document.createElement(tag);
-  made.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
-}
-
 /** @param {number} bytes */
-export function sizeInWords(bytes) {
+function sizeInWords(bytes) {
   return bytes < 2 ** 30 ? `${(bytes / 2 ** 20).toFixed(1)} MiB` : `${(bytes / 2 ** 30).toFixed(2)} GiB`;
 }
 
@@ -41,13 +34,11 @@ export class Browser {
     this.pictures = {};
     /** @type {Set<string>} */
     this.drop = new Set();
-    this.save = /** @type {HTMLButtonElement} */ (element("button", t("Save"), { type: "button" }));
+    this.save = element("button", t("Save"), { type: "button" });
     this.save.addEventListener("click", () => this.#write(""));
-    this.name = /** @type {HTMLInputElement} */ (
-      element("input", "", { type: "text", "aria-label": t("Name of the copy"), placeholder: "collections/…" })
-    );
+    this.name = element("input", "", { type: "text", "aria-label": t("Name of the copy"), placeholder: "collections/…" });
     this.name.addEventListener("input", () => this.#mark());
-    this.copy = /** @type {HTMLButtonElement} */ (element("button", t("Save as"), { type: "button" }));
+    this.copy = element("button", t("Save as"), { type: "button" });
     this.copy.title = t("Write a copy below models/loras");
     this.copy.addEventListener("click", () => this.#write(this.name.value.trim()));
     this.list = element("ul", "", { "aria-label": t("Collections") });
@@ -112,20 +103,16 @@ export class Browser {
     const line = element("li");
     line.dataset.name = effect.name;
     const { title } = effect;
-    const picture = /** @type {HTMLImageElement} */ (element("img", "", { alt: "", loading: "lazy" }));
+    const picture = element("img", "", { alt: "", loading: "lazy" });
     if (effect.thumbnail) picture.src = effect.thumbnail;
-    const field = /** @type {HTMLInputElement} */ (
-      element("input", "", { type: "text", maxlength: "120", "aria-label": t("Title of {name}", { name: effect.name }) })
-    );
+    const field = element("input", "", { type: "text", maxlength: "120", "aria-label": t("Title of {name}", { name: effect.name }) });
     field.value = title;
     field.addEventListener("input", () => {
       if (field.value === title) delete this.titles[effect.name];
       else this.titles[effect.name] = field.value;
       this.#mark();
     });
-    const file = /** @type {HTMLInputElement} */ (
-      element("input", "", { type: "file", accept: "image/png,image/webp,image/jpeg", hidden: "" })
-    );
+    const file = element("input", "", { type: "file", accept: "image/png,image/webp,image/jpeg", hidden: "" });
     file.addEventListener("change", () => this.#take(effect, file.files?.[0], picture));
     const change = element("button", t("picture"), { type: "button", title: t("Another picture for {title}", { title }) });
     change.addEventListener("click", () => file.click());

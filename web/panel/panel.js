@@ -1,18 +1,11 @@
 // The distillation panel: what the latest run does, from the server's story and its events.
 import { api } from "../../../scripts/api.js";
+import { element } from "../element.js";
 import { t } from "../words.js";
 import { colourOf, drawCurves } from "./curves.js";
 import { drawMatrix } from "./matrix.js";
 
 const EVENT = "collectionlora.run";
-
-/** @param {string} tag @param {string} [text] @param {string} [className] */
-function element(tag, text = "", className = "") {
-  const made = document.createElement(tag);
-  made.textContent = text;
-  made.className = className;
-  return made;
-}
 
 /** @param {number} seconds */
 export function inWords(seconds) {
@@ -44,19 +37,19 @@ function going(story) {
 
 export class Panel {
   constructor() {
-    this.root = element("div", "", "cl-panel");
+    this.root = element("div", "", { class: "cl-panel" });
     /** @type {Record<string, any> | null} */
     this.story = null;
     this.follow = true; // the slider stays at the newest preview until it is moved
     this.title = element("h3");
     this.state = element("div");
     this.state.setAttribute("role", "status");
-    this.bar = /** @type {HTMLProgressElement} */ (element("progress"));
+    this.bar = element("progress");
     this.bar.setAttribute("aria-label", t("Progress"));
-    this.cancel = /** @type {HTMLButtonElement} */ (element("button", t("Cancel")));
+    this.cancel = element("button", t("Cancel"));
     this.cancel.title = t("Stop; what was trained is kept");
     this.cancel.addEventListener("click", () => api.interrupt(this.story?.prompt_id ?? null));
-    this.save = /** @type {HTMLButtonElement} */ (element("button", t("Save now")));
+    this.save = element("button", t("Save now"));
     this.save.title = t("Write the collection as trained so far, and go on");
     this.save.addEventListener("click", async () => {
       this.save.disabled = true;
@@ -64,20 +57,20 @@ export class Panel {
         method: "POST",
       });
     });
-    const buttons = element("div", "", "cl-buttons");
+    const buttons = element("div", "", { class: "cl-buttons" });
     buttons.append(this.cancel, this.save);
-    this.which = /** @type {HTMLSelectElement} */ (element("select"));
+    this.which = element("select");
     this.which.setAttribute("aria-label", t("Curves"));
     for (const [value, text] of [["losses", t("losses by term")], ["effects", t("losses by effect")]]) {
-      const option = /** @type {HTMLOptionElement} */ (element("option", text));
+      const option = element("option", text);
       option.value = value;
       this.which.append(option);
     }
     this.which.addEventListener("change", () => this.#draw());
-    this.canvas = /** @type {HTMLCanvasElement} */ (element("canvas"));
+    this.canvas = element("canvas");
     this.canvas.setAttribute("role", "img");
     this.table = element("table");
-    this.when = /** @type {HTMLInputElement} */ (element("input"));
+    this.when = element("input");
     this.when.type = "range";
     this.when.setAttribute("aria-label", t("Preview of which cycle"));
     this.when.addEventListener("input", () => {
@@ -85,10 +78,10 @@ export class Panel {
       this.#picture();
     });
     this.caption = element("div");
-    this.image = /** @type {HTMLImageElement} */ (element("img"));
+    this.image = element("img");
     this.previews = element("div");
     this.previews.append(element("h3", t("Previews")), this.image, this.when, this.caption);
-    this.alike = /** @type {HTMLCanvasElement} */ (element("canvas", "", "cl-matrix"));
+    this.alike = element("canvas", "", { class: "cl-matrix" });
     this.alike.setAttribute("role", "img");
     this.prompts = element("div");
     this.prompts.append(element("h3", t("How alike the prompts are")), this.alike);
@@ -189,7 +182,7 @@ export class Panel {
     const rows = Object.entries(lines).map(([name, line], index) => {
       const row = element("tr");
       const named = element("td");
-      const dot = element("span", "", "cl-dot");
+      const dot = element("span", "", { class: "cl-dot" });
       dot.style.background = colourOf(index);
       named.append(dot, document.createTextNode(name));
       const lately = line.loss.slice(-20);

@@ -1,4 +1,5 @@
 // The gallery: pictures of effects, and the one or two that are chosen.
+import { element } from "../element.js";
 import { t } from "../words.js";
 import { isFavourite, noteUse, onChange, recent, remember, toggleFavourite } from "./memory.js";
 
@@ -9,14 +10,6 @@ const ALL = "all";
 const FAVOURITES = "favourites";
 const RECENT = "recent";
 const SIZES = { min: 56, max: 192, start: 88 };
-
-/** @param {string} tag @param {string} className @param {Record<string, string>} [attributes] */
-function element(tag, className, attributes = {}) {
-  const made = document.createElement(tag);
-  made.className = className;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
-}
 
 /**
  * A number below `count` that depends on the seed alone (mulberry32).
@@ -40,34 +33,27 @@ export class Gallery {
     this.choosesSecond = false;
     /** @type {Map<string, HTMLButtonElement>} */
     this.cells = new Map();
-    this.root = element("div", "cl-picker");
-    this.search = /** @type {HTMLInputElement} */ (
-      element("input", "cl-search", { type: "search", placeholder: t("Search effects"), "aria-label": t("Search effects") })
-    );
+    this.root = element("div", "", { class: "cl-picker" });
+    this.search = element("input", "", { class: "cl-search", type: "search", placeholder: t("Search effects"), "aria-label": t("Search effects") });
     this.search.addEventListener("input", () => this.#filter());
-    this.category = /** @type {HTMLSelectElement} */ (element("select", "cl-category", { "aria-label": t("Category") }));
+    this.category = element("select", "", { class: "cl-category", "aria-label": t("Category") });
     this.category.addEventListener("change", () => this.#filter());
-    this.size = /** @type {HTMLInputElement} */ (
-      element("input", "cl-size", {
-        type: "range",
-        min: String(SIZES.min),
-        max: String(SIZES.max),
-        value: String(SIZES.start),
-        "aria-label": t("Size of the pictures"),
-      })
-    );
+    this.size = element("input", "", {
+      class: "cl-size",
+      type: "range",
+      min: String(SIZES.min),
+      max: String(SIZES.max),
+      value: String(SIZES.start),
+      "aria-label": t("Size of the pictures"),
+    });
     this.size.addEventListener("input", () => this.#resize());
-    const random = element("button", "cl-random", { type: "button", title: t("Pick one at random") });
+    const random = element("button", "", { class: "cl-random", type: "button", title: t("Pick one at random") });
     random.textContent = t("random");
     random.addEventListener("click", () => this.#random());
-    this.seed = /** @type {HTMLInputElement} */ (
-      element("input", "cl-seed", { type: "number", value: "0", "aria-label": t("Seed of the random pick") })
-    );
+    this.seed = element("input", "", { class: "cl-seed", type: "number", value: "0", "aria-label": t("Seed of the random pick") });
     this.seed.title = t("The same seed picks the same among what is shown; it counts up");
-    const bar = element("div", "cl-bar");
-    this.mine = /** @type {HTMLButtonElement} */ (
-      element("button", "cl-mine", { type: "button", "aria-pressed": "false", title: t("Show the effects on your own picture") })
-    );
+    const bar = element("div", "", { class: "cl-bar" });
+    this.mine = element("button", "", { class: "cl-mine", type: "button", "aria-pressed": "false", title: t("Show the effects on your own picture") });
     this.mine.textContent = t("mine");
     this.mine.hidden = true;
     this.mine.addEventListener("click", () => {
@@ -76,10 +62,10 @@ export class Gallery {
     });
     bar.append(this.search, this.category, this.size, random, this.seed, this.mine);
 
-    this.chosen = element("div", "cl-chosen", { role: "group", "aria-label": t("Chosen effects") });
-    this.message = element("div", "cl-message", { role: "status" });
+    this.chosen = element("div", "", { class: "cl-chosen", role: "group", "aria-label": t("Chosen effects") });
+    this.message = element("div", "", { class: "cl-message", role: "status" });
     this.message.hidden = true;
-    this.grid = element("div", "cl-grid", { role: "listbox", "aria-label": t("Effects") });
+    this.grid = element("div", "", { class: "cl-grid", role: "listbox", "aria-label": t("Effects") });
     this.grid.addEventListener("keydown", (event) => this.#key(event));
     this.root.append(bar, this.chosen, this.message, this.grid);
     // The canvas behind would zoom and pan.
@@ -139,16 +125,14 @@ export class Gallery {
 
   /** @param {Effect} effect */
   #cell(effect) {
-    const cell = /** @type {HTMLButtonElement} */ (
-      element("button", "cl-cell", { type: "button", role: "option", title: effect.prompt, tabindex: "-1" })
-    );
+    const cell = element("button", "", { class: "cl-cell", type: "button", role: "option", title: effect.prompt, tabindex: "-1" });
     cell.dataset.name = effect.name;
-    const picture = /** @type {HTMLImageElement} */ (element("img", "cl-picture", { loading: "lazy", alt: "" }));
+    const picture = element("img", "", { class: "cl-picture", loading: "lazy", alt: "" });
     picture.draggable = false;
     cell.append(picture);
-    const name = element("span", "cl-name");
+    const name = element("span", "", { class: "cl-name" });
     name.textContent = effect.title;
-    const star = element("span", "cl-star", { "aria-hidden": "true", title: t("Favourite (F)") });
+    const star = element("span", "", { class: "cl-star", "aria-hidden": "true", title: t("Favourite (F)") });
     star.addEventListener("click", (event) => {
       event.stopPropagation();
       toggleFavourite(effect.name);
@@ -231,13 +215,13 @@ export class Gallery {
     }
     this.chosen.replaceChildren(this.#chip(first, t("Effect"), null));
     if (second) {
-      const swap = element("button", "cl-swap", { type: "button", title: t("Swap the two") });
+      const swap = element("button", "", { class: "cl-swap", type: "button", title: t("Swap the two") });
       swap.setAttribute("aria-label", t("Swap the two effects"));
       swap.textContent = "⇄";
       swap.addEventListener("click", () => this.#set({ first: second, second: first }));
       this.chosen.append(swap, this.#chip(second, t("Then"), () => this.#set({ first, second: null })));
     } else {
-      const add = element("button", "cl-add", { type: "button", "aria-pressed": String(this.choosesSecond) });
+      const add = element("button", "", { class: "cl-add", type: "button", "aria-pressed": String(this.choosesSecond) });
       add.textContent = this.choosesSecond ? t("now pick the second") : t("+ then");
       add.title = t("A second effect on top of the first (or Shift and click)");
       add.addEventListener("click", () => {
@@ -252,13 +236,13 @@ export class Gallery {
   #chip(name, role, drop) {
     const effect = this.effects.find((one) => one.name === name);
     const missing = this.effects.length > 0 && !effect;
-    const chip = element("span", missing ? "cl-chip cl-missing" : "cl-chip");
-    const text = element("span", "cl-chip-text");
+    const chip = element("span", "", { class: missing ? "cl-chip cl-missing" : "cl-chip" });
+    const text = element("span", "", { class: "cl-chip-text" });
     text.textContent = missing ? t("{name} (not in this file)", { name }) : (effect?.title ?? name);
     text.title = role;
     chip.append(text);
     if (drop) {
-      const button = element("button", "cl-drop", { type: "button", "aria-label": t("Remove {name}", { name }) });
+      const button = element("button", "", { class: "cl-drop", type: "button", "aria-label": t("Remove {name}", { name }) });
       button.textContent = "✕";
       button.addEventListener("click", drop);
       chip.append(button);
