@@ -17,7 +17,7 @@ from .flow import few_step_sigmas, seeded_sigmas
 from .lora import PAPER_TARGETS
 
 OptimizerName = Literal["adamw", "adamw8bit"]
-LrSchedule = Literal["constant", "cosine", "linear"]
+LrSchedule = Literal["constant", "cosine", "hold"]
 
 Checked = TypeVar("Checked")
 
@@ -89,7 +89,8 @@ class Distillation:
     clip: float = 10.0
     """Largest gradient norm of an update."""
     lr_schedule: LrSchedule = "constant"
-    """Over all `cycles`, the warm ones too."""
+    """Over all `cycles`, the warm ones too. "hold" falls, linearly to 0, over the last fifth only: a run
+    stopped before it falls can go on to more cycles as if they had been meant from the start."""
     lr_warmup: int = 0
     """Cycles over which learning rates rise from 0."""
     ema: float = 0.0

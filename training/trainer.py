@@ -30,9 +30,12 @@ from .workers import ALONE, Workers
 MAX_SKIPPED = 3
 """So many cycles in a row with a loss that is not finite end the run."""
 
-MAY_DIFFER = ("cycles", "save_every", "micro_batch", "bank_ram")
-"""Settings that a resumed run may change: they do not change what a cycle computes (`micro_batch`: up to
-rounding; `cycles`: if the learning rate is constant)."""
+HOLD_FALL = 0.2
+"""Share of all cycles over which the schedule "hold" falls."""
+
+MAY_DIFFER = ("cycles", "save_every", "micro_batch", "bank_ram", "lr", "fake_lr", "lr_schedule", "lr_warmup")
+"""Settings that a resumed run may change. Learning rates are the user's to lower as the run goes; the others
+do not change what a cycle computes (`micro_batch`: up to rounding; `cycles`: but for a rate that falls)."""
 
 
 class Cancelled(Exception):
@@ -284,7 +287,11 @@ class Trainer:
         c = self.config
         rise = min(1.0, (self.cycle + 1) / c.lr_warmup) if c.lr_warmup else 1.0
         progress = self.cycle / c.cycles
-        fall = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+        fall = {
+            "constant": 1.0,
+            "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+            "hold": min(1.0, (1 - progress) / HOLD_FALL),
+        }
         factor = rise * fall[c.lr_schedule]
         for role, rate in ((STUDENT, c.lr), (FAKE, c.fake_lr)):
             for group in self.optimizers[role].param_groups:

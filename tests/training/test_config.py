@@ -92,7 +92,7 @@ def test_values_come_before_the_preset_key_by_key():
         ({"share_rollouts": 1}, "share_rollouts = 1 must be true or false"),
         ({"optimizer": "adam"}, "optimizer = 'adam'; valid are adamw, adamw8bit"),
         ({"optimizer": ["adamw"]}, "optimizer = ['adamw']; valid are adamw, adamw8bit"),
-        ({"lr_schedule": "cosin"}, "lr_schedule = 'cosin'; valid are constant, cosine, linear"),
+        ({"lr_schedule": "cosin"}, "lr_schedule = 'cosin'; valid are constant, cosine, hold"),
         ({"betas": 0.9}, "betas = 0.9 must be a list like [0.9, 0.999]"),
         ({"betas": [0.9]}, "betas = [0.9] must be a list like [0.9, 0.999]"),
         ({"betas": [0.9, 1.5]}, "betas = 1.5 is out of range"),

@@ -137,7 +137,7 @@ def test_an_exception_at_any_evaluation_leaves_the_last_finished_cycle(error, ti
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lr": 0.03}, r"lr = 0.02 where this run has 0.03"),
+        ({"clip": 3.0}, r"clip = 10.0 where this run has 3.0"),
         ({"objective": {"floor": 0.1}}, r"objective.floor = 0.0 where this run has 0.1"),
         ({"betas": [0.5, 0.9]}, r"betas = \[0.9, 0.999\] where this run has \[0.5, 0.9\]"),
         ({"rank": 3}, r"rank = 2 where this run has 3"),
@@ -165,6 +165,18 @@ def test_settings_that_change_no_cycle_may_differ(tiny, teachers, tmp_path):
     other = tiny.world(teachers, {"cycles": 9, "save_every": 3, "bank_ram": 1, "micro_batch": 2}).trainer
     other.resume(path)
     assert len(list(other.run())) == 7
+
+
+def test_a_resumed_run_may_take_another_learning_rate(tiny, teachers, tmp_path):
+    path = tmp_path / "state.safetensors"
+    first = tiny.world(teachers).trainer
+    run_to(first, 2)
+    first.save(path)
+    other = tiny.world(teachers, {"lr": 0.003, "fake_lr": 0.001}).trainer
+    other.resume(path)
+    record = next(other.run())
+    assert record.lr == other.optimizers["student"].param_groups[0]["lr"] == 0.003
+    assert other.optimizers["fake"].param_groups[0]["lr"] == 0.001
 
 
 def test_a_checkpoint_of_other_lessons_is_refused(tiny, teachers, tmp_path):
