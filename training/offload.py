@@ -143,7 +143,10 @@ class Offload:
         if slot is None:
             slot = next(one for one in self._slots if one.block is None or one.block != self._current)
             slot.block = number
-            slot.fill(self._blocks[number].host, self._stream)
+            # Selective checkpointing expects of a recomputation the operations of its forward: a copy is none
+            # of the model's, and need not happen in both.
+            with torch._C._DisableTorchDispatch():
+                slot.fill(self._blocks[number].host, self._stream)
         return slot
 
     def _slot(self, number: int) -> _Slot | None:

@@ -296,9 +296,10 @@ def test_a_small_qwen_image_edit_trains_the_same_under_every_policy(policy: str)
             "return_dict": False,
         }
         with roles.use("student"):
-            roles.guard(net(**given)[0]).square().mean().backward()
-        with torch.no_grad(), roles.use_teachers(stack, stack.index(["frost", None])):
-            scored = net(**given)[0]
+            output = roles.guard(net(**given)[0])
+            with torch.no_grad(), roles.use_teachers(stack, stack.index(["frost", None])):
+                scored = net(**given)[0]
+            output.square().mean().backward()
         return scored, [p.grad.clone() for p in student.parameters() if p.grad is not None]
 
     with Roles(net, {"student": student}) as roles:
