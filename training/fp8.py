@@ -26,7 +26,6 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight.float() / scale).to(FP8), scale
 
 
-@torch.no_grad()
 def quantize_base(module: nn.Module, device: torch.device | str | None = None) -> None:
     """Pack the weights of all Linears in the module's blocks into 8 bits, one at a time, for good.
 
@@ -40,12 +39,19 @@ def quantize_base(module: nn.Module, device: torch.device | str | None = None) -
     Raises:
         ValueError: no blocks, weights that are trained, or packed already.
     """
-    linears = [linear for block in blocks_of(module) for linear in frozen_linears(block)]
-    if not linears:
+    blocks = blocks_of(module)
+    if not any(frozen_linears(block) for block in blocks):
         raise ValueError(f"{type(module).__name__} has no blocks with Linears to quantise")
-    for linear in linears:
+    for block in blocks:
+        quantize_block(block, device)
+
+
+@torch.no_grad()
+def quantize_block(block: nn.Module, device: torch.device | str | None = None) -> None:
+    """What `quantize_base` does, for one block."""
+    for linear in frozen_linears(block):
         if hasattr(linear, SCALE) or not linear.weight.is_floating_point() or linear.weight.dtype == FP8:
-            raise ValueError(f"a weight of {type(module).__name__} is quantised already")
+            raise ValueError(f"a weight of {type(block).__name__} is quantised already")
         home = linear.weight.device
         values, scale = quantize(linear.weight.to(device or home))
         linear.weight.data = values.to(home)

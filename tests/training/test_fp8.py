@@ -135,5 +135,5 @@ def test_what_cannot_be_packed_is_refused() -> None:
         quantize_base(Net().requires_grad_(True))
     net = Net()
     quantize_base(net)
-    with pytest.raises(ValueError, match="a weight of Net is quantised already"):
+    with pytest.raises(ValueError, match="a weight of Sequential is quantised already"):
         quantize_base(net)
