@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,8 @@ from .frozen import FrozenForward, blocks_of, frozen_linears
 
 ALIGNMENT = 256
 """Bytes; what CUDA's own allocations keep to."""
+PORTABLE = 1
+"""cudaHostRegisterPortable: memory that is locked for every device."""
 NONE = -1
 """No block has run yet."""
 
@@ -199,7 +202,6 @@ class _Block:
     parts: list[_Part]
     size: int
     host: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
-    pinned: bool = False
 
     @classmethod
     def of(cls, block: nn.Module) -> _Block:
@@ -215,7 +217,8 @@ class _Block:
     def leave(self, pin: bool) -> None:
         """Weights to host memory, each dropped as soon as it is copied."""
         self.host = torch.empty(self.size, dtype=torch.uint8)
-        self.pinned = pin and _pin(self.host)
+        if pin:
+            _pin(self.host)
         for part in self.parts:
             part.of(self.host).copy_(part.linear.weight)
             part.linear.weight.data = torch.empty(0, dtype=part.dtype, device=part.home)
@@ -229,20 +232,19 @@ class _Block:
             part.linear.__dict__.pop("forward", None)
             if part.forward is not None:
                 part.linear.forward = part.forward  # type: ignore[method-assign]
-        if self.pinned:
-            torch.cuda.cudart().cudaHostUnregister(self.host.data_ptr())  # type: ignore[no-untyped-call]
-        self.host, self.pinned = self.host.new_empty(0), False
+        self.host = self.host.new_empty(0)
 
 
-def _pin(host: Tensor) -> bool:
-    """Lock memory in place, so that copies need not wait; False where the system refuses.
+def _pin(host: Tensor) -> None:
+    """Lock memory where it is, until the tensor goes, so that copies need not wait; warns if that is refused.
 
     `Tensor.pin_memory` rounds up to powers of two: 60 GiB for the blocks of a 40 GiB base.
     """
-    if torch.cuda.cudart().cudaHostRegister(host.data_ptr(), host.numel(), 0) == 0:  # type: ignore[no-untyped-call]
-        return True
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    if runtime.cudaHostRegister(host.data_ptr(), host.numel(), PORTABLE) == 0:
+        weakref.finalize(host, runtime.cudaHostUnregister, host.data_ptr()).atexit = False
+        return
     with suppress(RuntimeError):  # or the next kernel would report this error as its own
         torch.zeros(1, device="cuda").add_(1)
         torch.cuda.synchronize()
     warnings.warn("host memory cannot be locked: offloaded blocks arrive more slowly", stacklevel=2)
-    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from collectionlora.training.fp8 import quantize_base
 from collectionlora.training.lora import PAPER_TARGETS, LoraAdapter, TeacherStack, target_shapes
-from collectionlora.training.offload import Offload
+from collectionlora.training.offload import Offload, _Block
 from collectionlora.training.randomness import generator
 from collectionlora.training.roles import RoleError, Roles
 
@@ -167,6 +168,74 @@ def test_blocks_are_foreseen_in_both_directions(checkpointed: bool) -> None:
         output.sum().backward()
         # the scoring in between was not foreseen, nor the backward after it: two waits for a block
         assert offload.late == 2
+
+
+class Slow:
+    """Both streams of a device whose copies arrive as late as they may: when they are waited for."""
+
+    def __init__(self, offload: Offload) -> None:
+        self.offload = offload
+        self.before: list[Tensor] = []
+
+    def wait_stream(self, _: Any) -> None:
+        self.before = [slot.buffer.clone() for slot in self.offload._slots]
+
+    def record_event(self) -> list[tuple[Tensor, Tensor]]:
+        """What has just been copied is not there yet."""
+        buffers = [slot.buffer for slot in self.offload._slots]
+        changed = [(one, one.clone()) for one, old in zip(buffers, self.before) if not torch.equal(one, old)]
+        for buffer, _ in changed:
+            buffer.fill_(255)  # NaN in every format
+        return changed
+
+    def wait_event(self, changed: list[tuple[Tensor, Tensor]]) -> None:
+        for buffer, content in changed:
+            buffer.copy_(content)
+        changed.clear()
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_no_block_runs_before_it_has_arrived(monkeypatch: pytest.MonkeyPatch, checkpointed: bool) -> None:
+    net = Net()
+    net.checkpointed = checkpointed
+    adapters = {name: adapter(net, i, torch.float32) for i, name in enumerate(("student", "fake"))}
+    with Roles(net, adapters) as roles:
+        expected = scored_gradients(net, roles, torch.float32)
+        with Offload(net, "cpu") as offload:
+            slow = Slow(offload)
+            monkeypatch.setattr(torch.cuda, "current_stream", lambda _: slow)
+            monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+            monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+            offload._stream = slow  # type: ignore[assignment]
+            for _ in range(2):
+                found = scored_gradients(net, roles, torch.float32)
+                torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_memory_is_locked_as_long_as_its_block_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    locked: list[int] = []
+
+    class Runtime:
+        def cudaHostRegister(self, pointer: int, size: int, flags: int) -> int:
+            assert size > 0
+            locked.append(pointer)
+            return 0
+
+        def cudaHostUnregister(self, pointer: int) -> None:
+            locked.remove(pointer)
+
+    monkeypatch.setattr(torch.cuda, "cudart", Runtime)
+    for block in [_Block.of(block) for block in Net().blocks]:
+        block.leave(pin=True)
+        assert locked == [block.host.data_ptr()]
+        block.come_back()
+        assert locked == []
+    monkeypatch.setattr(Runtime, "cudaHostRegister", lambda *_: 1)
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: torch.ones(1))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    with pytest.warns(UserWarning, match="host memory cannot be locked"):
+        _Block.of(Net().blocks[0]).leave(pin=True)
+    assert locked == []
 
 
 @pytest.mark.parametrize(("asked", "expected"), [(True, range(6)), (1, [0]), (2, [0, 3]), (4, [0, 1, 3, 4])])
