@@ -1,10 +1,10 @@
 """A frozen base larger than the device: weights wait in host memory and are there while their block runs.
 
-The weights of the blocks' Linears, all but a thousandth of a transformer, lie in (for CUDA page-locked) host
-memory. Two buffers on the device hold the block that runs and the one that will run next, which is copied on
-a stream of its own meanwhile, from first to last in a forward and from last to first in a backward. Gradients
-are right with and without activation checkpointing, because a Linear asks for its weight again in the
-backward (see :mod:`.frozen`) instead of saving it.
+The weights of the blocks' Linears, 99.8% of Qwen-Image-Edit, lie in (for CUDA page-locked) host memory. Two
+buffers on the device hold the block that runs and the one that will run next, which is copied on a stream of
+its own meanwhile, from first to last in a forward and from last to first in a backward. Gradients are right
+with and without activation checkpointing, because a Linear asks for its weight again in the backward (see
+:mod:`.frozen`) instead of saving it.
 """
 
 from __future__ import annotations
