@@ -117,7 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _host(folder: Path | None, pocket_only: bool = False) -> Host:
+def _host(
+    folder: Path | None, pocket_only: bool = False, base_dtype: str = "bf16", offload: bool | int = False
+) -> Host:
     """The base of a folder, by default the pocket's; with it what every computing command needs."""
     import torch
 
@@ -135,12 +137,12 @@ def _host(folder: Path | None, pocket_only: bool = False) -> Host:
     # torchrun gives each of its processes a device of its own
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     if folder is None or not (folder / "model_index.json").is_file():
-        return PocketHost(folder or WEIGHTS, device)
+        return PocketHost(folder or WEIGHTS, device, base_dtype, offload)
     if pocket_only:
         raise ValueError(f"{folder}: only pocket bases can be judged: the truth of their effects is known")
     from .training.hosts.qwen import QwenEditHost
 
-    return QwenEditHost(folder, device)
+    return QwenEditHost(folder, device, base_dtype=base_dtype, offload=offload)
 
 
 def _distill(args: argparse.Namespace) -> int:
@@ -155,7 +157,8 @@ def _distill(args: argparse.Namespace) -> int:
             f"{run.checkpoint} holds the state of an earlier run; go on with --resume, or delete it to start "
             "again"
         )
-    host, workers = _host(None if run.base == "pocket" else Path(run.base)), Workers.start()
+    folder = None if run.base == "pocket" else Path(run.base)
+    host, workers = _host(folder, False, run.base_dtype, run.offload), Workers.start()
     with Console(silent=not workers.leads) as console:
         try:
             report = distil(run, host, console, args.resume, workers)

@@ -57,6 +57,10 @@ class Run:
     lists: Lists
     base: str = "pocket"
     """"pocket", a folder with Qwen-Image-Edit as published for diffusers, or one with pocket weights."""
+    base_dtype: str = "bf16"
+    """"fp8" packs the base's blocks into 8 bits, half the memory; "bf16" leaves the weights as they are."""
+    offload: bool | int = False
+    """Blocks of the base that wait in host memory and are on the device only while they run; True: all."""
     distill: Distillation = field(default_factory=Distillation)
     targets: Targets = field(default_factory=Targets)
     candidates: int = 64
@@ -82,7 +86,8 @@ class Run:
 _PATHS = ("output", "effects", "data", "general")
 _TABLES = ("distill", "targets", "captions", "titles")
 _TAGS = ("chosen", "random", "none")
-_KNOWN = (*_PATHS, *_TABLES, "base", "preset", "candidates", "tags")
+_BASE_DTYPES = ("bf16", "fp8")
+_KNOWN = (*_PATHS, *_TABLES, "base", "base_dtype", "offload", "preset", "candidates", "tags")
 
 
 def read_run(path: Path, cycles: int | None = None) -> Run:
@@ -131,6 +136,12 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
     tags = values.get("tags", Run.tags)
     if tags not in _TAGS:
         raise ConfigError(f"tags = {tags!r}; valid are {', '.join(_TAGS)}")
+    base_dtype = values.get("base_dtype", Run.base_dtype)
+    if base_dtype not in _BASE_DTYPES:
+        raise ConfigError(f"base_dtype = {base_dtype!r}; valid are {', '.join(_BASE_DTYPES)}")
+    offload = values.get("offload", Run.offload)
+    if not isinstance(offload, int) or (offload is not False and offload < 1):
+        raise ConfigError(f"offload = {offload!r} must be true, false or a number of blocks, at least 1")
     titles = values.get("titles", {})
     for name, title in titles.items():
         if not isinstance(title, str):
@@ -141,6 +152,8 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
         output=paths["output"],
         lists=read_lists(paths["effects"], paths["data"], paths.get("general")),
         base=base if base == "pocket" else str(folder / base),
+        base_dtype=base_dtype,
+        offload=offload,
         distill=distillation(distill if cycles is None else {**distill, "cycles": cycles}, preset),
         targets=checked(Targets, values.get("targets", {}), "targets."),
         candidates=candidates,

@@ -184,8 +184,42 @@ def test_the_identity_follows_the_weights(folder, host, tmp_path):
     assert qwen._identity(tmp_path) != host.identity
 
 
-def test_the_command_line_distils_on_it(folder, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("offload", [True, 1])
+def test_an_offloaded_base_computes_the_same(folder, host, picture, offload):
+    away = QwenEditHost(folder, dtype=torch.float32, offload=offload)
+    assert away.transformer.transformer_blocks[0].attn.to_q.weight.numel() == 0
+    assert away.identity == host.identity
+    found = []
+    for one in (host, away):
+        text = one.encode_text(["blue"], picture)[0][None]
+        source = one.encode_image(picture[None])
+        found.append(one.velocity(source.flip(1), torch.full((1,), 0.5), text, source))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
+
+
+def test_a_packed_base_is_another_base_and_close(folder, host, picture):
+    packed = QwenEditHost(folder, dtype=torch.float32, base_dtype="fp8")
+    assert packed.transformer.transformer_blocks[1].img_mlp.net[2].weight.dtype == torch.float8_e4m3fn
+    assert packed.identity != host.identity
+    text = host.encode_text(["blue"], picture)[0][None]
+    source = host.encode_image(picture[None])
+    given = source.flip(1), torch.full((1,), 0.5), text, source
+    truth = host.velocity(*given)
+    error = (packed.velocity(*given) - truth).norm() / truth.norm()
+    assert 0 < error < 0.1
+
+
+def test_more_blocks_to_offload_than_there_are_are_refused(folder):
+    with pytest.raises(ValueError, match="offload = 3: the model has 2 blocks"):
+        QwenEditHost(folder, offload=3)
+
+
+@pytest.mark.parametrize("kept", ["", 'base_dtype = "fp8"\noffload = true\n'])
+def test_the_command_line_distils_on_it(folder, tmp_path, monkeypatch, capsys, kept):
     """Lists, two pictures and a teacher in; a collection out that the same base loads."""
+    hosts = []
+    keep = qwen.keep_small
+    monkeypatch.setattr(qwen, "keep_small", lambda *given: hosts.append(given[2:]) or keep(*given))
     monkeypatch.setattr(qwen, "LONG_SIDE", 64)
     from safetensors.torch import save_file
 
@@ -210,7 +244,7 @@ def test_the_command_line_distils_on_it(folder, tmp_path, monkeypatch, capsys):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     (tmp_path / "run.toml").write_text(
         f'output = "out"\nbase = {json.dumps(str(folder))}\neffects = "effects.jsonl"\n'
-        'data = "data.jsonl"\ngeneral = "general.jsonl"\ncandidates = 4\n'
+        f'data = "data.jsonl"\ngeneral = "general.jsonl"\ncandidates = 4\n{kept}'
         "[targets]\nsteps = 2\n[distill]\ncycles = 2\nrank = 2\nalpha = 2.0\nbatch = 2\n"
     )
     (tmp_path / "data.jsonl").write_text(json.dumps(lines["data"][0]))
@@ -218,6 +252,7 @@ def test_the_command_line_distils_on_it(folder, tmp_path, monkeypatch, capsys):
     assert "the data list names 1 different sources" in capsys.readouterr().err
     (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(row) for row in lines["data"]))
     assert cli.main(["distill", str(tmp_path / "run.toml")]) == 0
+    assert hosts[-1] == (("fp8", True) if kept else ("bf16", False))
     collection = tmp_path / "out" / "collection.safetensors"
     arguments = ["sample", str(collection), "--base", str(folder), "--image", str(tmp_path / "1.png")]
     assert cli.main([*arguments, "--effect", "neon", "--out", str(tmp_path / "made.png")]) == 0

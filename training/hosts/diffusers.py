@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,15 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from ...pocket import TRANSFORMER
+from ..fp8 import quantize_base
+from ..offload import Offload
 
 PATCH = 2
+AS_LOADED, PACKED = "bf16", "fp8"
+"""How the base's weights may be kept."""
 
 
 def pocket_transformer() -> nn.Module:
@@ -31,6 +37,51 @@ def load_pocket_transformer(path: Path) -> nn.Module:
     weights: Mapping[str, Tensor] = load_file(path)
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     return model.eval().requires_grad_(False)
+
+
+def keep_small(
+    transformer: nn.Module, device: torch.device | str, base_dtype: str, offload: bool | int
+) -> Offload | None:
+    """Let a frozen transformer, found on the CPU, take less of the device; call before it goes there.
+
+    Args:
+        base_dtype: "fp8" packs the blocks' weights, see :mod:`~collectionlora.training.fp8`; "bf16" leaves
+            them as they are.
+        offload: how many blocks wait in host memory (True: all), see :mod:`~collectionlora.training.offload`.
+
+    Raises:
+        ValueError: more blocks than the model has.
+    """
+    made = Offload(transformer, device, offload) if offload else None
+    if base_dtype == PACKED:
+        quantize_base(transformer, device)
+    return made.attach() if made else None
+
+
+def kept_identity(identity: str, base_dtype: str) -> str:
+    """A host's identity, given that of its files: packed weights are other weights."""
+    return f"{identity} {PACKED}" if base_dtype == PACKED else identity
+
+
+def set_checkpointing(transformer: Any, policy: str) -> None:
+    """What a forward with gradient keeps of each block: "none" of it is computed again in the backward,
+    everything but attention ("selective": 52 MB a block at 1024 x 1024, for a third less work), or "full".
+    """
+    if policy == "none":
+        transformer.disable_gradient_checkpointing()
+    elif policy == "full":
+        transformer.enable_gradient_checkpointing()
+    elif policy == "selective":
+        kept = partial(create_selective_checkpoint_contexts, _keep_attention)
+        again = partial(checkpoint, use_reentrant=False, context_fn=kept)
+        transformer.enable_gradient_checkpointing(again)
+    else:
+        raise ValueError(f"checkpointing = {policy!r}; valid are none, selective, full")
+
+
+def _keep_attention(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPolicy:
+    attention = operation.name().startswith("aten::_scaled_dot_product")
+    return CheckpointPolicy.MUST_SAVE if attention else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 class EditVelocity(nn.Module):

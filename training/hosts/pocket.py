@@ -15,7 +15,7 @@ from ...pocket import NAME, WEIGHTS
 from ...pocket.autoencoder import Autoencoder
 from ...pocket.images import load_picture
 from ...pocket.text import TextEncoder
-from .diffusers import EditVelocity, load_pocket_transformer
+from .diffusers import AS_LOADED, EditVelocity, keep_small, kept_identity, load_pocket_transformer
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -23,20 +23,33 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 class PocketHost:
     """See :class:`~collectionlora.training.host.Host`. 128 x 128 pixels, latents (16,16,16).
 
+    Args:
+        base_dtype, offload: how the transformer's blocks are kept, see :func:`.diffusers.keep_small`. The
+            pocket computes in float32, and would fit anywhere: this is for trying them.
+
     Raises ValueError naming the file when weights are missing, damaged or of another model.
     """
 
     name = NAME
     text_sees_image = False
 
-    def __init__(self, folder: Path = WEIGHTS, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        folder: Path = WEIGHTS,
+        device: torch.device | str = "cpu",
+        base_dtype: str = AS_LOADED,
+        offload: bool | int = False,
+    ) -> None:
         self.device = torch.device(device)
         files = {name: folder / f"{name}.safetensors" for name in ("transformer", "autoencoder", "text")}
-        self.transformer = _load(load_pocket_transformer, files["transformer"]).to(self.device)
+        self.transformer = _load(load_pocket_transformer, files["transformer"])
+        self.offload = keep_small(self.transformer, self.device, base_dtype, offload)
+        self.transformer.to(self.device)
         self._autoencoder = _load(Autoencoder.load, files["autoencoder"]).to(self.device)
         self._text = _load(TextEncoder.load, files["text"]).to(self.device)
         self._velocity = EditVelocity(self.transformer)
-        self.identity = " ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in files.values())
+        hashes = " ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in files.values())
+        self.identity = kept_identity(hashes, base_dtype)
 
     def velocity(self, x: Tensor, sigma: Tensor, text: Tensor, source: Tensor) -> Tensor:
         """x, source (B,16,16,16), sigma (B,), text (B,32,64) -> (B,16,16,16)."""

@@ -15,7 +15,7 @@ from transformers import BatchFeature, Qwen2_5_VLForConditionalGeneration, Qwen2
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from ..pictures import read_picture, to_pil, to_tensor
-from .diffusers import EditVelocity
+from .diffusers import AS_LOADED, EditVelocity, keep_small, kept_identity
 
 LONG_SIDE = 1024
 MULTIPLE = 32
@@ -34,18 +34,27 @@ class QwenEditHost:
 
     Args:
         folder: holds `transformer`, `vae`, `text_encoder`, `tokenizer` and `processor`, as published.
+        dtype: what is computed in.
+        base_dtype, offload: how the transformer's blocks are kept, see :func:`.diffusers.keep_small`. The two
+            blocks that an offloaded transformer has on the device stay there while the text encoder works.
 
     Raises:
-        ValueError: naming the folder or part that is missing or damaged.
+        ValueError: naming the folder or part that is missing or damaged; more blocks to offload than there
+            are.
     """
 
     name = "qwen-image-edit"
     text_sees_image = True
 
     def __init__(
-        self, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.bfloat16
+        self,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.bfloat16,
+        base_dtype: str = AS_LOADED,
+        offload: bool | int = False,
     ) -> None:
-        self.device = torch.device(device)
+        self.device, self._dtype = torch.device(device), dtype
         load = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
         self.transformer = _part(QwenImageTransformer2DModel, folder / "transformer", load)
         vae = _part(AutoencoderKLQwenImage, folder / "vae", load)
@@ -55,19 +64,20 @@ class QwenEditHost:
         processor = _Processor(tokenizer, _part(Qwen2VLImageProcessorPil, folder / "processor", own))
         for part in (self.transformer, vae, words):
             part.eval().requires_grad_(False)
+        self.offload = keep_small(self.transformer, self.device, base_dtype, offload)
         self.transformer.enable_gradient_checkpointing()
         build: Any = QwenImageEditPlusPipeline
         self._pipeline = build(None, vae.to(self.device), words, tokenizer, processor, self.transformer)
         self._velocity = EditVelocity(self.transformer)
         self._resident: Any = None
-        self.identity = _identity(folder)
+        self.identity = kept_identity(_identity(folder), base_dtype)
         to_latent = torch.tensor([vae.config.latents_mean, vae.config.latents_std], device=self.device)
         self._mean, self._std = to_latent[:, None, :, None, None]
 
     def velocity(self, x: Tensor, sigma: Tensor, text: Tensor, source: Tensor) -> Tensor:
         """x, source (B,16,h,w), sigma (B,), text (B,T,D) -> (B,16,h,w) float32."""
-        model = self._take_turn(self.transformer)
-        given = (tensor.to(self.device, model.dtype) for tensor in (x, sigma, text, source))
+        self._take_turn(self.transformer)
+        given = (tensor.to(self.device, self._dtype) for tensor in (x, sigma, text, source))
         output: Tensor = self._velocity(*given)
         return output.float()
 
@@ -105,14 +115,13 @@ class QwenEditHost:
         box = (left, top, left + width - width % MULTIPLE, top + height - height % MULTIPLE)
         return to_tensor(picture.crop(box))
 
-    def _take_turn(self, part: Any) -> Any:
+    def _take_turn(self, part: Any) -> None:
         """The text encoder or the transformer, moved to the device, after the other one has left it."""
         if self._resident is not part:
             if self._resident is not None and self.device.type != "cpu":
                 self._resident.to("cpu")
             part.to(self.device)
             self._resident = part
-        return part
 
 
 class _Processor:

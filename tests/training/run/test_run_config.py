@@ -20,6 +20,15 @@ def test_paths_are_relative_to_the_file(project: Any) -> None:
     assert read_run(project.write()).base == str(project.folder / "weights")
 
 
+def test_how_the_base_is_kept_is_read(project: Any) -> None:
+    run = read_run(project.write())
+    assert (run.base_dtype, run.offload) == ("bf16", False)
+    for offload in (True, 20):
+        project.settings |= {"base_dtype": "fp8", "offload": offload}
+        run = read_run(project.write())
+        assert (run.base_dtype, run.offload) == ("fp8", offload)
+
+
 def test_a_preset_and_a_table_make_the_distillation(project: Any) -> None:
     project.settings |= {"preset": "pocket", "distill": {"rank": 4, "objective": {"shift": 2.0}}}
     run = read_run(project.write())
@@ -49,6 +58,11 @@ def test_the_number_of_cycles_can_be_overridden_and_is_checked(project: Any) -> 
         ("preset", "papr", "unknown preset 'papr'; did you mean 'paper'"),
         ("candidates", 0, "candidates = 0 must be a whole number from 1 to 4096"),
         ("candidates", True, "candidates = True must be a whole number"),
+        ("base_dtype", "fp16", "base_dtype = 'fp16'; valid are bf16, fp8"),
+        ("base_dtype", 8, "base_dtype = 8; valid are bf16, fp8"),
+        ("offload", 0, "offload = 0 must be true, false or a number of blocks, at least 1"),
+        ("offload", "all", "offload = 'all' must be true, false or a number"),
+        ("offload", 1.5, "offload = 1.5 must be true, false or a number"),
         ("output", 3, "output = 3 must be a text"),
         ("titles", {"frost": 3}, "titles.frost = 3 must be a text"),
         ("captions", {"url": "http://x"}, "the key captions.model is missing"),
