@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--image", type=Path, required=True, metavar="FILE")
     one.add_argument("--effect", required=True, metavar="NAME", help="`collectionlora inspect` lists them")
     one.add_argument("--then", metavar="NAME", help="a second effect on top, in the same steps")
+    one.add_argument("--size", type=int, default=1024, metavar="PIXELS", help="long side (1024); pocket: 128")
     one.add_argument("--steps", type=int, metavar="N", help="evaluations; by default what it was trained for")
     one.add_argument("--seed", type=int, default=0, metavar="N")
     one.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .png, .webp or .jpg to write")
@@ -117,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _host(folder: Path | None, pocket_only: bool = False) -> Host:
+def _host(folder: Path | None, pocket_only: bool = False, long_side: int = 1024) -> Host:
     """The base of a folder, by default the pocket's; with it what every computing command needs."""
     import torch
 
@@ -140,7 +141,7 @@ def _host(folder: Path | None, pocket_only: bool = False) -> Host:
         raise ValueError(f"{folder}: only pocket bases can be judged: the truth of their effects is known")
     from .training.hosts.qwen import QwenEditHost
 
-    return QwenEditHost(folder, device)
+    return QwenEditHost(folder, device, long_side=long_side)
 
 
 def _distill(args: argparse.Namespace) -> int:
@@ -155,7 +156,8 @@ def _distill(args: argparse.Namespace) -> int:
             f"{run.checkpoint} holds the state of an earlier run; go on with --resume, or delete it to start "
             "again"
         )
-    host, workers = _host(None if run.base == "pocket" else Path(run.base)), Workers.start()
+    host = _host(None if run.base == "pocket" else Path(run.base), long_side=run.long_side)
+    workers = Workers.start()
     with Console(silent=not workers.leads) as console:
         try:
             report = distil(run, host, console, args.resume, workers)
@@ -171,6 +173,11 @@ def _distill(args: argparse.Namespace) -> int:
         effects, cycles = len(report["prompts"]), report["training"]["cycles"]
         console.say(f"{effects} effects in {cycles} cycles: {run.collection}, {run.output / 'report.json'}")
     return OK
+
+
+def _check_size(size: int) -> None:
+    if not 64 <= size <= 4096:
+        raise ValueError(f"--size = {size} must be a whole number from 64 to 4096")
 
 
 def _sample(args: argparse.Namespace) -> int:
@@ -193,8 +200,9 @@ def _sample(args: argparse.Namespace) -> int:
     kind = Image.registered_extensions().get(args.out.suffix.lower())
     if kind not in Image.SAVE:
         raise ValueError(f"{args.out}: no picture format of that name; end it in .png, .webp or .jpg")
+    _check_size(args.size)
     sigmas = few_step_sigmas(args.steps) if args.steps is not None else catalogue.sigmas
-    host = _host(args.base)
+    host = _host(args.base, long_side=args.size)
     weights = read_lora(args.collection, linear_shapes(host.transformer))
     image = host.read_image(args.image)
     draws = [generator(args.seed, "sample", args.effect)]

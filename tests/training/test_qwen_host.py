@@ -184,9 +184,8 @@ def test_the_identity_follows_the_weights(folder, host, tmp_path):
     assert qwen._identity(tmp_path) != host.identity
 
 
-def test_the_command_line_distils_on_it(folder, tmp_path, monkeypatch, capsys):
+def test_the_command_line_distils_on_it(folder, tmp_path, capsys):
     """Lists, two pictures and a teacher in; a collection out that the same base loads."""
-    monkeypatch.setattr(qwen, "LONG_SIDE", 64)
     from safetensors.torch import save_file
 
     from collectionlora.training.lora import target_shapes
@@ -210,7 +209,7 @@ def test_the_command_line_distils_on_it(folder, tmp_path, monkeypatch, capsys):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     (tmp_path / "run.toml").write_text(
         f'output = "out"\nbase = {json.dumps(str(folder))}\neffects = "effects.jsonl"\n'
-        'data = "data.jsonl"\ngeneral = "general.jsonl"\ncandidates = 4\n'
+        'data = "data.jsonl"\ngeneral = "general.jsonl"\ncandidates = 4\nlong_side = 64\n'
         "[targets]\nsteps = 2\n[distill]\ncycles = 2\nrank = 2\nalpha = 2.0\nbatch = 2\n"
     )
     (tmp_path / "data.jsonl").write_text(json.dumps(lines["data"][0]))
@@ -220,6 +219,7 @@ def test_the_command_line_distils_on_it(folder, tmp_path, monkeypatch, capsys):
     assert cli.main(["distill", str(tmp_path / "run.toml")]) == 0
     collection = tmp_path / "out" / "collection.safetensors"
     arguments = ["sample", str(collection), "--base", str(folder), "--image", str(tmp_path / "1.png")]
+    arguments += ["--size", "64"]
     assert cli.main([*arguments, "--effect", "neon", "--out", str(tmp_path / "made.png")]) == 0
     with Image.open(tmp_path / "made.png") as made:
         assert made.size == (64, 64)

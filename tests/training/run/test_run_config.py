@@ -15,7 +15,7 @@ def test_paths_are_relative_to_the_file(project: Any) -> None:
     run = read_run(project.write())
     assert {sample.source_image.parent for sample in run.lists.samples} == {project.folder}
     assert run.collection == project.folder / "out" / "collection.safetensors"
-    assert run.base == "pocket"
+    assert (run.base, run.long_side) == ("pocket", 1024)
     project.settings["base"] = "weights"
     assert read_run(project.write()).base == str(project.folder / "weights")
 
@@ -49,6 +49,8 @@ def test_the_number_of_cycles_can_be_overridden_and_is_checked(project: Any) -> 
         ("preset", "papr", "unknown preset 'papr'; did you mean 'paper'"),
         ("candidates", 0, "candidates = 0 must be a whole number from 1 to 4096"),
         ("candidates", True, "candidates = True must be a whole number"),
+        ("long_side", 32, "long_side = 32 must be a whole number from 64 to 4096"),
+        ("long_sied", 512, "unknown key long_sied; did you mean 'long_side'"),
         ("output", 3, "output = 3 must be a text"),
         ("titles", {"frost": 3}, "titles.frost = 3 must be a text"),
         ("captions", {"url": "http://x"}, "the key captions.model is missing"),
