@@ -78,6 +78,17 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--cycles", type=int, metavar="N", help="length of the run instead of the file's")
     one.set_defaults(command=_distill)
 
+    one = add("plan", "predict memory, hours and disk of a run on a card, and the fastest settings that fit")
+    one.add_argument("config", type=Path, nargs="?", metavar="CONFIG.toml", help="default: the paper's model")
+    one.add_argument("--gpu", type=int, required=True, metavar="GB", help="memory of the card: 16 to 80")
+    one.add_argument("--preset", metavar="NAME", help="numbers of a preset, without a file (default)")
+    one.add_argument("--effects", type=int, metavar="N", help="effects, without a file (50)")
+    one.add_argument("--pictures", type=int, metavar="N", help="of each effect, without a file (20)")
+    one.add_argument("--general", type=int, metavar="N", help="samples of the general stream, likewise (0)")
+    one.add_argument("--size", type=int, metavar="PIXELS", help="long side instead of the file's (1024)")
+    one.add_argument("--json", action="store_true", help="all of it, for programs")
+    one.set_defaults(command=_plan)
+
     one = add("sample", "apply an effect of a collection to a picture", model)
     one.add_argument("collection", type=Path, metavar="COLLECTION")
     one.add_argument("--image", type=Path, required=True, metavar="FILE")
@@ -178,6 +189,37 @@ def _distill(args: argparse.Namespace) -> int:
 def _check_size(size: int) -> None:
     if not 64 <= size <= 4096:
         raise ValueError(f"--size = {size} must be a whole number from 64 to 4096")
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from .training.cards import card
+    from .training.config import distillation
+    from .training.footprint import Job
+    from .training.jobs import job_of
+    from .training.plan import plan, to_json, verdict, words
+    from .training.run_config import read_run
+
+    for name, least in (("effects", 1), ("pictures", 1), ("general", 0), ("preset", None)):
+        value = getattr(args, name)
+        if args.config and value is not None:
+            raise ValueError(f"--{name}: {args.config} says that already; leave one of them out")
+        if least is not None and value is not None and value < least:
+            raise ValueError(f"--{name} = {value} must be at least {least}")
+    if args.size is not None:
+        _check_size(args.size)
+    if args.config:
+        job = job_of(read_run(args.config))
+    else:
+        effects, samples = args.effects or 50, (args.effects or 50) * (args.pictures or 20)
+        config = distillation(preset=args.preset or "default")
+        job = Job(config, effects=effects, samples=samples, general=args.general or 0)
+    if args.size is not None:
+        job = replace(job, side=args.size)
+    made = plan(job, card(args.gpu))
+    print(json.dumps(to_json(made), indent=1) if args.json else f"{words(made)}\n{verdict(made)}".rstrip())
+    return OK
 
 
 def _sample(args: argparse.Namespace) -> int:
