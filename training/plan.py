@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, get_args
 
@@ -143,9 +143,9 @@ def hours(job: Job, setting: Setting, card: Card, utilisation: float = UTILISATI
     """What the job takes on a card.
 
     A pass over a batch takes as long as its operations at `utilisation` of the card's peak, or as reading the
-    weights if that is longer; then what it costs to unpack weights, or to fetch those that are not there.
+    weights, or as fetching those that are not there, whichever is longest; and then the unpacking of weights.
     """
-    reading, more = _reading(job, setting.storage, card), _overhead(job, setting.storage, card)
+    reading, more = _reading(job, setting.storage, card), _unpacking(job, setting.storage, card)
 
     def seconds(operations: float, batch: int) -> float:
         """Of one sample's share of a pass over `batch` samples."""
@@ -182,19 +182,17 @@ def model_operations(job: Job) -> float:
 
 
 def _reading(job: Job, storage: Storage, card: Card) -> float:
-    """Seconds to read all weights once, as the matrix products do."""
-    return job.architecture.weights * storage.item / card.bandwidth
-
-
-def _overhead(job: Job, storage: Storage, card: Card) -> float:
-    """Seconds a pass in which nothing is computed: unpacked weights are read and written, and what is not on
-    the device comes over the link (prefetching hides it at best behind the computation; it is not counted
-    on)."""
-    weights = job.architecture.weights
-    unpacking = weights * (storage.weight + storage.item) / card.bandwidth if storage.unpacked else 0.0
-    everything = base_bytes(job.architecture, Storage("", storage.weight, storage.item))
+    """Seconds in which all weights are read once by the matrix products, or what is not on the device comes
+    over the link, ahead of its use; both go on beside the computation."""
+    everything = base_bytes(job.architecture, replace(storage, blocks=None))
     absent = everything - base_bytes(job.architecture, storage)
-    return unpacking + absent / card.link
+    return max(job.architecture.weights * storage.item / card.bandwidth, absent / card.link)
+
+
+def _unpacking(job: Job, storage: Storage, card: Card) -> float:
+    """Seconds a pass in which nothing is computed: packed weights are read and written unpacked."""
+    numbers = job.architecture.weights if storage.unpacked else 0
+    return numbers * (storage.weight + storage.item) / card.bandwidth
 
 
 # -- in words ------------------------------------------------------------------------------------------------

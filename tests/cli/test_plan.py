@@ -46,10 +46,9 @@ def test_a_file_is_read_with_its_lists_and_teachers(pocket: Any, capsys: pytest.
     assert content["fits"]
     assert content["setting"]["base"] == "float32"  # the pocket's
     assert content["setting"]["micro_batch"] == 2
-    teachers = content["parts_bytes"]["teachers"]
-    pocket.change("micro_batch = 2", "micro_batch = 1")
-    fewer = planned(capsys, pocket.config, "--gpu", "16")["parts_bytes"]
-    assert fewer["teachers"] * 2 == teachers
+    pocket.change("rank = 2", "rank = 4")
+    wider = planned(capsys, pocket.config, "--gpu", "16")["parts_bytes"]
+    assert wider["student and fake score"] == 2 * content["parts_bytes"]["student and fake score"]
 
 
 def test_a_folder_is_known_by_its_configuration(

@@ -65,8 +65,8 @@ def test_a_cycle_costs_what_the_project_says() -> None:
         {"objective": {"bs_weight": 0.0}},
         {"objective": {"ts_weight": 0.0}},
         {"objective": {"fm_weight": 0.0, "steps": 4, "ts_steps": 2}},
-        {"objective": {"bs_weight": 0.0, "ts_weight": 0.0}},
-        {"warm_cycles": 110},
+        {"p_effect": 1.0, "objective": {"bs_weight": 0.0, "ts_weight": 0.0}},
+        {"p_effect": 1.0, "warm_cycles": 110},
     ],
     ids=str,
 )
@@ -94,7 +94,7 @@ def test_hours_are_operations_over_peak() -> None:
     assert took.targets * 3600 == pytest.approx(30 * 10 * 2 * forward / speed, rel=0.02)  # 2%: the adapters
     copying = hours(replace(job, config=replace(job.config, batch=1)), Setting(), INSTANT, 1e9).cycle
     # attention's backward is 2.5 forwards, not 1, and adapters have gradients of their own
-    assert took.cycle - copying == pytest.approx(8 * 29 * forward / speed, rel=0.1)
+    assert took.cycle - copying == pytest.approx(8 * 29 * forward / speed, rel=0.15)
     assert took.cycle - copying > 8 * 29 * forward / speed
     assert took.cycles * 3600 == pytest.approx(5000 * took.cycle)
     assert took.all == took.targets + took.cycles
@@ -104,7 +104,7 @@ def test_hours_are_operations_over_peak() -> None:
 def test_the_papers_schedule_takes_the_hours_of_its_operations() -> None:
     """330 H100 hours for 77 forward-equivalents (8 x 5000 cycles, 1.7e14 FLOP each); 51.5 of them here."""
     job = Job(distillation(preset="paper"), general=20_000)
-    assert hours(job, Setting(), card(80)).cycles == pytest.approx(330 * 51.5 / 77, rel=0.1)
+    assert hours(job, Setting(), card(80)).cycles == pytest.approx(330 * 51.5 / 77, rel=0.15)
 
 
 def test_without_checkpointing_nothing_is_computed_twice() -> None:
