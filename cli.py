@@ -78,11 +78,23 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--cycles", type=int, metavar="N", help="length of the run instead of the file's")
     one.set_defaults(command=_distill)
 
+    one = add("plan", "predict memory, hours and disk of a run on a card, and the fastest settings that fit")
+    one.add_argument("config", type=Path, nargs="?", metavar="CONFIG.toml", help="default: the paper's model")
+    one.add_argument("--gpu", type=int, required=True, metavar="GB", help="memory of the card: 16 to 80")
+    one.add_argument("--preset", metavar="NAME", help="numbers of a preset, without a file (default)")
+    one.add_argument("--effects", type=int, metavar="N", help="effects, without a file (50)")
+    one.add_argument("--pictures", type=int, metavar="N", help="of each effect, without a file (20)")
+    one.add_argument("--general", type=int, metavar="N", help="samples of the general stream, likewise (0)")
+    one.add_argument("--size", type=int, metavar="PIXELS", help="long side instead of the file's (1024)")
+    one.add_argument("--json", action="store_true", help="all of it, for programs")
+    one.set_defaults(command=_plan)
+
     one = add("sample", "apply an effect of a collection to a picture", model)
     one.add_argument("collection", type=Path, metavar="COLLECTION")
     one.add_argument("--image", type=Path, required=True, metavar="FILE")
     one.add_argument("--effect", required=True, metavar="NAME", help="`collectionlora inspect` lists them")
     one.add_argument("--then", metavar="NAME", help="a second effect on top, in the same steps")
+    one.add_argument("--size", type=int, default=1024, metavar="PIXELS", help="long side (1024); pocket: 128")
     one.add_argument("--steps", type=int, metavar="N", help="evaluations; by default what it was trained for")
     one.add_argument("--seed", type=int, default=0, metavar="N")
     one.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .png, .webp or .jpg to write")
@@ -118,7 +130,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _host(
-    folder: Path | None, pocket_only: bool = False, base_dtype: str = "bf16", offload: bool | int = False
+    folder: Path | None,
+    pocket_only: bool = False,
+    long_side: int = 1024,
+    base_dtype: str = "bf16",
+    offload: bool | int = False,
 ) -> Host:
     """The base of a folder, by default the pocket's; with it what every computing command needs."""
     import torch
@@ -142,7 +158,7 @@ def _host(
         raise ValueError(f"{folder}: only pocket bases can be judged: the truth of their effects is known")
     from .training.hosts.qwen import QwenEditHost
 
-    return QwenEditHost(folder, device, base_dtype=base_dtype, offload=offload)
+    return QwenEditHost(folder, device, base_dtype=base_dtype, offload=offload, long_side=long_side)
 
 
 def _distill(args: argparse.Namespace) -> int:
@@ -158,7 +174,8 @@ def _distill(args: argparse.Namespace) -> int:
             "again"
         )
     folder = None if run.base == "pocket" else Path(run.base)
-    host, workers = _host(folder, False, run.base_dtype, run.offload), Workers.start()
+    host = _host(folder, False, run.long_side, run.base_dtype, run.offload)
+    workers = Workers.start()
     with Console(silent=not workers.leads) as console:
         try:
             report = distil(run, host, console, args.resume, workers)
@@ -173,6 +190,42 @@ def _distill(args: argparse.Namespace) -> int:
             console.say(f"No plots: {report['plots']}")
         effects, cycles = len(report["prompts"]), report["training"]["cycles"]
         console.say(f"{effects} effects in {cycles} cycles: {run.collection}, {run.output / 'report.json'}")
+    return OK
+
+
+def _check_size(size: int) -> None:
+    if not 64 <= size <= 4096:
+        raise ValueError(f"--size = {size} must be a whole number from 64 to 4096")
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from .training.cards import card
+    from .training.config import distillation
+    from .training.footprint import Job
+    from .training.jobs import job_of
+    from .training.plan import plan, to_json, verdict, words
+    from .training.run_config import read_run
+
+    for name, least in (("effects", 1), ("pictures", 1), ("general", 0), ("preset", None)):
+        value = getattr(args, name)
+        if args.config and value is not None:
+            raise ValueError(f"--{name}: {args.config} says that already; leave one of them out")
+        if least is not None and value is not None and value < least:
+            raise ValueError(f"--{name} = {value} must be at least {least}")
+    if args.size is not None:
+        _check_size(args.size)
+    if args.config:
+        job = job_of(read_run(args.config))
+    else:
+        effects, samples = args.effects or 50, (args.effects or 50) * (args.pictures or 20)
+        config = distillation(preset=args.preset or "default")
+        job = Job(config, effects=effects, samples=samples, general=args.general or 0)
+    if args.size is not None:
+        job = replace(job, side=args.size)
+    made = plan(job, card(args.gpu))
+    print(json.dumps(to_json(made), indent=1) if args.json else f"{words(made)}\n{verdict(made)}".rstrip())
     return OK
 
 
@@ -196,8 +249,9 @@ def _sample(args: argparse.Namespace) -> int:
     kind = Image.registered_extensions().get(args.out.suffix.lower())
     if kind not in Image.SAVE:
         raise ValueError(f"{args.out}: no picture format of that name; end it in .png, .webp or .jpg")
+    _check_size(args.size)
     sigmas = few_step_sigmas(args.steps) if args.steps is not None else catalogue.sigmas
-    host = _host(args.base)
+    host = _host(args.base, long_side=args.size)
     weights = read_lora(args.collection, linear_shapes(host.transformer))
     image = host.read_image(args.image)
     draws = [generator(args.seed, "sample", args.effect)]

@@ -22,9 +22,9 @@ from ..training.checkpoint import CheckpointError
 from ..training.config import PRESETS, Distillation, distillation
 from ..training.drawings import draw_losses, draw_matrix
 from ..training.hosts.comfy import ComfyHost
-from ..training.lora import PAPER_TARGETS, block_targets, linear_shapes, target_shapes
-from ..training.memory import ADVICE, MemoryPlan, memory_plan
+from ..training.lora import PAPER_TARGETS, block_targets, linear_shapes
 from ..training.pictures import to_tensor
+from ..training.plan import ADVICE
 from ..training.plots import SheetRow, contact_sheet
 from ..training.run import DistillationRun
 from ..training.run_config import Lists, Run, Targets
@@ -32,6 +32,7 @@ from ..training.trainer import DivergedError
 from .effect import LONG_SIDE, SHAPE, multiple_for
 from .events import RunEvents
 from .places import unused
+from .planning import plan_of
 from .sockets import (
     TRAINING,
     Collection,
@@ -79,7 +80,8 @@ class DistillationSettings(io.ComfyNode):
                     options=list(PRESETS),
                     default="default",
                     tooltip="default: the paper's numbers with shared rollouts. paper: the released "
-                    "schedule. pocket: minutes on a CPU.",
+                    "schedule. one-gpu: a day on one H100 at a long_side of 512 to 768. preview: an hour, to "
+                    "see whether all is right. pocket: minutes on a CPU.",
                 ),
                 io.Int.Input(
                     "cycles", default=0, min=0, max=10**6, tooltip="Student updates; 0: the preset's."
@@ -293,9 +295,11 @@ def _distil(
             events.phase(phase, done, total)
 
     with DistillationRun(run, host, cancelled, first) as job:
-        plan = _plan(run, host, job)
-        logging.info("CollectionLoRA will hold:\n%s", plan)
-        events.plan(str(plan))
+        plan, warning = plan_of(run, host, job)
+        logging.info("CollectionLoRA's plan:\n%s", plan)
+        if warning:
+            logging.warning("CollectionLoRA may run out of memory: %s", warning)
+        events.plan(f"{plan}\n{warning}".strip())
         try:
             events.prompts(job.prepare(progress).tags)
             if preview_every and not resume:
@@ -322,7 +326,7 @@ def _distil(
             kept = _keep(job, run)
             events.ended(f"{type(error).__name__}: {error}".strip(": "), kept)
             if model_management.is_oom(error):
-                raise RuntimeError(f"out of memory{_where(kept)}. {ADVICE}") from error
+                raise RuntimeError(f"out of memory{_where(kept)}. {warning or ADVICE}") from error
             if isinstance(error, DivergedError):
                 raise DivergedError(f"{error}{_where(kept)}") from error
             raise
@@ -360,16 +364,6 @@ def _keep(job: DistillationRun, run: Run) -> Path | None:
 
 def _where(kept: Path | None) -> str:
     return f"; what was trained is in {kept}" if kept else ""
-
-
-def _plan(run: Run, host: ComfyHost, job: DistillationRun) -> MemoryPlan:
-    files = [
-        file for path in job.bank.files.values() for file in (path.rglob("*") if path.is_dir() else [path])
-    ]
-    largest = max((file.stat().st_size for file in files), default=0)
-    targets = target_shapes(host.transformer, run.distill.targets)
-    room = model_management.get_free_memory(host.device) + host.size
-    return memory_plan(host.size, int(room), targets, largest, run.distill)
 
 
 def _preview(job: DistillationRun) -> Image.Image:

@@ -108,6 +108,25 @@ class Distillation:
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"share_rollouts": False},
     "default": {},
+    # A day on one H100 for fifty effects of twenty pictures, of 512 to 768 pixels (the size is not set here:
+    # long_side). A quarter of the paper's updates: all of them take a week at 1024 pixels. A quarter of its
+    # rank: at 128, adapters and optimizer states together are nearly as large as the base. Not tuned.
+    "one-gpu": {"cycles": 1200, "rank": 32, "alpha": 32.0},
+    # An hour or less after the teacher images, with few pictures of 512 pixels: shows whether lists, captions
+    # and teachers are right before a day is spent, not how good the collection will be. So most of it is the
+    # cheap regression on the teachers' images, at a higher rate, and the rest has few updates. Not tuned.
+    "preview": {
+        "cycles": 300,
+        "warm_cycles": 200,
+        "p_effect": 0.8,
+        "batch": 4,
+        "rank": 16,
+        "alpha": 16.0,
+        "lr": 3e-4,
+        "fake_lr": 3e-4,
+        "fake_ratio": 2,
+        "save_every": 25,
+    },
     # Minutes on two CPU cores: a first guess that works, not yet tuned.
     "pocket": {
         "objective": {"guidance": 0.0, "floor": 0.1},

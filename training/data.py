@@ -13,7 +13,8 @@ from .randomness import generator
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One encoded lesson. Latents are (C,h,w), embeddings (T,D); all float tensors on one device.
+    """One encoded lesson. Latents are (C,h,w), embeddings (T,D); all float tensors on one device: the CPU,
+    because the embeddings of a thousand samples are gigabytes where the encoder sees the picture.
 
     Raises:
         ValueError: a target of another shape than the source, or in the general stream, which has none.
@@ -78,6 +79,14 @@ class Batch:
             _stacked("empty prompts", [sample.empty for sample in samples]),
             tuple(sample.target for sample in samples),
         )
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        source, student, teacher, empty = (
+            tensor.to(device) for tensor in (self.source, self.student, self.teacher, self.empty)
+        )
+        targets = tuple(None if target is None else target.to(device) for target in self.targets)
+        return Batch(self.numbers, self.effects, source, student, teacher, empty, targets)
 
     def seeded(self) -> list[int]:
         """Positions of the samples that have a teacher image: those of the TS and TA-FM terms."""

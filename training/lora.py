@@ -23,6 +23,7 @@ __all__ = [
     "block_targets",
     "linear_shape",
     "target_shapes",
+    "targeted",
 ]
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -68,20 +69,26 @@ def linear_shapes(module: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def target_shapes(module: nn.Module, targets: Sequence[str] = PAPER_TARGETS) -> dict[str, tuple[int, int]]:
+    """:func:`targeted` among the Linears of a module."""
+    return targeted(linear_shapes(module), targets, type(module).__name__)
+
+
+def targeted(shapes: Shapes, targets: Sequence[str], owner: str) -> dict[str, tuple[int, int]]:
     """Module path -> (out, in) of every Linear whose path is, or ends in a dot and, one of ``targets``.
 
     Raises:
-        ValueError: a target that matches no Linear (a silent miss would train less than asked for).
+        ValueError: a target that matches no Linear of `owner` (a silent miss would train less than asked
+            for).
     """
     found: dict[str, tuple[int, int]] = {}
     missed = set(targets)
-    for path, shape in linear_shapes(module).items():
+    for path, shape in shapes.items():
         hits = [target for target in targets if path == target or path.endswith(f".{target}")]
         if hits:
             found[path] = shape
             missed.difference_update(hits)
     if missed:
-        raise ValueError(f"no Linear of {type(module).__name__} is named {', '.join(sorted(missed))}")
+        raise ValueError(f"no Linear of {owner} is named {', '.join(sorted(missed))}")
     return found
 
 

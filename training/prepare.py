@@ -236,7 +236,7 @@ def encode_lessons(
     general: Sequence[GeneralSample],
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Lessons:
-    """Everything the trainer needs, encoded once. Raises Cancelled."""
+    """Everything the trainer needs, encoded once, in RAM. Raises Cancelled."""
     encode = _encoder(host)
     effects: dict[str, list[Sample]] = {name: [] for name in prompts}
     known: dict[Path, tuple[Tensor, Tensor]] = {}
@@ -245,8 +245,9 @@ def encode_lessons(
         student, teacher = encode(words.student, picture.image), encode(words.teacher, picture.image)
         empty = encode("", picture.image)
         known[sample.source_image] = picture.image, picture.source
+        target = None if picture.target is None else picture.target.cpu()
         effects[sample.lora_name].append(
-            Sample(sample.lora_name, picture.source, student, teacher, empty, picture.target)
+            Sample(sample.lora_name, picture.source.cpu(), student, teacher, empty, target)
         )
     others = []
     for one in general:
@@ -257,19 +258,21 @@ def encode_lessons(
             known[one.source_image] = image, host.encode_image(image[None])[0]
         image, source = known[one.source_image]
         text = encode(one.instruction, image)
-        others.append(Sample(None, source, text, text, encode("", image)))
+        others.append(Sample(None, source.cpu(), text, text, encode("", image)))
     return Lessons(effects, others)
 
 
 def _encoder(host: Host) -> Callable[[str, Tensor], Tensor]:
-    """`encode(prompt, image)` -> (T,D), each prompt once; where the encoder sees the image, once for each."""
+    """`encode(prompt, image)` -> (T,D) in RAM, each prompt once; where the encoder sees the image, once for
+    each."""
     known: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
 
     def encode(prompt: str, image: Tensor) -> Tensor:
         key = (prompt, id(image) if host.text_sees_image else 0)
         if key not in known:
             seen = image if host.text_sees_image else None
-            known[key] = host.encode_text([prompt], seen)[0], image  # kept, so that no other gets its id
+            # the image is kept, so that no other gets its id
+            known[key] = host.encode_text([prompt], seen)[0].cpu(), image
         return known[key][0]
 
     return encode

@@ -61,6 +61,8 @@ class Run:
     """"fp8" packs the base's blocks into 8 bits, half the memory; "bf16" leaves the weights as they are."""
     offload: bool | int = False
     """Blocks of the base that wait in host memory and are on the device only while they run; True: all."""
+    long_side: int = 1024
+    """Pixels of the longer side of every picture; the pocket knows 128 alone."""
     distill: Distillation = field(default_factory=Distillation)
     targets: Targets = field(default_factory=Targets)
     candidates: int = 64
@@ -87,7 +89,7 @@ _PATHS = ("output", "effects", "data", "general")
 _TABLES = ("distill", "targets", "captions", "titles")
 _TAGS = ("chosen", "random", "none")
 _BASE_DTYPES = ("bf16", "fp8")
-_KNOWN = (*_PATHS, *_TABLES, "base", "base_dtype", "offload", "preset", "candidates", "tags")
+_KNOWN = (*_PATHS, *_TABLES, "base", "base_dtype", "offload", "long_side", "preset", "candidates", "tags")
 
 
 def read_run(path: Path, cycles: int | None = None) -> Run:
@@ -130,9 +132,8 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
     for key in ("output", "effects", "data"):
         if key not in paths:
             raise ConfigError(f'the key {key} is missing; add {key} = "..." at the top of the file')
-    candidates = values.get("candidates", Run.candidates)
-    if type(candidates) is not int or not 1 <= candidates <= 4096:
-        raise ConfigError(f"candidates = {candidates!r} must be a whole number from 1 to 4096")
+    candidates = _whole(values, "candidates", Run.candidates, 1, 4096)
+    long_side = _whole(values, "long_side", Run.long_side, 64, 4096)
     tags = values.get("tags", Run.tags)
     if tags not in _TAGS:
         raise ConfigError(f"tags = {tags!r}; valid are {', '.join(_TAGS)}")
@@ -154,6 +155,7 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
         base=base if base == "pocket" else str(folder / base),
         base_dtype=base_dtype,
         offload=offload,
+        long_side=long_side,
         distill=distillation(distill if cycles is None else {**distill, "cycles": cycles}, preset),
         targets=checked(Targets, values.get("targets", {}), "targets."),
         candidates=candidates,
@@ -162,6 +164,13 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
         preset=preset,
         titles=titles,
     )
+
+
+def _whole(values: Mapping[str, Any], key: str, default: int, low: int, high: int) -> int:
+    value = values.get(key, default)
+    if type(value) is not int or not low <= value <= high:
+        raise ConfigError(f"{key} = {value!r} must be a whole number from {low} to {high}")
+    return value
 
 
 def _endpoint(values: dict[str, Any]) -> VlmEndpoint:

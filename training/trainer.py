@@ -228,7 +228,8 @@ class Trainer:
         numbers = range(update * config.batch, (update + 1) * config.batch)
         samples = self.lessons.draw(config.seed, self.cycle, numbers, config.p_effect)
         parts = [slice(i, i + config.micro_batch) for i in range(0, config.batch, config.micro_batch)]
-        return [Batch.of(samples[part], numbers[part]) for part in self.workers.share(parts)]
+        device = next(self.student.parameters()).device
+        return [Batch.of(samples[part], numbers[part]).to(device) for part in self.workers.share(parts)]
 
     # -- updates ---------------------------------------------------------------------------------------------
 

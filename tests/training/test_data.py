@@ -98,3 +98,19 @@ def test_lessons_need_effects_and_effects_need_samples(tiny):
         Lessons({}, lessons.general)
     with pytest.raises(ValueError, match="effect 'empty' has no source image"):
         Lessons({**lessons.effects, "empty": []}, [])
+
+
+def test_a_batch_goes_to_a_device_whole(tiny):
+    samples = [*tiny.lessons().effects["frost"], *tiny.lessons().general[:1]]
+    batch = Batch.of(samples, range(len(samples)))
+    moved = batch.to(torch.device("meta"))
+    tensors = [
+        moved.source,
+        moved.student,
+        moved.teacher,
+        moved.empty,
+        *(t for t in moved.targets if t is not None),
+    ]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert (moved.numbers, moved.effects, moved.seeded()) == (batch.numbers, batch.effects, batch.seeded())
+    assert batch.source.device.type == "cpu"

@@ -220,7 +220,6 @@ def test_the_command_line_distils_on_it(folder, tmp_path, monkeypatch, capsys, k
     hosts = []
     keep = qwen.keep_small
     monkeypatch.setattr(qwen, "keep_small", lambda *given: hosts.append(given[2:]) or keep(*given))
-    monkeypatch.setattr(qwen, "LONG_SIDE", 64)
     from safetensors.torch import save_file
 
     from collectionlora.training.lora import target_shapes
@@ -244,7 +243,8 @@ def test_the_command_line_distils_on_it(folder, tmp_path, monkeypatch, capsys, k
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     (tmp_path / "run.toml").write_text(
         f'output = "out"\nbase = {json.dumps(str(folder))}\neffects = "effects.jsonl"\n'
-        f'data = "data.jsonl"\ngeneral = "general.jsonl"\ncandidates = 4\n{kept}'
+        'data = "data.jsonl"\ngeneral = "general.jsonl"\ncandidates = 4\nlong_side = 64\n'
+        f"{kept}"
         "[targets]\nsteps = 2\n[distill]\ncycles = 2\nrank = 2\nalpha = 2.0\nbatch = 2\n"
     )
     (tmp_path / "data.jsonl").write_text(json.dumps(lines["data"][0]))
@@ -255,6 +255,7 @@ def test_the_command_line_distils_on_it(folder, tmp_path, monkeypatch, capsys, k
     assert hosts[-1] == (("fp8", True) if kept else ("bf16", False))
     collection = tmp_path / "out" / "collection.safetensors"
     arguments = ["sample", str(collection), "--base", str(folder), "--image", str(tmp_path / "1.png")]
+    arguments += ["--size", "64"]
     assert cli.main([*arguments, "--effect", "neon", "--out", str(tmp_path / "made.png")]) == 0
     with Image.open(tmp_path / "made.png") as made:
         assert made.size == (64, 64)

@@ -17,7 +17,6 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from ..pictures import read_picture, to_pil, to_tensor
 from .diffusers import AS_LOADED, EditVelocity, keep_small, kept_identity
 
-LONG_SIDE = 1024
 MULTIPLE = 32
 SEEN_AREA = 384 * 384
 """Pixels of the copy that the text encoder looks at."""
@@ -37,6 +36,7 @@ class QwenEditHost:
         dtype: what is computed in.
         base_dtype, offload: how the transformer's blocks are kept, see :func:`.diffusers.keep_small`. The two
             blocks that an offloaded transformer has on the device stay there while the text encoder works.
+        long_side: pixels, of the pictures that `read_image` makes.
 
     Raises:
         ValueError: naming the folder or part that is missing or damaged; more blocks to offload than there
@@ -53,8 +53,9 @@ class QwenEditHost:
         dtype: torch.dtype = torch.bfloat16,
         base_dtype: str = AS_LOADED,
         offload: bool | int = False,
+        long_side: int = 1024,
     ) -> None:
-        self.device, self._dtype = torch.device(device), dtype
+        self.device, self.long_side, self._dtype = torch.device(device), long_side, dtype
         load = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
         self.transformer = _part(QwenImageTransformer2DModel, folder / "transformer", load)
         vae = _part(AutoencoderKLQwenImage, folder / "vae", load)
@@ -106,9 +107,9 @@ class QwenEditHost:
         return ((frames.float() + 1) / 2).clamp(0, 1)
 
     def read_image(self, path: Path) -> Tensor:
-        """(3,H,W): long side 1024, the middle of it cropped to multiples of 32, as the paper does."""
+        """(3,H,W): the long side as asked for, the middle cropped to multiples of 32, as the paper does."""
         picture = read_picture(path)
-        scale = LONG_SIDE / max(picture.size)
+        scale = self.long_side / max(picture.size)
         width, height = (max(MULTIPLE, round(side * scale)) for side in picture.size)
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
         left, top = width % MULTIPLE // 2, height % MULTIPLE // 2

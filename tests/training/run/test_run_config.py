@@ -15,7 +15,7 @@ def test_paths_are_relative_to_the_file(project: Any) -> None:
     run = read_run(project.write())
     assert {sample.source_image.parent for sample in run.lists.samples} == {project.folder}
     assert run.collection == project.folder / "out" / "collection.safetensors"
-    assert run.base == "pocket"
+    assert (run.base, run.long_side) == ("pocket", 1024)
     project.settings["base"] = "weights"
     assert read_run(project.write()).base == str(project.folder / "weights")
 
@@ -63,6 +63,8 @@ def test_the_number_of_cycles_can_be_overridden_and_is_checked(project: Any) -> 
         ("offload", 0, "offload = 0 must be true, false or a number of blocks, at least 1"),
         ("offload", "all", "offload = 'all' must be true, false or a number"),
         ("offload", 1.5, "offload = 1.5 must be true, false or a number"),
+        ("long_side", 32, "long_side = 32 must be a whole number from 64 to 4096"),
+        ("long_sied", 512, "unknown key long_sied; did you mean 'long_side'"),
         ("output", 3, "output = 3 must be a text"),
         ("titles", {"frost": 3}, "titles.frost = 3 must be a text"),
         ("captions", {"url": "http://x"}, "the key captions.model is missing"),

@@ -1,0 +1,91 @@
+"""`plan`: tables and JSON, from a file or from nothing, and errors that name field and remedy."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from collectionlora import cli
+from collectionlora.training.cards import card
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert cli.main(["plan", "--json", *arguments]) == cli.OK
+    content: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return content
+
+
+def test_a_card_and_a_size_make_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    content = planned(capsys, "--gpu", "80", "--preset", "one-gpu", "--size", "768")
+    assert content["fits"]
+    assert content["room_bytes"] == card(80).room
+    assert content["hours"]["all"] == pytest.approx(content["hours"]["targets"] + content["hours"]["cycles"])
+    assert set(content["setting"]) >= {"base", "optimizer", "micro_batch", "targets.batch", "checkpointing"}
+    smaller = planned(capsys, "--gpu", "80", "--preset", "one-gpu", "--size", "512")
+    assert smaller["peak_bytes"] < content["peak_bytes"]
+    assert smaller["hours"]["all"] < content["hours"]["all"]
+
+
+def test_effects_and_pictures_are_teacher_images(capsys: pytest.CaptureFixture[str]) -> None:
+    few = planned(capsys, "--gpu", "80", "--effects", "2", "--pictures", "5")
+    many = planned(capsys, "--gpu", "80", "--effects", "4", "--pictures", "10", "--general", "7")
+    assert many["hours"]["targets"] == pytest.approx(4 * few["hours"]["targets"])
+    assert many["disk_bytes"]["teacher images"] == 4 * few["disk_bytes"]["teacher images"]
+    assert many["forward_equivalents"] < few["forward_equivalents"]  # general samples have fewer terms
+
+
+def test_a_table_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--gpu", "24"]) == cli.OK
+    assert "GiB are missing" in capsys.readouterr().out
+
+
+def test_a_file_is_read_with_its_lists_and_teachers(pocket: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    content = planned(capsys, pocket.config, "--gpu", "16")
+    assert content["fits"]
+    assert content["setting"]["base"] == "float32"  # the pocket's
+    assert content["setting"]["micro_batch"] == 2
+    pocket.change("rank = 2", "rank = 4")
+    wider = planned(capsys, pocket.config, "--gpu", "16")["parts_bytes"]
+    assert wider["student and fake score"] == 2 * content["parts_bytes"]["student and fake score"]
+
+
+def test_a_folder_is_known_by_its_configuration(
+    pocket: Any, fails: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pocket.folder / "qwen"
+    (folder / "transformer").mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
+    pocket.change('base = "base"', 'base = "qwen"\nlong_side = 256')
+    assert "config.json: cannot be read" in fails(cli.BAD_INPUT, "plan", pocket.config, "--gpu", "16")
+    sizes = {"num_layers": 5, "num_attention_heads": 6, "attention_head_dim": 32, "joint_attention_dim": 64}
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps({**sizes, "in_channels": 64}))
+    assert "out_channels missing or wrong" in fails(cli.BAD_INPUT, "plan", pocket.config, "--gpu", "16")
+    config.write_text(json.dumps({**sizes, "in_channels": 64, "out_channels": 16}))
+    content = planned(capsys, pocket.config, "--gpu", "16")
+    assert content["setting"]["base"] == "bf16"
+    larger = planned(capsys, pocket.config, "--gpu", "16", "--size", "512")
+    assert larger["disk_bytes"]["teacher images"] == 4 * content["disk_bytes"]["teacher images"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpu", "40"], ["gpu = 40", "16, 24, 32, 48, 80"]),
+        (["--gpu", "24", "--effects", "0"], ["--effects = 0", "at least 1"]),
+        (["--gpu", "24", "--general", "-1"], ["--general = -1", "at least 0"]),
+        (["--gpu", "24", "--size", "8"], ["--size = 8", "from 64 to 4096"]),
+        (["--gpu", "24", "--preset", "one-gpus"], ["unknown preset 'one-gpus'", "did you mean 'one-gpu'"]),
+    ],
+)
+def test_a_wrong_argument_is_named_with_the_remedy(arguments: list[str], said: list[str], fails: Any) -> None:
+    message = fails(cli.BAD_INPUT, "plan", *arguments)
+    assert all(words in message for words in said)
+
+
+def test_what_the_file_says_is_not_said_twice(pocket: Any, fails: Any) -> None:
+    message = fails(cli.BAD_INPUT, "plan", pocket.config, "--gpu", "24", "--effects", "3")
+    assert "--effects" in message
+    assert "says that already" in message

@@ -1,0 +1,274 @@
+"""A plan counts evaluations as the trainer makes them, turns operations into hours, and chooses what fits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from collectionlora.training.architecture import Architecture, Tokens
+from collectionlora.training.cards import CARDS, UTILISATION, Card, card, card_named
+from collectionlora.training.config import PRESETS, Distillation, distillation
+from collectionlora.training.evaluations import cycle_evaluations, warm_evaluations
+from collectionlora.training.footprint import (
+    FP8,
+    GIB,
+    STORAGES,
+    Job,
+    Setting,
+    Storage,
+    device_bytes,
+    kept_bytes,
+)
+from collectionlora.training.plan import (
+    Plan,
+    hours,
+    model_operations,
+    plan,
+    settings,
+    target_evaluations,
+    to_json,
+    verdict,
+    words,
+)
+from collectionlora.training.run_config import Targets
+
+RANK_32: dict[str, Any] = {"rank": 32, "alpha": 32.0}
+INSTANT = Card(1, "computes only", 1e6, 1e15, math.inf, math.inf)
+"""Nothing but operations takes time on it."""
+STREAMED = Storage("fp8, two blocks", weight=1, blocks=2)
+
+
+def equivalents(config: Distillation, p_effect: float | None = None) -> float:
+    return cycle_evaluations(config, config.p_effect if p_effect is None else p_effect).equivalents
+
+
+# -- evaluations ---------------------------------------------------------------------------------------------
+
+
+def test_a_cycle_costs_what_the_project_says() -> None:
+    assert equivalents(distillation()) == 29
+    assert equivalents(distillation(preset="paper")) == 51.5
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"share_rollouts": False},
+        {"p_effect": 1.0},
+        {"fake_ratio": 1},
+        {"objective": {"guidance": 0.0}},
+        {"objective": {"bs_weight": 0.0}},
+        {"objective": {"ts_weight": 0.0}},
+        {"objective": {"fm_weight": 0.0, "steps": 4, "ts_steps": 2}},
+        {"p_effect": 1.0, "objective": {"bs_weight": 0.0, "ts_weight": 0.0}},
+        {"p_effect": 1.0, "warm_cycles": 110},
+    ],
+    ids=str,
+)
+def test_evaluations_are_those_that_the_trainer_makes(
+    values: dict[str, Any], tiny: Any, teachers: Any
+) -> None:
+    cycles = 120
+    world = tiny.world(teachers, {**values, "cycles": cycles})
+    for _ in world.trainer.run():
+        pass
+    config = world.trainer.config
+    warm = warm_evaluations(config.p_effect).equivalents * config.warm_cycles
+    expected = warm + equivalents(config) * (cycles - config.warm_cycles)
+    assert world.cost / config.batch == pytest.approx(expected, rel=0.05)
+
+
+# -- hours ---------------------------------------------------------------------------------------------------
+
+
+def test_hours_are_operations_over_peak() -> None:
+    job = Job(distillation(RANK_32), samples=30, targets=Targets(10, 4.0, 8), general=5)
+    took = hours(job, Setting(), INSTANT, utilisation=0.5)
+    forward = job.architecture.operations(job.tokens).forward
+    speed = 0.5 * INSTANT.operations
+    assert took.targets * 3600 == pytest.approx(30 * 10 * 2 * forward / speed, rel=0.02)  # 2%: the adapters
+    copying = hours(replace(job, config=replace(job.config, batch=1)), Setting(), INSTANT, 1e9).cycle
+    # attention's backward is 2.5 forwards, not 1, and adapters have gradients of their own
+    assert took.cycle - copying == pytest.approx(8 * 29 * forward / speed, rel=0.15)
+    assert took.cycle - copying > 8 * 29 * forward / speed
+    assert took.cycles * 3600 == pytest.approx(5000 * took.cycle)
+    assert took.all == took.targets + took.cycles
+    assert hours(job, Setting(), INSTANT, 0.25).targets == pytest.approx(2 * took.targets)
+
+
+def test_the_papers_schedule_takes_the_hours_of_its_operations() -> None:
+    """330 H100 hours for 77 forward-equivalents (8 x 5000 cycles, 1.7e14 FLOP each); 51.5 of them here."""
+    job = Job(distillation(preset="paper"), general=20_000)
+    assert hours(job, Setting(), card(80)).cycles == pytest.approx(330 * 51.5 / 77, rel=0.15)
+
+
+def test_without_checkpointing_nothing_is_computed_twice() -> None:
+    job = Job(distillation(RANK_32))
+    full, none = (hours(job, Setting(checkpointing=way), INSTANT).cycle for way in ("full", "none"))
+    copying = hours(job, Setting(), INSTANT, 1e9).cycle
+    assert none - copying == pytest.approx(model_operations(job) / (UTILISATION * INSTANT.operations))
+    gradients = cycle_evaluations(job.config, 1.0).gradient
+    operations = job.architecture.operations(job.tokens).forward
+    again = gradients * 8 * operations / (UTILISATION * INSTANT.operations)
+    assert full - none == pytest.approx(again, rel=0.02)
+
+
+def test_warm_cycles_cost_less() -> None:
+    long, warm = (Job(distillation({**RANK_32, "cycles": 100, "warm_cycles": n})) for n in (0, 90))
+    assert hours(warm, Setting(), card(80)).cycles < 0.3 * hours(long, Setting(), card(80)).cycles
+
+
+def test_unpacking_and_fetching_take_time_and_larger_batches_share_it() -> None:
+    job = Job(distillation({**RANK_32, "micro_batch": 8}), side=512)
+    kinds = (*STORAGES, STREAMED)
+    alone, shared = (
+        [hours(job, Setting(kind, "adamw", n), card(24)).cycle for kind in kinds] for n in (1, 8)
+    )
+    assert alone == sorted(alone)
+    assert alone[0] < alone[1] < alone[2]
+    assert shared[1] - shared[0] == pytest.approx((alone[1] - alone[0]) / 8)
+
+
+def test_teacher_images_that_are_there_are_not_made() -> None:
+    assert target_evaluations(Job(samples=1000)) == 1000 * 40 * 2
+    assert target_evaluations(Job(samples=1000, missing=3, targets=Targets(5, 0.0))) == 15
+
+
+# -- choice --------------------------------------------------------------------------------------------------
+
+
+def jobs() -> list[Job]:
+    configs = [distillation(RANK_32), distillation(preset="one-gpu"), distillation(preset="preview")]
+    return [Job(config, side=side) for config in configs for side in (512, 768, 1024)]
+
+
+@pytest.mark.parametrize("job", jobs(), ids=lambda job: f"rank {job.config.rank}, {job.side}")
+def test_a_larger_card_is_never_slower(job: Job) -> None:
+    for storages in (STORAGES, (*STORAGES, STREAMED)):
+        made = [plan(replace(job, storages=storages), one) for one in CARDS]
+        took = [one.hours.all if one.hours else math.inf for one in made]
+        assert all(larger <= smaller for smaller, larger in pairwise(took))
+        assert took[-1] < math.inf
+
+
+def test_what_is_chosen_fits_and_nothing_that_fits_is_faster() -> None:
+    job = Job(distillation({**RANK_32, "micro_batch": 2}), side=768)
+    for one in CARDS:
+        made = plan(job, one)
+        others = [Plan(job, setting, one.room, one) for setting in settings(job)]
+        fitting = [other for other in others if other.bytes <= one.room]
+        assert bool(fitting) == (not made.missing)
+        same = [o for o in fitting if o.setting.optimizer == made.setting.optimizer]
+        if fitting:
+            assert made.hours.all == min(o.hours.all for o in same)
+        else:
+            assert made.bytes == min(o.bytes for o in others)
+
+
+def test_a_shrinking_room_takes_precision_of_the_base_then_of_the_moments() -> None:
+    job = Job(distillation(RANK_32))
+    whole = plan(job, card(80))
+    assert (whole.setting.storage.name, whole.setting.optimizer) == ("bf16", "adamw")
+    tight = plan(job, replace(card(80), memory=40))
+    assert (tight.setting.storage.name, tight.setting.optimizer) == ("fp8", "adamw")
+    tighter = plan(job, replace(card(80), memory=tight.bytes / GIB + 1))
+    assert (tighter.setting.storage.name, tighter.setting.optimizer) == ("fp8", "adamw8bit")
+
+
+def test_what_the_user_set_is_kept_where_it_fits() -> None:
+    config = distillation({**RANK_32, "micro_batch": 4, "optimizer": "adamw8bit"})
+    chosen = plan(Job(config, side=512, targets=Targets(batch=3)), card(80)).setting
+    assert (chosen.micro_batch, chosen.target_batch, chosen.optimizer) == (4, 3, "adamw8bit")
+    assert {one.micro_batch for one in settings(Job(config))} == {1, 2, 4}
+
+
+def test_where_nothing_fits_the_plan_says_what_is_missing() -> None:
+    made = plan(Job(), card(16))
+    assert made.missing == made.bytes - card(16).room > 0
+    assert made.hours is None
+    assert f"Nothing that can be set fits: {made.missing / GIB:.2f} GiB are missing" in verdict(made)
+    assert verdict(plan(Job(), card(80))) == ""
+    assert to_json(made)["fits"] is False
+    assert to_json(made)["hours"] is None
+
+
+def test_blocks_that_take_turns_are_one_more_storage() -> None:
+    job = Job(distillation(RANK_32))
+    assert plan(job, card(24)).missing
+    streamed = plan(replace(job, storages=(*STORAGES, STREAMED)), card(24))
+    assert not streamed.missing
+    assert streamed.setting.storage == STREAMED
+    assert plan(replace(job, storages=(*STORAGES, STREAMED)), card(80)).setting.storage.name == "bf16"
+
+
+def test_the_peak_is_the_largest_phase() -> None:
+    job = Job(distillation(RANK_32))
+    for batch, phase in ((1, "scoring"), (64, "teacher images")):
+        made = Plan(job, Setting(FP8, "adamw", target_batch=batch), 0)
+        phases = {name: sum(parts.values()) for name, parts in device_bytes(job, made.setting).items()}
+        assert made.bytes == max(phases.values()) == phases[phase]
+        assert made.peak[0] == phase
+        assert made.hours is None
+
+
+def test_tables_and_json_say_the_same() -> None:
+    made = plan(Job(distillation(RANK_32)), card(80))
+    content = to_json(made)
+    assert sum(content["parts_bytes"].values()) == content["peak_bytes"] == made.bytes
+    assert content["phases_bytes"][content["phase"]] == made.bytes
+    assert content["disk_bytes"]["state"] == 2 * kept_bytes(made.job, made.setting)
+    text = words(made)
+    for name, size in content["parts_bytes"].items():
+        assert f"{name:<32}{size / GIB:8.2f} GiB" in text
+    assert f"{content['hours']['all']:8.2f} h" in text
+
+
+# -- presets and cards ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", [512, 640, 768])
+@pytest.mark.parametrize("general", [0, 1000])
+def test_one_gpu_distils_fifty_effects_in_a_day_on_one_card_of_80_gb(side: int, general: int) -> None:
+    made = plan(Job(distillation(preset="one-gpu"), side=side, general=general), card(80))
+    assert made.hours.all <= 24
+    assert made.setting.optimizer == "adamw"
+
+
+def test_a_preview_takes_an_hour_after_its_teacher_images() -> None:
+    assert plan(Job(distillation(preset="preview"), side=512), card(80)).hours.cycles <= 1
+
+
+def test_presets_of_one_card_are_shorter_and_narrower_than_the_paper() -> None:
+    paper, day, look = (distillation(preset=name) for name in ("paper", "one-gpu", "preview"))
+    assert paper.cycles > day.cycles > look.cycles
+    assert paper.rank > day.rank > look.rank
+    assert all(distillation(preset=name).alpha == distillation(preset=name).rank for name in PRESETS)
+
+
+def test_the_full_size_is_that_of_qwen_image() -> None:
+    """20B parameters; 1.7e14 FLOP a forward at 1024 x 1024 with 8.4k tokens."""
+    full = Architecture()
+    assert full.weights + full.other_parameters == pytest.approx(20.4e9, rel=0.01)
+    assert full.operations(Tokens.of(1024, 256)).forward == pytest.approx(1.7e14, rel=0.02)
+    assert Job().adapter == pytest.approx(1.18e9, rel=0.01)  # rank 128
+
+
+def test_cards_are_known_by_size_and_by_the_name_of_the_device() -> None:
+    assert [one.size for one in CARDS] == [16, 24, 32, 48, 80]
+    assert all(0.9 * one.size < one.memory < one.size for one in CARDS)
+    with pytest.raises(ValueError, match="gpu = 40: known are 16, 24, 32, 48, 80 GB"):
+        card(40)
+    assert card_named("NVIDIA GeForce RTX 4090") == card(24)
+    assert card_named("NVIDIA H100 80GB HBM3") == card(80)
+    for other in (
+        "NVIDIA H100 PCIe",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "cpu",
+    ):
+        assert card_named(other) is None

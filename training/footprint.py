@@ -1,0 +1,260 @@
+"""How many bytes a run holds: on the device by part and phase, in RAM, on the disk. Pure arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from .architecture import LATENT_PIXELS, Architecture, Tokens
+from .config import Distillation, OptimizerName
+from .lora import PAPER_TARGETS, Shapes, targeted
+from .run_config import Targets
+
+GIB = 2**30
+FLOAT32, FLOAT64 = 4, 8
+TEXT_TOKENS = 256
+"""Of an edit's prompt: about 200 for the source picture as the encoder sees it, the rest words."""
+EIGHT_BIT_AT_LEAST, EIGHT_BIT_BLOCK = 4096, 256
+"""bitsandbytes keeps smaller tensors' moments in float32, and one float32 scale for so many numbers."""
+
+Checkpointing = Literal["full", "none"]
+"""Whether blocks keep only their inputs to the backward. The hosts decide: on a GPU always "full"."""
+ADAPTERS = "student and fake score"
+Bytes = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How the frozen base lies on the device."""
+
+    name: str
+    weight: float = 2
+    """Bytes of a number in a Linear's matrix."""
+    item: int = 2
+    """Bytes of a number in the model's arithmetic, and of biases and norms."""
+    blocks: int | None = None
+    """How many blocks are on the device at a time, fetched anew by every pass; None: all, for good."""
+
+    @property
+    def unpacked(self) -> bool:
+        """Whether a matrix is made larger each time it is used."""
+        return self.weight < self.item
+
+
+BF16, FP8 = Storage("bf16"), Storage("fp8", weight=1)
+STORAGES = (BF16, FP8)
+"""What a plan may choose from: bf16 as the diffusers host loads it, fp8 as ComfyUI can. Blocks that take
+turns on the device would be one more: Storage("fp8, two blocks", weight=1, blocks=2)."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a plan may choose: all that changes memory and time but not what is learnt."""
+
+    storage: Storage = BF16
+    optimizer: OptimizerName = "adamw"
+    micro_batch: int = 1
+    target_batch: int = 8
+    """Teacher images made at a time: `targets.batch`."""
+    checkpointing: Checkpointing = "full"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done, on which model; defaults are those of a run file."""
+
+    config: Distillation = field(default_factory=Distillation)
+    architecture: Architecture = field(default_factory=Architecture)
+    targets: Targets = field(default_factory=Targets)
+    side: int = 1024
+    """Pixels of the long side."""
+    effects: int = 50
+    samples: int = 1000
+    """Sources of all effects together."""
+    general: int = 0
+    """Samples of the general stream."""
+    missing: int | None = None
+    """Teacher images to make; None: all."""
+    teacher_rank: int = 32
+    """The largest."""
+    text: int = TEXT_TOKENS
+    storages: tuple[Storage, ...] = STORAGES
+    """How the base may lie on the device."""
+    checkpointing: tuple[Checkpointing, ...] = ("full",)
+    """What the host can do; the hosts checkpoint every block on a GPU, and there is no switch."""
+
+    @property
+    def tokens(self) -> Tokens:
+        """Of a square picture, the largest of that long side."""
+        return Tokens.of(self.side, self.text)
+
+    @property
+    def latent(self) -> int:
+        """Numbers of a picture's latent."""
+        return self.architecture.in_channels // 4 * (self.side // LATENT_PIXELS) ** 2
+
+    @property
+    def prompt(self) -> int:
+        """Numbers of a prompt's embedding."""
+        return self.text * self.architecture.joint_attention_dim
+
+    @property
+    def p_effect(self) -> float:
+        """Probability of the effect stream."""
+        return self.config.p_effect if self.general else 1.0
+
+    @property
+    def images(self) -> int:
+        """Teacher images to make."""
+        return self.samples if self.missing is None else self.missing
+
+    @cached_property
+    def adapted(self) -> Shapes:
+        """Linears that student and fake score adapt. Raises ValueError for a target that the model lacks."""
+        return targeted(self.architecture.linears, self.config.targets, "the model")
+
+    @cached_property
+    def adapter(self) -> int:
+        """Numbers of the student, and of the fake score."""
+        return adapter_numbers(self.adapted, self.config.rank)
+
+    @cached_property
+    def taught(self) -> Shapes:
+        """Linears that a teacher is taken to adapt."""
+        return targeted(self.architecture.linears, PAPER_TARGETS, "the model")
+
+    @cached_property
+    def teacher(self) -> int:
+        """Numbers of a teacher."""
+        return adapter_numbers(self.taught, self.teacher_rank)
+
+
+def adapter_numbers(shapes: Shapes, rank: int) -> int:
+    """Numbers of a LoRA on these Linears."""
+    return sum(rank * (out + into) for out, into in shapes.values())
+
+
+def base_bytes(architecture: Architecture, storage: Storage) -> int:
+    """The frozen base on the device."""
+    whole = round(architecture.weights * storage.weight) + architecture.other_parameters * storage.item
+    if storage.blocks is None:
+        return whole
+    absent = architecture.num_layers - min(storage.blocks, architecture.num_layers)
+    return whole - round(absent * architecture.block_weights * storage.weight)
+
+
+def adapter_bytes(shapes: Shapes, rank: int, optimizer: OptimizerName) -> Bytes:
+    """Float32 masters of student and fake score, AdamW's states, and the gradients of one of them: they are
+    updated in turn."""
+    numbers = adapter_numbers(shapes, rank)
+    moments = 2 * moment_bytes(shapes, rank, optimizer)
+    return {ADAPTERS: 2 * FLOAT32 * numbers, "their moments": moments, "gradients": FLOAT32 * numbers}
+
+
+def moment_bytes(shapes: Shapes, rank: int, optimizer: OptimizerName) -> int:
+    """AdamW's two moments of one adapter."""
+    sizes = [rank * side for shape in shapes.values() for side in shape]
+    if optimizer == "adamw":
+        return 2 * FLOAT32 * sum(sizes)
+    return 2 * sum(
+        FLOAT32 * n if n < EIGHT_BIT_AT_LEAST else n + FLOAT32 * math.ceil(n / EIGHT_BIT_BLOCK) for n in sizes
+    )
+
+
+def activation_bytes(job: Job, setting: Setting) -> int:
+    """What one micro-batch keeps to its backward under the student: all at once without checkpointing; with
+    it the blocks' inputs, and one block computed again."""
+    architecture, tokens, item = job.architecture, job.tokens, setting.storage.item
+    block = setting.micro_batch * architecture.block_activations(tokens, job.config.rank, item)
+    if item < FLOAT32:  # the masters of the adapter, cast for the arithmetic
+        block += item * job.adapter // architecture.num_layers
+    if setting.checkpointing == "full":
+        return block + _inputs(job, setting)
+    return block * architecture.num_layers + setting.micro_batch * architecture.width * tokens.image * item
+
+
+def _inputs(job: Job, setting: Setting) -> int:
+    return setting.micro_batch * job.architecture.block_inputs(job.tokens, setting.storage.item)
+
+
+def device_bytes(job: Job, setting: Setting) -> Mapping[str, Bytes]:
+    """Phase -> part -> bytes on the device. The peak is the largest sum of a phase.
+
+    The state that the trainer keeps for cancel and failure, lessons, and the moving average are in RAM.
+    """
+    tokens, item, batch = job.tokens, setting.storage.item, setting.micro_batch
+    architecture = job.architecture
+    forward = architecture.forward_transient(tokens, item)
+    unpacked = item * architecture.largest_linear if setting.storage.unpacked else 0
+    base = {"base": base_bytes(architecture, setting.storage)}
+    trained = adapter_bytes(job.adapted, job.config.rank, setting.optimizer)
+    held = {**base, **trained, "latents and prompts": _small(job, batch)}
+    # In float32 whatever the file has; the next ones arrive while those in use are still there.
+    teacher = FLOAT32 * job.teacher
+    kept = activation_bytes(job, setting)
+    graph = _inputs(job, setting) if setting.checkpointing == "full" else kept
+    return {
+        "backward": {
+            **held,
+            "teachers": batch * teacher,
+            "activations": kept,
+            "workspace": batch * architecture.backward_transient(tokens, item) + unpacked,
+        },
+        "scoring": {
+            **held,
+            "teachers": 2 * batch * teacher,
+            "activations": graph,
+            "workspace": batch * forward + unpacked,
+        },
+        "update": {
+            **held,
+            "teachers": batch * teacher,
+            # torch's AdamW takes the square roots of all second moments at once
+            "workspace": FLOAT32 * job.adapter if setting.optimizer == "adamw" else 0,
+        },
+        "teacher images": {
+            **base,
+            ADAPTERS: trained[ADAPTERS],
+            "latents and prompts": _small(job, setting.target_batch),
+            "teachers": 2 * min(2, setting.target_batch) * teacher,  # images are made in the order of effects
+            "workspace": setting.target_batch * forward + unpacked,
+        },
+    }
+
+
+def _small(job: Job, batch: int) -> int:
+    """Three prompts a sample; about ten latents (source, target, noise, samples, scores), four more in
+    float64 for the loss; and the cycle's samples for the fake score."""
+    sample = FLOAT32 * (3 * job.prompt + 10 * job.latent) + FLOAT64 * 4 * job.latent
+    return batch * sample + job.config.batch * FLOAT32 * job.latent
+
+
+def ram_bytes(job: Job, setting: Setting) -> Bytes:
+    """Part -> bytes in RAM, beside the process itself and the text encoder; at most."""
+    c = job.config
+    # the new copy is made before the old one goes
+    state = 2 * kept_bytes(job, setting) + (FLOAT32 * job.adapter if c.ema else 0)
+    lessons = job.samples * (3 * job.prompt + 2 * job.latent) + job.general * (2 * job.prompt + job.latent)
+    return {
+        "state of the last cycle": state,
+        "teachers": min(c.bank_ram, job.effects) * FLOAT32 * job.teacher,
+        "lessons": FLOAT32 * lessons,
+    }
+
+
+def kept_bytes(job: Job, setting: Setting) -> int:
+    """The state after a cycle: both adapters, their moments, the moving average."""
+    moments = moment_bytes(job.adapted, job.config.rank, setting.optimizer)
+    return 2 * (FLOAT32 * job.adapter + moments) + (FLOAT32 * job.adapter if job.config.ema else 0)
+
+
+def disk_bytes(job: Job, setting: Setting) -> Bytes:
+    """Part -> bytes in the run's folder."""
+    return {
+        "teacher images": job.images * FLOAT32 * job.latent,
+        "state": 2 * kept_bytes(job, setting),  # while it is written the earlier one is still there
+        "collection": 2 * job.adapter,
+    }

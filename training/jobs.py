@@ -1,0 +1,65 @@
+"""The job that a run file describes, for its plan: no model is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from ..collection.layouts import read_lora
+from ..pocket import TRANSFORMER
+from ..pocket.text import TOKENS
+from .architecture import Architecture
+from .footprint import Job, Storage
+from .lora import Shapes
+from .run_config import Run
+
+POCKET_SIDE = 128
+FLOAT32 = Storage("float32", weight=4, item=4)
+
+
+def job_of(run: Run) -> Job:
+    """What `run` does. Of teachers and base only the headers are read.
+
+    Raises:
+        ValueError: the base's folder holds no configuration of a Qwen-Image transformer.
+        LoraFormatError: a teacher that is missing, damaged or for another base.
+    """
+    folder = Path(run.base)
+    pocket = run.base == "pocket" or not (folder / "model_index.json").is_file()
+    architecture = Architecture.of(TRANSFORMER if pocket else _configuration(folder / "transformer"))
+    files = {name: effect.lora_path for name, effect in run.lists.effects.items()}
+    job = Job(
+        run.distill,
+        architecture,
+        run.targets,
+        run.long_side,
+        effects=len(files),
+        samples=len(run.lists.samples),
+        general=len(run.lists.general),
+        missing=sum(sample.base_pred_image is None for sample in run.lists.samples),
+        teacher_rank=largest_rank(files.values(), architecture.linears),
+    )
+    if not pocket:
+        return job
+    return replace(job, side=POCKET_SIDE, text=TOKENS, storages=(FLOAT32,), checkpointing=("none",))
+
+
+def largest_rank(files: Iterable[Path], shapes: Shapes) -> int:
+    """The largest rank of any module of these LoRAs."""
+    loras = (read_lora(file, shapes, check_finite=False) for file in files)
+    return max((lora.rank(path) for lora in loras for path in lora.down), default=1)
+
+
+def _configuration(folder: Path) -> Mapping[str, object]:
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error}); base must name a whole Qwen-Image-Edit"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: no configuration; fetch this part again")
+    return content

@@ -1,0 +1,270 @@
+"""Before the start: does a run fit a card, with which settings is it fastest, how many hours will it take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, get_args
+
+from .cards import COPY, UTILISATION, Card
+from .config import OptimizerName
+from .evaluations import Evaluations, cycle_evaluations, warm_evaluations
+from .footprint import (
+    GIB,
+    Bytes,
+    Checkpointing,
+    Job,
+    Setting,
+    Storage,
+    base_bytes,
+    device_bytes,
+    disk_bytes,
+    kept_bytes,
+    ram_bytes,
+)
+
+HOUR = 3600
+ADVICE = "Lower rank or long_side, or take a larger card."
+
+
+@dataclass(frozen=True)
+class Hours:
+    """What a run takes, by the operations it computes. Encoding, previews and thumbnails are not counted."""
+
+    targets: float
+    """Making the missing teacher images."""
+    cycles: float
+    cycle: float
+    """Seconds of a cycle after the warm ones."""
+
+    @property
+    def all(self) -> float:
+        """Together."""
+        return self.targets + self.cycles
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job under one setting, in a room of so many bytes."""
+
+    job: Job
+    setting: Setting
+    room: int
+    card: Card | None = None
+
+    @property
+    def peak(self) -> tuple[str, Bytes]:
+        """The phase that holds most, and its parts."""
+        phases = device_bytes(self.job, self.setting)
+        return max(phases.items(), key=lambda phase: sum(phase[1].values()))
+
+    @property
+    def bytes(self) -> int:
+        """The peak on the device."""
+        return sum(self.peak[1].values())
+
+    @property
+    def missing(self) -> int:
+        """Bytes that are too many; 0 where the plan fits."""
+        return max(0, self.bytes - self.room)
+
+    @property
+    def hours(self) -> Hours | None:
+        """None for what does not fit, or without a card."""
+        return None if self.card is None or self.missing else hours(self.job, self.setting, self.card)
+
+
+def plan(job: Job, card: Card) -> Plan:
+    """The fastest setting that fits the card; where none does, the smallest."""
+    return choose(Plan(job, setting, card.room, card) for setting in settings(job))
+
+
+def choose(plans: Iterator[Plan]) -> Plan:
+    """The fastest that fits, of equally fast ones the first; where none fits, the smallest. What the job's
+    own optimizer can do is not done with less precise moments."""
+    every = list(plans)
+    fitting = [one for one in every if not one.missing]
+    if not fitting:
+        return min(every, key=lambda one: one.bytes)
+
+    def cost(one: Plan) -> tuple[bool, float]:
+        other = one.setting.optimizer != one.job.config.optimizer
+        return other, one.hours.all if one.hours else 0.0
+
+    return min(fitting, key=cost)
+
+
+def settings(job: Job) -> Iterator[Setting]:
+    """All that may be chosen, what the job asks for first. Batches are its own or smaller: larger ones need
+    prompts of equal length."""
+    config = job.config
+    optimizers = get_args(OptimizerName) if config.optimizer == "adamw" else (config.optimizer,)
+    micro = [n for n in range(config.micro_batch, 0, -1) if config.batch % n == 0]
+    batches = [n for n in (8, 4, 2, 1) if n < job.targets.batch]
+    for chosen in product(job.storages, optimizers, micro, [job.targets.batch, *batches], job.checkpointing):
+        yield Setting(*chosen)
+
+
+# -- time ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Floating-point operations of one pass of one sample through the model."""
+
+    adapter: float
+    """Forward under student or fake score."""
+    teacher: float
+    """Forward under a teacher or, in the general stream, the base."""
+    target: float
+    """Forward under a teacher."""
+    recomputed: float
+    """What checkpointing computes again before a backward."""
+    backward: float
+    """Of student or fake score."""
+
+
+def passes(job: Job, checkpointing: Checkpointing) -> Passes:
+    """The passes of a job, its adapters included."""
+    model, tokens = job.architecture.operations(job.tokens), job.tokens
+    adapter = job.architecture.adapter_operations(job.adapted, job.config.rank, tokens)
+    teacher = job.architecture.adapter_operations(job.taught, job.teacher_rank, tokens)
+    return Passes(
+        model.forward + adapter,
+        model.forward + job.p_effect * teacher,
+        model.forward + teacher,
+        model.forward + adapter if checkpointing == "full" else 0.0,
+        model.backward + 2 * adapter,
+    )
+
+
+def hours(job: Job, setting: Setting, card: Card, utilisation: float = UTILISATION) -> Hours:
+    """What the job takes on a card.
+
+    A pass over a batch takes as long as its operations at `utilisation` of the card's peak, or as reading the
+    weights, or as fetching those that are not there, whichever is longest; and then the unpacking of weights.
+    """
+    reading, more = _reading(job, setting.storage, card), _unpacking(job, setting.storage, card)
+
+    def seconds(operations: float, batch: int) -> float:
+        """Of one sample's share of a pass over `batch` samples."""
+        computing = operations / (utilisation * card.operations)
+        return max(computing, reading / batch) + more / batch if operations else 0.0
+
+    each, batch = passes(job, setting.checkpointing), setting.micro_batch
+    gradient = sum(seconds(part, batch) for part in (each.adapter, each.recomputed, each.backward))
+
+    def cycle(count: Evaluations) -> float:
+        own, teachers = seconds(each.adapter, batch), seconds(each.teacher, batch)
+        sample = count.adapter * own + count.teacher * teachers + count.gradient * gradient
+        return job.config.batch * sample + kept_bytes(job, setting) / COPY
+
+    c = job.config
+    full, warm = cycle(cycle_evaluations(c, job.p_effect)), cycle(warm_evaluations(job.p_effect))
+    return Hours(
+        target_evaluations(job) * seconds(each.target, setting.target_batch) / HOUR,
+        ((c.cycles - c.warm_cycles) * full + c.warm_cycles * warm) / HOUR,
+        full,
+    )
+
+
+def target_evaluations(job: Job) -> int:
+    """Evaluations of all teacher images to make: guidance takes two a step."""
+    return job.images * job.targets.steps * (2 if job.targets.guidance else 1)
+
+
+def model_operations(job: Job) -> float:
+    """FLOP of one cycle without recomputation: what model utilisation is measured by."""
+    each, count = passes(job, "none"), cycle_evaluations(job.config, job.p_effect)
+    gradient = count.gradient * (each.adapter + each.backward)
+    return job.config.batch * (count.adapter * each.adapter + count.teacher * each.teacher + gradient)
+
+
+def _reading(job: Job, storage: Storage, card: Card) -> float:
+    """Seconds in which all weights are read once by the matrix products, or what is not on the device comes
+    over the link, ahead of its use; both go on beside the computation."""
+    everything = base_bytes(job.architecture, replace(storage, blocks=None))
+    absent = everything - base_bytes(job.architecture, storage)
+    return max(job.architecture.weights * storage.item / card.bandwidth, absent / card.link)
+
+
+def _unpacking(job: Job, storage: Storage, card: Card) -> float:
+    """Seconds a pass in which nothing is computed: packed weights are read and written unpacked."""
+    numbers = job.architecture.weights if storage.unpacked else 0
+    return numbers * (storage.weight + storage.item) / card.bandwidth
+
+
+# -- in words ------------------------------------------------------------------------------------------------
+
+
+def words(plan: Plan) -> str:
+    """A table for people."""
+    job, setting, c = plan.job, plan.setting, plan.job.config
+    count = cycle_evaluations(c, job.p_effect).equivalents
+    lines = [
+        f"{job.effects} effects, {job.images} teacher images to make, {job.side} pixels, rank {c.rank}, "
+        f"{c.cycles} cycles of {c.batch} samples of {count:.4g} forward-equivalents"
+    ]
+    if plan.card is not None:
+        peak = plan.card.operations / 1e12
+        lines.append(f"on {plan.card.name}, {UTILISATION:.0%} of its {peak:.0f} TFLOP/s")
+    lines.append(", ".join(f"{name} = {value}" for name, value in chosen(setting).items()))
+    phase, parts = plan.peak
+    lines += [_line(name, size) for name, size in parts.items() if size]
+    lines.append(f"{_line(f'at the peak, {phase}', plan.bytes)} of {plan.room / GIB:.2f}")
+    lines += [_line(f"in RAM: {name}", size) for name, size in ram_bytes(job, setting).items()]
+    lines += [_line(f"on the disk: {name}", size) for name, size in disk_bytes(job, setting).items()]
+    took = plan.hours
+    if took is not None:
+        lines.append(f"{'teacher images':<32}{took.targets:8.2f} h   {target_evaluations(job)} evaluations")
+        lines.append(f"{'cycles':<32}{took.cycles:8.2f} h   {took.cycle:.1f} s each")
+        lines.append(f"{'together':<32}{took.all:8.2f} h")
+    return "\n".join(lines)
+
+
+def verdict(plan: Plan) -> str:
+    """What is missing where even the best plan does not fit; else nothing."""
+    if not plan.missing:
+        return ""
+    return f"Nothing that can be set fits: {plan.missing / GIB:.2f} GiB are missing. {ADVICE}"
+
+
+def chosen(setting: Setting) -> dict[str, str | int]:
+    """A setting by the names that users know."""
+    return {
+        "base": setting.storage.name,
+        "optimizer": setting.optimizer,
+        "micro_batch": setting.micro_batch,
+        "targets.batch": setting.target_batch,
+        "checkpointing": setting.checkpointing,
+    }
+
+
+def _line(name: str, size: int) -> str:
+    return f"{name:<32}{size / GIB:8.2f} GiB"
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """The same for programs: bytes, seconds, hours."""
+    job, setting, took = plan.job, plan.setting, plan.hours
+    phase, parts = plan.peak
+    count = cycle_evaluations(job.config, job.p_effect)
+    return {
+        "gpu": None if plan.card is None else plan.card.name,
+        "fits": not plan.missing,
+        "missing_bytes": plan.missing,
+        "room_bytes": plan.room,
+        "peak_bytes": plan.bytes,
+        "phase": phase,
+        "parts_bytes": parts,
+        "phases_bytes": {name: sum(own.values()) for name, own in device_bytes(job, setting).items()},
+        "setting": chosen(setting),
+        "forward_equivalents": count.equivalents,
+        "hours": took and {"targets": took.targets, "cycles": took.cycles, "all": took.all},
+        "seconds_per_cycle": took and took.cycle,
+        "flop_per_cycle": model_operations(job),
+        "utilisation": UTILISATION,
+        "ram_bytes": ram_bytes(job, setting),
+        "disk_bytes": disk_bytes(job, setting),
+    }
