@@ -28,9 +28,10 @@ from ..collection.atomic import atomic_write
 from ..training.bank import TeacherBank
 from ..training.config import distillation
 from ..training.distiller import FAKE, STUDENT, Distiller
+from ..training.footprint import GIB
 from ..training.hosts.diffusers import EditVelocity, set_checkpointing
 from ..training.lora import PAPER_TARGETS, LoraAdapter, linear_shapes, target_shapes
-from ..training.memory import GIB, peak_memory
+from ..training.memory import peak_memory
 from ..training.offload import Offload
 from ..training.roles import BASE, Roles
 from ..training.trainer import Trainer

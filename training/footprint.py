@@ -45,9 +45,8 @@ class Storage:
 
 
 BF16, FP8 = Storage("bf16"), Storage("fp8", weight=1)
-STORAGES = (BF16, FP8)
-"""What a plan may choose from: bf16 as the diffusers host loads it, fp8 as ComfyUI can. Blocks that take
-turns on the device would be one more: Storage("fp8, two blocks", weight=1, blocks=2)."""
+STORAGES = (BF16, FP8, Storage("bf16, offloaded", blocks=2), Storage("fp8, offloaded", weight=1, blocks=2))
+"""What the command line offers (`base_dtype`, `offload = true`), and a plan chooses from."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +237,10 @@ def ram_bytes(job: Job, setting: Setting) -> Bytes:
     # the new copy is made before the old one goes
     state = 2 * kept_bytes(job, setting) + (FLOAT32 * job.adapter if c.ema else 0)
     lessons = job.samples * (3 * job.prompt + 2 * job.latent) + job.general * (2 * job.prompt + job.latent)
+    architecture, storage = job.architecture, setting.storage
+    blocks = 0 if storage.blocks is None else architecture.num_layers
     return {
+        "offloaded base": round(blocks * architecture.block_weights * storage.weight),
         "state of the last cycle": state,
         "teachers": min(c.bank_ram, job.effects) * FLOAT32 * job.teacher,
         "lessons": FLOAT32 * lessons,

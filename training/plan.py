@@ -213,7 +213,7 @@ def words(plan: Plan) -> str:
     phase, parts = plan.peak
     lines += [_line(name, size) for name, size in parts.items() if size]
     lines.append(f"{_line(f'at the peak, {phase}', plan.bytes)} of {plan.room / GIB:.2f}")
-    lines += [_line(f"in RAM: {name}", size) for name, size in ram_bytes(job, setting).items()]
+    lines += [_line(f"in RAM: {name}", size) for name, size in ram_bytes(job, setting).items() if size]
     lines += [_line(f"on the disk: {name}", size) for name, size in disk_bytes(job, setting).items()]
     took = plan.hours
     if took is not None:

@@ -22,6 +22,7 @@ from collectionlora.training.footprint import (
     Storage,
     device_bytes,
     kept_bytes,
+    ram_bytes,
 )
 from collectionlora.training.plan import (
     Plan,
@@ -39,7 +40,7 @@ from collectionlora.training.run_config import Targets
 RANK_32: dict[str, Any] = {"rank": 32, "alpha": 32.0}
 INSTANT = Card(1, "computes only", 1e6, 1e15, math.inf, math.inf)
 """Nothing but operations takes time on it."""
-STREAMED = Storage("fp8, two blocks", weight=1, blocks=2)
+RESIDENT = STORAGES[:2]
 
 
 def equivalents(config: Distillation, p_effect: float | None = None) -> float:
@@ -125,7 +126,7 @@ def test_warm_cycles_cost_less() -> None:
 
 def test_unpacking_and_fetching_take_time_and_larger_batches_share_it() -> None:
     job = Job(distillation({**RANK_32, "micro_batch": 8}), side=512)
-    kinds = (*STORAGES, STREAMED)
+    kinds = [*RESIDENT, Storage("fp8, offloaded", weight=1, blocks=2)]
     alone, shared = (
         [hours(job, Setting(kind, "adamw", n), card(24)).cycle for kind in kinds] for n in (1, 8)
     )
@@ -149,7 +150,7 @@ def jobs() -> list[Job]:
 
 @pytest.mark.parametrize("job", jobs(), ids=lambda job: f"rank {job.config.rank}, {job.side}")
 def test_a_larger_card_is_never_slower(job: Job) -> None:
-    for storages in (STORAGES, (*STORAGES, STREAMED)):
+    for storages in (RESIDENT, STORAGES):
         made = [plan(replace(job, storages=storages), one) for one in CARDS]
         took = [one.hours.all if one.hours else math.inf for one in made]
         assert all(larger <= smaller for smaller, larger in pairwise(took))
@@ -174,6 +175,7 @@ def test_a_shrinking_room_takes_precision_of_the_base_then_of_the_moments() -> N
     job = Job(distillation(RANK_32))
     whole = plan(job, card(80))
     assert (whole.setting.storage.name, whole.setting.optimizer) == ("bf16", "adamw")
+    job = replace(job, storages=RESIDENT)
     tight = plan(job, replace(card(80), memory=40))
     assert (tight.setting.storage.name, tight.setting.optimizer) == ("fp8", "adamw")
     tighter = plan(job, replace(card(80), memory=tight.bytes / GIB + 1))
@@ -197,13 +199,16 @@ def test_where_nothing_fits_the_plan_says_what_is_missing() -> None:
     assert to_json(made)["hours"] is None
 
 
-def test_blocks_that_take_turns_are_one_more_storage() -> None:
+def test_a_small_card_gets_a_base_that_is_offloaded() -> None:
     job = Job(distillation(RANK_32))
-    assert plan(job, card(24)).missing
-    streamed = plan(replace(job, storages=(*STORAGES, STREAMED)), card(24))
-    assert not streamed.missing
-    assert streamed.setting.storage == STREAMED
-    assert plan(replace(job, storages=(*STORAGES, STREAMED)), card(80)).setting.storage.name == "bf16"
+    assert plan(replace(job, storages=RESIDENT), card(24)).missing
+    made = plan(job, card(24))
+    assert not made.missing
+    assert made.setting.storage.blocks == 2
+    blocks = sum(out * into for path, (out, into) in job.architecture.linears.items() if "blocks" in path)
+    assert ram_bytes(job, made.setting)["offloaded base"] == blocks * made.setting.storage.weight
+    assert ram_bytes(job, Setting())["offloaded base"] == 0
+    assert plan(job, card(80)).setting.storage.name == "bf16"
 
 
 def test_the_peak_is_the_largest_phase() -> None:
