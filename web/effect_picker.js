@@ -1,6 +1,7 @@
 // Choose Effect: a gallery of the connected collection's effects. The node's two lists stay the truth; the
 // gallery shows them and sets them, and is saved nowhere.
 import { app } from "../../scripts/app.js";
+import { wear } from "./element.js";
 import { effectsOf, forget } from "./picker/catalogue.js";
 import { Gallery } from "./picker/gallery.js";
 import { ready, t } from "./words.js";
@@ -11,10 +12,7 @@ const NONE = "none";
 const WIDTH = 340;
 const HEIGHT = 260;
 
-const style = document.createElement("link");
-style.rel = "stylesheet";
-style.href = new URL("./picker/picker.css", import.meta.url).href;
-document.head.append(style);
+wear("./picker/picker.css");
 
 /** Upstream, through reroutes, to the node that names a file. @param {Node} node */
 function fileOf(node) {
