@@ -9,20 +9,47 @@ import { ready, t } from "./words.js";
 /** @typedef {any} Node ComfyUI's published types lack much of what its page gives a node. */
 
 const NONE = "none";
+const OUTSIDE = -10; // where links come from that enter a subgraph
 const WIDTH = 340;
 const HEIGHT = 260;
 
 wear("./picker/picker.css");
 
-/** Upstream, through reroutes, to the node that names a file. @param {Node} node */
+/** Upstream, through reroutes and out of subgraphs, to the node that names a file. @param {Node} node */
 function fileOf(node) {
-  let found = node.getInputNode(node.findInputSlot("collection"));
+  let found = before(node, node.findInputSlot("collection"));
   for (let hops = 0; found && hops < 32; hops++) {
     const widget = found.widgets?.find((/** @type {Node} */ one) => one.name === "file");
     if (widget) return widget.value;
-    found = found.getInputNode?.(0);
+    found = before(found, 0);
   }
   return null;
+}
+
+/**
+ * The node at the other end of an input's link.
+ * @param {Node} node @param {number} slot
+ * @returns {Node | null}
+ */
+function before(node, slot) {
+  const link = node.getInputLink?.(slot);
+  if (!link) return null;
+  if (Number(link.origin_id) !== OUTSIDE) {
+    const found = node.graph.getNodeById(link.origin_id);
+    return found?.resolveSubgraphOutputLink?.(link.origin_slot)?.outputNode ?? found;
+  }
+  for (const holder of nodesOf(node.graph.rootGraph ?? node.graph)) {
+    if (holder.subgraph === node.graph) return before(holder, link.origin_slot);
+  }
+  return null;
+}
+
+/** All nodes of a graph and of the subgraphs in it. @param {Node} graph @returns {Generator<Node>} */
+function* nodesOf(graph) {
+  for (const node of graph.nodes) {
+    yield node;
+    if (node.subgraph) yield* nodesOf(node.subgraph);
+  }
 }
 
 /** @param {Node} node */
@@ -136,7 +163,7 @@ function watchFile(node) {
   file.callback = function (/** @type {any[]} */ ...args) {
     const result = called?.apply(this, args);
     forget(file.value);
-    for (const other of node.graph?.nodes ?? []) {
+    for (const other of nodesOf(node.graph.rootGraph ?? node.graph)) {
       if (other.collectionLoraGallery) refresh(other);
     }
     return result;
