@@ -40,7 +40,15 @@ ALONE = (
     f"(type) => {{ {APP}.graph.clear(); const node = window.LiteGraph.createNode(type);"
     f" node.pos = [100, 100]; {APP}.graph.add(node); }}"
 )
-SETTINGS = {"Comfy.Minimap.Visible": False, "Comfy.NodeBadge.NodeSourceBadgeMode": "None"}
+SETTINGS = {
+    "Comfy.VueNodes.Enabled": True,
+    "Comfy.EnableTooltips": False,
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.Graph.CanvasMenu": False,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
+}
+UNWANTED = ".comfy-menu-hamburger { display: none !important; }"
 
 
 class Studio:
@@ -57,6 +65,7 @@ class Studio:
         self.page.evaluate(f"(graph) => {APP}.loadGraphData(graph)", content)
         self.page.wait_for_timeout(3000)
         self.page.keyboard.press("Escape")  # the list of missing models
+        self.page.add_style_tag(content=UNWANTED)
 
     def run(self) -> None:
         self.page.evaluate(f"() => {APP}.queuePrompt(0)")
@@ -113,7 +122,9 @@ class Studio:
         self.page.evaluate(f"() => {APP}.extensionManager.command.execute('Comfy.Canvas.FitView')")
         self.page.wait_for_timeout(2000)
         save(self.page.screenshot(), ROOT / "docs" / picture, DOC_WIDTH)
-        save(self.page.locator(part).screenshot(), ROOT / "web" / "docs" / help_page / name)
+        box = self.page.locator(part).bounding_box()
+        box["height"] = min(box["height"], WINDOW["height"] - box["y"])  # it scrolls
+        save(self.page.screenshot(clip=box), ROOT / "web" / "docs" / help_page / name)
 
 
 def save(shot: bytes, path: Path, width: int | None = None) -> None:

@@ -32,7 +32,7 @@ function fileOf(node) {
  * @returns {Node | null}
  */
 function before(node, slot) {
-  const link = node.getInputLink?.(slot);
+  const link = node.graph.getLink(node.inputs?.[slot]?.link); // getInputLink looks into subgraphs
   if (!link) return null;
   if (Number(link.origin_id) !== OUTSIDE) {
     const found = node.graph.getNodeById(link.origin_id);

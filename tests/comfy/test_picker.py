@@ -304,8 +304,9 @@ def test_the_choice_survives_in_a_subgraph(picker: Any) -> None:
     )
     picker.wait_for_timeout(800)
     picker.evaluate(SHOW_NODE.replace(f"{APP}.graph.nodes", f"{APP}.canvas.graph.nodes"))
-    cell(picker, "neon").click()
+    cell(picker, "neon").filter(visible=True).click()
     assert chosen(picker) == ("neon", "none")
+    picker.evaluate(f"() => {APP}.canvas.setGraph({APP}.graph.rootGraph)")
 
 
 MEASURE = (
