@@ -48,7 +48,7 @@ SETTINGS = {
     "Comfy.Minimap.Visible": False,
     "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
 }
-UNWANTED = ".comfy-menu-hamburger { display: none !important; }"
+UNWANTED = ".no-drag.fixed.top-0.right-0 { display: none !important; }"  # the menu
 
 
 class Studio:
@@ -56,16 +56,18 @@ class Studio:
 
     def __init__(self, page: Any, server: Server) -> None:
         self.page, self.server = page, server
+        open_page(page, server.url)
+        for one in SETTINGS.items():
+            page.evaluate(f"([name, value]) => {APP}.extensionManager.setting.set(name, value)", one)
+        page.add_style_tag(content=UNWANTED)
 
     def open(self, name: str) -> None:
         """Load a workflow into a page that shows nothing but the graph."""
         self.page.set_viewport_size(WINDOW)
-        open_page(self.page, self.server.url)
         content = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
         self.page.evaluate(f"(graph) => {APP}.loadGraphData(graph)", content)
         self.page.wait_for_timeout(3000)
         self.page.keyboard.press("Escape")  # the list of missing models
-        self.page.add_style_tag(content=UNWANTED)
 
     def run(self) -> None:
         self.page.evaluate(f"() => {APP}.queuePrompt(0)")
@@ -147,9 +149,11 @@ def take(studio: Studio, name: str) -> None:
     if not name.endswith("qwen"):
         studio.run()
     if name == "distil_pocket":
-        while studio.server.get("/collectionlora/run")["cycle"] < 22:
+        while studio.server.answer("/collectionlora/run").get("cycle", 0) < 22:
             time.sleep(0.5)
         studio.tab(".cl-panel", "comfyui_distil.jpg", "CollectionLoraDistil", "panel.jpg")
+        nearest = page.locator(".cl-part .cl-part").screenshot()
+        save(nearest, ROOT / "web" / "docs" / "CollectionLoraDistil" / "nearest.jpg")
         page.evaluate(TAB, "distillation")
     studio.wait()
     if name == "apply_effect_pocket":
@@ -189,13 +193,9 @@ def main() -> None:
         browser = run.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport=WINDOW)
         page.set_default_timeout(120_000)
-        open_page(page, server.url)
-        for setting, value in SETTINGS.items():
-            page.evaluate(
-                f"([name, value]) => {APP}.extensionManager.setting.set(name, value)", [setting, value]
-            )
+        studio = Studio(page, server)
         for name in names:
-            take(Studio(page, server), name)
+            take(studio, name)
         browser.close()
 
 
