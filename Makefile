@@ -1,4 +1,4 @@
-# make demo · make test · make bench · make lint · make types · make web
+# make demo · make test · make bench · make lint · make types · make web · make pictures
 # Everything runs in .venv, made on first use with the pinned versions of requirements/constraints.txt.
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench test-core lint types web format clean
+.PHONY: help install demo test bench test-core lint types web pictures format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -50,6 +50,9 @@ web:  ## types and rules of the scripts in web/; needs Node.js 20 and npm
 	@cd tests/web && npm install --silent --no-audit --no-fund --no-package-lock --legacy-peer-deps
 	@cd tests/web && npx tsc
 	@tests/web/node_modules/.bin/eslint --config tests/web/eslint.config.js web
+
+pictures: $(INSTALLED)  ## take the pictures of workflows and help pages anew; needs a ComfyUI and Chromium
+	@$(BIN)/python docs/take_pictures.py $(PICTURES)
 
 format: $(INSTALLED)  ## let ruff repair and format the code
 	@$(BIN)/ruff check --fix

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
+import torch
 from comfy import model_management, utils
 from comfy_api.latest import io, ui
 from PIL import Image
@@ -23,6 +24,7 @@ from ..training.config import PRESETS, Distillation, distillation
 from ..training.drawings import draw_losses, draw_matrix
 from ..training.hosts.comfy import ComfyHost
 from ..training.lora import PAPER_TARGETS, block_targets, linear_shapes
+from ..training.nearest import likeness
 from ..training.pictures import to_tensor
 from ..training.plan import ADVICE
 from ..training.plots import SheetRow, contact_sheet
@@ -301,16 +303,16 @@ def _distil(
             logging.warning("CollectionLoRA may run out of memory: %s", warning)
         events.plan(f"{plan}\n{warning}".strip())
         try:
-            events.prompts(job.prepare(progress).tags)
+            previewed = list(job.effects)[:PREVIEWED] if preview_every else []
+            events.prompts(job.prepare(progress, previewed).tags)
             if preview_every and not resume:
-                events.preview(0, _preview(job))
+                _preview(job, events)
             for record in job.train(resume, progress):
                 events.cycle(record)
                 cycle = job.trainer.cycle
                 picture = None
                 if preview_every and cycle % preview_every == 0:
-                    picture = ("JPEG", _preview(job), 512)
-                    events.preview(cycle, picture[1])
+                    picture = ("JPEG", _preview(job, events), 512)
                 if events.save_wanted:
                     job.finish(thumbnails=False)
                     events.saved(run.collection)
@@ -366,12 +368,15 @@ def _where(kept: Path | None) -> str:
     return f"; what was trained is in {kept}" if kept else ""
 
 
-def _preview(job: DistillationRun) -> Image.Image:
-    """The student beside its teachers, on fixed pictures with fixed noise."""
-    names = list(job.prepared.prompts)[:PREVIEWED]
-    titles = [effect.title for effect in job.prepared.catalogue.effects]
-    rows = [SheetRow(title, pictures) for title, pictures in zip(titles, job.preview(names))]
-    return contact_sheet(rows, ["source", "teacher", "student"], cell=PREVIEW_CELL)
+def _preview(job: DistillationRun, events: RunEvents) -> Image.Image:
+    """The student beside its teachers, on one picture with fixed noise; the page is told."""
+    titles = [effect.title for effect in job.prepared.catalogue.effects][:PREVIEWED]
+    shown = list(job.preview())
+    rows = [SheetRow(title, pictures) for title, pictures in zip(titles, shown)]
+    picture = contact_sheet(rows, ["source", "teacher", "student"], cell=PREVIEW_CELL)
+    sources, teachers, students = map(torch.stack, zip(*shown))
+    events.preview(job.trainer.cycle, picture, titles, likeness(sources[0], teachers, students))
+    return picture
 
 
 def _in_words(run: Run, report: Mapping[str, Any]) -> str:

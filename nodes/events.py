@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
+from torch import Tensor
 
 from ..collection.atomic import atomic_write
 from ..training.prompting import TagReport
@@ -17,6 +19,8 @@ from ..training.trainer import Record
 
 REMEMBERED = 20
 PREVIEWS = "previews"
+NEWS_ONLY = ("loss", "effect_loss", "compared")
+"""What an event adds to a part of the story that is kept under another name."""
 
 _runs: OrderedDict[str, RunEvents] = OrderedDict()
 
@@ -40,7 +44,12 @@ class RunEvents:
             "losses": {},
             "effects": {},
             "previews": self._previews(),
+            "nearest": {},
         }
+        for cycle in self.story["previews"]:
+            file = self.preview_file(cycle).with_suffix(".json")
+            if file.is_file():
+                self.story["nearest"][cycle] = json.loads(file.read_text(encoding="utf-8"))
         self.save_wanted = False
         """Set by the page: write the collection after this cycle and go on."""
         self._seconds: list[float] = []
@@ -55,8 +64,7 @@ class RunEvents:
 
     def prompts(self, tags: TagReport) -> None:
         """How alike the student prompts are: cosines (N,N) of what the encoder makes of them."""
-        matrix = [[round(float(cosine), 3) for cosine in line] for line in tags.chosen]
-        self._tell(prompts={"names": tags.names, "matrix": matrix})
+        self._tell(prompts={"names": tags.names, "matrix": _rounded(tags.chosen)})
 
     def phase(self, name: str, done: int, total: int) -> None:
         """Something before the cycles."""
@@ -86,13 +94,18 @@ class RunEvents:
             seconds_left=round(mean * (self.story["cycles"] - record.cycle - 1)),
         )
 
-    def preview(self, cycle: int, picture: Image.Image) -> None:
-        """Keep a picture of what the student can do after `cycle` cycles."""
+    def preview(self, cycle: int, picture: Image.Image, names: list[str], likeness: Tensor) -> None:
+        """Keep a picture of what the student can do after `cycle` cycles, and how near each effect's part of
+        it is to each one's teacher image (N,N)."""
         path = self.preview_file(cycle)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
             picture.save(temporary, "JPEG", quality=88)
-        self._tell(previews=self._previews())
+        nearest = {"names": names, "matrix": _rounded(likeness)}
+        with atomic_write(path.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(nearest), encoding="utf-8")
+        self.story["nearest"][cycle] = nearest
+        self._tell(previews=self._previews(), compared={cycle: nearest})
 
     def preview_file(self, cycle: int) -> Path:
         """Where the picture of a cycle is, if there is one."""
@@ -111,7 +124,7 @@ class RunEvents:
         return sorted(int(path.stem) for path in (self.folder / PREVIEWS).glob("[0-9]*.jpg"))
 
     def _tell(self, **news: Any) -> None:
-        self.story |= {key: value for key, value in news.items() if key not in ("loss", "effect_loss")}
+        self.story |= {key: value for key, value in news.items() if key not in NEWS_ONLY}
         message = {"node": self.node, "prompt_id": self.prompt, "time": time.time(), **news}
         PromptServer.instance.send_sync("collectionlora.run", message)
 
@@ -126,6 +139,10 @@ def find_run(prompt: str) -> RunEvents | None:
 def story(run: RunEvents) -> dict[str, Any]:
     """All that was told about a run: losses by term and by effect, phase, cycle, how it ended."""
     return {"node": run.node, "prompt_id": run.prompt, **run.story}
+
+
+def _rounded(matrix: Tensor) -> list[list[float]]:
+    return [[round(value, 3) for value in line] for line in matrix.tolist()]
 
 
 def _by_effect(record: Record) -> dict[str, float]:

@@ -105,6 +105,18 @@ def _size(path: Path) -> tuple[int, int]:
         return (height, width) if turned else (width, height)
 
 
+def on_one_source(
+    names: Sequence[str], effects: Mapping[str, EffectEntry], samples: Sequence[EffectSample]
+) -> dict[str, EffectSample]:
+    """A sample of each of these effects, all of the source that most of them have (of equals the first)."""
+    owners: dict[Path, dict[str, EffectSample]] = {}
+    for sample in samples:
+        if sample.lora_name in names:
+            owners.setdefault(sample.source_image, {}).setdefault(sample.lora_name, sample)
+    source, found = max(owners.items(), key=lambda one: len(one[1]), default=(Path(), {}))
+    return {name: found.get(name) or EffectSample(source, effects[name].prompt, name, None) for name in names}
+
+
 def make_targets(
     host: Host,
     roles: Roles,

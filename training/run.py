@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from .prepare import (
     choose_prompts,
     encode_lessons,
     make_targets,
+    on_one_source,
     read_pictures,
 )
 from .prompting import TagReport
@@ -60,7 +61,9 @@ class Prepared:
     catalogue: Catalogue
     """Without thumbnails and training summary."""
     examples: dict[str, Pictures]
-    """One of each effect, for previews and thumbnails."""
+    """One of each effect, for thumbnails."""
+    previews: dict[str, Pictures]
+    """Of the effects that are previewed, all on one source, with the teacher's image."""
 
 
 class DistillationRun:
@@ -126,13 +129,18 @@ class DistillationRun:
     def __exit__(self, *_: object) -> None:
         self.roles.detach()
 
-    def prepare(self, progress: Progress = lambda *_: None) -> Prepared:
+    def prepare(self, progress: Progress = lambda *_: None, previewed: Sequence[str] = ()) -> Prepared:
         """Read pictures, make missing teacher images, choose captions and tags, encode all.
+
+        previewed: effects that `preview` will show. They are shown on one source, so that their results can
+        be compared: the one that most of them have. For the others a teacher image is made of it.
 
         Raises DataError, ValueError, CollectionError or CaptionError naming what does not fit; Cancelled.
         """
         run, host = self.run, self.host
-        pictures = read_pictures(host, self._samples, self.cancelled)
+        shown = on_one_source(previewed, self.effects, self._samples)
+        samples = [*self._samples, *(one for one in shown.values() if one not in self._samples)]
+        pictures = read_pictures(host, samples, self.cancelled)
         maker = TargetMaker(
             host,
             self.bank,
@@ -147,12 +155,14 @@ class DistillationRun:
             self.roles,
             maker,
             self.effects,
-            self._samples,
+            samples,
             pictures,
             lambda done, all_: progress("teacher images", done, all_),
             self.cancelled,
             self.workers,
         )
+        previews = {name: pictures[samples.index(one)] for name, one in shown.items()}
+        pictures = pictures[: len(self._samples)]
         with self.workers.one_goes_first():  # and asks for captions, which come out differently each time
             prompts, tags = choose_prompts(
                 host,
@@ -172,7 +182,7 @@ class DistillationRun:
         for sample, picture in zip(self._samples, pictures, strict=True):
             examples.setdefault(sample.lora_name, picture)
         # Made now, because names or prompts that no catalogue can hold must not be found after hours.
-        self.prepared = Prepared(prompts, tags, self._catalogue(prompts), examples)
+        self.prepared = Prepared(prompts, tags, self._catalogue(prompts), examples, previews)
         return self.prepared
 
     def _catalogue(self, prompts: Mapping[str, EffectPrompts]) -> Catalogue:
@@ -288,18 +298,19 @@ class DistillationRun:
         tags = self.prepared.tags
         plot_similarity(self.run.output / "similarity.png", tags.matrices(), tags.names)
 
-    def preview(self, names: Sequence[str]) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-        """Of each effect's example: source, the teacher's result (if it has one), and what the student so far
-        makes of it, always from the same noise; (3,H,W) each."""
-        for name, result in zip(names, self._results(self.trainer.result(), names)):
-            example = self.prepared.examples[name]
-            target = None if example.target is None else self.host.decode(example.target[None].float())[0]
-            yield example.image, target, result
+    def preview(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Of each previewed effect: source, the teacher's result, and what the student so far makes of it,
+        always from the same noise; (3,H,W) each."""
+        previews = self.prepared.previews
+        for name, result in zip(previews, self._results(self.trainer.result(), previews)):
+            target = previews[name].target
+            assert target is not None
+            yield previews[name].image, self.host.decode(target[None].float())[0], result
 
-    def _results(self, weights: LoraWeights, names: Iterable[str]) -> Iterator[Tensor]:
+    def _results(self, weights: LoraWeights, pictures: Mapping[str, Pictures]) -> Iterator[Tensor]:
         config = self.run.distill
-        for name in names:
-            prompt, image = self.prepared.prompts[name].student, self.prepared.examples[name].image
+        for name, picture in pictures.items():
+            prompt, image = self.prepared.prompts[name].student, picture.image
             draws = [generator(config.seed, "thumbnail", name)]
             sigmas = config.objective.sigmas
             (result,) = apply_collection(self.host, weights, [prompt], image[None], draws, sigmas)

@@ -1,6 +1,7 @@
 // Choose Effect: a gallery of the connected collection's effects. The node's two lists stay the truth; the
 // gallery shows them and sets them, and is saved nowhere.
 import { app } from "../../scripts/app.js";
+import { wear } from "./element.js";
 import { effectsOf, forget } from "./picker/catalogue.js";
 import { Gallery } from "./picker/gallery.js";
 import { ready, t } from "./words.js";
@@ -8,23 +9,47 @@ import { ready, t } from "./words.js";
 /** @typedef {any} Node ComfyUI's published types lack much of what its page gives a node. */
 
 const NONE = "none";
+const OUTSIDE = -10; // where links come from that enter a subgraph
 const WIDTH = 340;
 const HEIGHT = 260;
 
-const style = document.createElement("link");
-style.rel = "stylesheet";
-style.href = new URL("./picker/picker.css", import.meta.url).href;
-document.head.append(style);
+wear("./picker/picker.css");
 
-/** Upstream, through reroutes, to the node that names a file. @param {Node} node */
+/** Upstream, through reroutes and out of subgraphs, to the node that names a file. @param {Node} node */
 function fileOf(node) {
-  let found = node.getInputNode(node.findInputSlot("collection"));
+  let found = before(node, node.findInputSlot("collection"));
   for (let hops = 0; found && hops < 32; hops++) {
     const widget = found.widgets?.find((/** @type {Node} */ one) => one.name === "file");
     if (widget) return widget.value;
-    found = found.getInputNode?.(0);
+    found = before(found, 0);
   }
   return null;
+}
+
+/**
+ * The node at the other end of an input's link.
+ * @param {Node} node @param {number} slot
+ * @returns {Node | null}
+ */
+function before(node, slot) {
+  const link = node.graph.getLink(node.inputs?.[slot]?.link); // getInputLink looks into subgraphs
+  if (!link) return null;
+  if (Number(link.origin_id) !== OUTSIDE) {
+    const found = node.graph.getNodeById(link.origin_id);
+    return found?.resolveSubgraphOutputLink?.(link.origin_slot)?.outputNode ?? found;
+  }
+  for (const holder of nodesOf(node.graph.rootGraph ?? node.graph)) {
+    if (holder.subgraph === node.graph) return before(holder, link.origin_slot);
+  }
+  return null;
+}
+
+/** All nodes of a graph and of the subgraphs in it. @param {Node} graph @returns {Generator<Node>} */
+function* nodesOf(graph) {
+  for (const node of graph.nodes) {
+    yield node;
+    if (node.subgraph) yield* nodesOf(node.subgraph);
+  }
 }
 
 /** @param {Node} node */
@@ -138,7 +163,7 @@ function watchFile(node) {
   file.callback = function (/** @type {any[]} */ ...args) {
     const result = called?.apply(this, args);
     forget(file.value);
-    for (const other of node.graph?.nodes ?? []) {
+    for (const other of nodesOf(node.graph.rootGraph ?? node.graph)) {
       if (other.collectionLoraGallery) refresh(other);
     }
     return result;

@@ -11,3 +11,10 @@ export function element(tag, text = "", attributes = {}) {
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
   return made;
 }
+
+/** Use a style sheet of this folder. @param {string} path */
+export function wear(path) {
+  document.head.append(element("link", "", { rel: "stylesheet", href: new URL(path, import.meta.url).href }));
+}
+
+wear("./common.css");

@@ -1,5 +1,7 @@
 // Nodes whose result is a text show it.
 import { app } from "../../scripts/app.js";
+import { element } from "./element.js";
+import { ready, t } from "./words.js";
 
 /** @typedef {any} Node ComfyUI's published types lack much of what its page gives a node. */
 
@@ -7,12 +9,10 @@ const SHOWING = new Set(["CollectionLoraInfo", "CollectionLoraSave", "Collection
 
 app.registerExtension({
   name: "collectionlora.showText",
+  init: () => ready, // before a workflow's nodes are made
   nodeCreated(/** @type {Node} */ node) {
     if (!SHOWING.has(node.comfyClass)) return;
-    const area = document.createElement("textarea");
-    area.readOnly = true;
-    area.setAttribute("aria-label", "Result");
-    area.className = "comfy-multiline-input";
+    const area = element("textarea", "", { readonly: "", "aria-label": t("Result"), class: "comfy-multiline-input" });
     area.style.resize = "none";
     area.addEventListener("wheel", (event) => event.stopPropagation());
     const widget = node.addDOMWidget("result", "collectionlora.text", area, {

@@ -148,4 +148,3 @@ def open_page(page: Any, url: str) -> None:
         timeout=120_000,
     )
     page.wait_for_timeout(1500)
-    page.keyboard.press("Escape")  # the template browser opens by itself the first time

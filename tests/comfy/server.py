@@ -181,6 +181,10 @@ def running(comfyui: ComfyUI, base: Path) -> Iterator[Server]:
     """A server on a free loopback port, with this base directory."""
     for folder in ("custom_nodes", "input", "output", "temp", "user", "models/loras"):
         (base / folder).mkdir(parents=True, exist_ok=True)
+    settings = base / "user" / "default" / "comfy.settings.json"
+    if not settings.exists():  # the page's template browser opens by itself the first time, sooner or later
+        settings.parent.mkdir(exist_ok=True)
+        settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}), encoding="utf-8")
     # No name a Python package could have: users unpack archives and rename folders. (A space in it ComfyUI
     # does not forgive: it serves no script from such a folder.)
     pack = base / "custom_nodes" / "Collection-LoRA-main"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,13 @@ DRAWN = (
     "(canvas) => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height)"
     ".data.some((value, at) => at % 4 === 3 && value > 0)"
 )
+
+
+def in_words(compared: dict[str, Any]) -> str:
+    """How many previews have their own teacher's image as the nearest one."""
+    lines = compared["matrix"]
+    own = sum(line[at] == max(line) > 0 for at, line in enumerate(lines))
+    return f"{own} of {len(lines)} are nearest to their own"
 
 
 def show_panel(page: Any) -> Any:
@@ -55,10 +63,16 @@ def test_a_run_is_watched_reloaded_saved_and_cancelled(page: Any, server: Any, w
         timeout=30_000,
     )
 
-    assert "Most alike: " in panel.locator("canvas.cl-matrix").get_attribute("title")
-    assert panel.locator("canvas.cl-matrix").evaluate(DRAWN)
+    nearest, alike = panel.locator("canvas.cl-matrix").all()
+    assert "Most alike: " in alike.get_attribute("title")
+    assert re.search("[0-2] of 2 are nearest to their own", nearest.get_attribute("aria-label"))
+    assert nearest.evaluate(DRAWN)
+    assert alike.evaluate(DRAWN)
     panel.get_by_label("Preview of which cycle").fill("0")
     assert "after 0 cycles" in panel.inner_text()
+    kept = server.get("/collectionlora/run")["nearest"]["0"]
+    assert kept["names"] == ["Thermal", "Sketch"]
+    assert nearest.get_attribute("aria-label").startswith(in_words(kept))
 
     open_page(page, server.url)
     panel = show_panel(page)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +106,9 @@ def test_search_and_categories(picker: Any) -> None:
     assert shown(picker) == [effect.name for effect in effects if effect.category == category]
     picker.locator(".cl-category").select_option("all")
     assert len(shown(picker)) == len(effects)
+
+
+def test_the_same_seed_picks_the_same(picker: Any) -> None:
     picks = []
     for seed in ("7", None, None, "7"):
         if seed is not None:
@@ -113,7 +117,71 @@ def test_search_and_categories(picker: Any) -> None:
         picks.append(chosen(picker)[0])
     assert picks[0] == picks[3]
     assert len(set(picks)) > 1
-    assert set(picks) <= {effect.name for effect in effects}
+    picker.locator(".cl-search").fill("sket")  # what is not shown is not picked
+    picker.locator(".cl-random").click()
+    assert chosen(picker)[0] == "sketch"
+
+
+def test_the_slider_sizes_the_pictures(picker: Any) -> None:
+    widths = []
+    for size in ("56", "192"):
+        picker.get_by_label("Size of the pictures").fill(size)
+        widths.append(picker.locator(".cl-cell img").first.bounding_box()["width"])
+    assert widths[0] < 100 < 180 < widths[1]
+
+
+def test_a_pair_is_kept_and_found_again(picker: Any, server: Any, reopen: Callable[[], None]) -> None:
+    cell(picker, "thermal").click()
+    assert picker.locator(".cl-keep").count() == 0
+    cell(picker, "bokeh").click(modifiers=["Shift"])
+    assert not picker.get_by_label("Kept pairs").is_visible()
+    picker.locator(".cl-keep").click()
+    cell(picker, "sketch").click()
+    picker.wait_for_timeout(500)
+    kept = json.loads((server.base_directory / "user" / "default" / "collectionlora.json").read_text())
+    assert kept["pairs"] == [["thermal", "bokeh"]]
+    reopen()
+    titles = read_catalogue(SHIPPED)
+    picker.get_by_label("Kept pairs").select_option(f"{titles['thermal'].title} → {titles['bokeh'].title}")
+    assert chosen(picker) == ("thermal", "bokeh")
+    assert picker.locator(".cl-keep").get_attribute("aria-pressed") == "true"
+    picker.locator(".cl-keep").click()
+    assert not picker.get_by_label("Kept pairs").is_visible()
+    picker.wait_for_timeout(300)
+
+
+def test_the_words_of_what_is_picked_fill_themselves_in(picker: Any, server: Any) -> None:
+    cell(picker, "sketch").click()
+    picker.evaluate(f"() => {NODE}.widgets.find((w) => w.name === 'then').value = 'none'")
+    graph = picker.evaluate(f"async () => (await {APP}.graphToPrompt()).output")
+    (key,) = [key for key, one in graph.items() if one["class_type"] == "CollectionLoraEffect"]
+    needed = {key, graph[key]["inputs"]["collection"][0]}
+    needed.add(graph[graph[key]["inputs"]["collection"][0]]["inputs"]["model"][0])
+    asked = {name: graph[name] for name in needed} | {"words": node("PreviewAny", source=[key, 1])}
+    effect = read_catalogue(SHIPPED)["sketch"]
+    assert server.run(asked)["words"]["text"] == [effect.prompt]
+    assert effect.prompt.startswith(effect.tag)
+
+
+def test_a_collection_in_a_subfolder_is_offered_and_shown(picker: Any, server: Any) -> None:
+    path = server.base_directory / "models" / "loras" / "studio" / "day one" / "mine.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(SHIPPED, path)
+    offered = server.get("/object_info/CollectionLoraLoad")["CollectionLoraLoad"]["input"]["required"]["file"]
+    assert "studio/day one/mine.safetensors" in str(offered)
+    load(picker, "studio/day one/mine.safetensors")
+    assert len(shown(picker)) == len(read_catalogue(SHIPPED).effects)
+
+
+def test_the_choice_survives_the_api_format(picker: Any) -> None:
+    cell(picker, "neon").click()
+    cell(picker, "confetti").click(modifiers=["Shift"])
+    graph = picker.evaluate(f"async () => (await {APP}.graphToPrompt()).output")
+    picker.evaluate(f"(graph) => {APP}.loadApiJson(graph, 'kept')", graph)
+    picker.wait_for_timeout(1000)
+    picker.evaluate(SHOW_NODE)
+    assert chosen(picker) == ("neon", "confetti")
+    assert "cl-second" in cell(picker, "confetti").get_attribute("class")
 
 
 def test_the_keyboard_is_enough(picker: Any) -> None:
@@ -230,6 +298,15 @@ def test_the_choice_survives_in_a_subgraph(picker: Any) -> None:
     picker.evaluate(f"() => {{ const graph = {APP}.graph; graph.convertToSubgraph(new Set([{NODE}])); }}")
     picker.wait_for_timeout(300)
     assert chosen(picker) == ("sketch", "none")
+    picker.evaluate(
+        f"() => {{ const [group] = {APP}.graph.nodes.filter((n) => n.isSubgraphNode?.());"
+        f" {APP}.canvas.openSubgraph(group.subgraph, group); }}"
+    )
+    picker.wait_for_timeout(800)
+    picker.evaluate(SHOW_NODE.replace(f"{APP}.graph.nodes", f"{APP}.canvas.graph.nodes"))
+    cell(picker, "neon").filter(visible=True).click()
+    assert chosen(picker) == ("neon", "none")
+    picker.evaluate(f"() => {APP}.canvas.setGraph({APP}.graph.rootGraph)")
 
 
 MEASURE = (

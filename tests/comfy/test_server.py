@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from collectionlora.collection.catalogue import Catalogue
 
@@ -64,3 +68,16 @@ def test_a_collection_is_offered_by_the_stock_loader_and_shows_its_catalogue(
     assert "pocket.safetensors" in json.dumps(loader["input"]["required"]["lora_name"])
     header = server.get("/view_metadata/loras?filename=pocket.safetensors")
     assert Catalogue.from_header(header) == catalogue
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_no_file_is_opened_at_the_start_or_for_a_list(
+    start_server: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "models" / "loras"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "pipe.safetensors")  # whoever opens it waits for ever
+    server = start_server(tmp_path)
+    loaders = server.get("/object_info/CollectionLoraLoad")
+    assert "pipe.safetensors" in json.dumps(loaders)
+    assert server.get("/collectionlora/catalogue?file=pocket+(built+in)")

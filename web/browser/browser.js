@@ -103,7 +103,7 @@ export class Browser {
     const line = element("li");
     line.dataset.name = effect.name;
     const { title } = effect;
-    const picture = element("img", "", { alt: "", loading: "lazy" });
+    const picture = element("img", "", { alt: t("Picture of {title}", { title }), loading: "lazy" });
     if (effect.thumbnail) picture.src = effect.thumbnail;
     const field = element("input", "", { type: "text", maxlength: "120", "aria-label": t("Title of {name}", { name: effect.name }) });
     field.value = title;
@@ -114,7 +114,8 @@ export class Browser {
     });
     const file = element("input", "", { type: "file", accept: "image/png,image/webp,image/jpeg", hidden: "" });
     file.addEventListener("change", () => this.#take(effect, file.files?.[0], picture));
-    const change = element("button", t("picture"), { type: "button", title: t("Another picture for {title}", { title }) });
+    const change = element("button", t("picture"), { type: "button", "aria-label": t("Another picture for {title}", { title }) });
+    change.title = t("Another picture for {title}", { title });
     change.addEventListener("click", () => file.click());
     const drop = element("button", "✕", {
       type: "button",
@@ -179,6 +180,8 @@ export class Browser {
     }
     forget(answer.file);
     await this.load(answer.file);
+    const open = /** @type {HTMLElement | null} */ (this.list.querySelector('[aria-current="true"]'));
+    open?.focus(); // the button that was pressed sleeps now
     this.message.textContent = t("Saved: {file}", answer);
   }
 
@@ -188,9 +191,18 @@ export class Browser {
     this.drop.clear();
   }
 
+  #changed() {
+    return Object.keys(this.titles).length + Object.keys(this.pictures).length + this.drop.size > 0;
+  }
+
+  /** Not while there is something to lose. */
+  mayClose() {
+    if (this.#changed()) this.message.textContent = t("The changes are not saved yet.");
+    return !this.#changed();
+  }
+
   #mark() {
-    const changed = Object.keys(this.titles).length + Object.keys(this.pictures).length + this.drop.size > 0;
-    this.save.disabled = !changed || !this.open?.editable;
+    this.save.disabled = !this.#changed() || !this.open?.editable;
     this.copy.disabled = !this.name.value.trim();
   }
 }

@@ -32,8 +32,8 @@ export function drawCurves(canvas, lines, cycles) {
   const y = (/** @type {number} */ loss) => PAD.top + ((height - PAD.top - PAD.bottom) * (high - Math.log10(loss))) / (high - low);
 
   pen.font = "10px system-ui, sans-serif";
-  pen.fillStyle = "#999";
-  pen.strokeStyle = "#8883";
+  pen.fillStyle = getComputedStyle(canvas).color;
+  pen.strokeStyle = "#8885";
   pen.lineWidth = 1;
   for (let step = 0; step <= 3; step++) {
     const loss = 10 ** (low + ((high - low) * step) / 3);

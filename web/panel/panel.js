@@ -3,7 +3,7 @@ import { api } from "../../../scripts/api.js";
 import { element } from "../element.js";
 import { t } from "../words.js";
 import { colourOf, drawCurves } from "./curves.js";
-import { drawMatrix } from "./matrix.js";
+import { drawMatrix, mostAlike, nearestOf } from "./matrix.js";
 
 const EVENT = "collectionlora.run";
 
@@ -43,7 +43,7 @@ export class Panel {
     this.follow = true; // the slider stays at the newest preview until it is moved
     this.title = element("h3");
     this.state = element("div");
-    this.state.setAttribute("role", "status");
+    this.said = element("div", "", { class: "cl-unseen", role: "status" });
     this.bar = element("progress");
     this.bar.setAttribute("aria-label", t("Progress"));
     this.cancel = element("button", t("Cancel"));
@@ -52,7 +52,7 @@ export class Panel {
     this.save = element("button", t("Save now"));
     this.save.title = t("Write the collection as trained so far, and go on");
     this.save.addEventListener("click", async () => {
-      this.save.disabled = true;
+      this.save.disabled = true; // until a later cycle
       await api.fetchApi(`/collectionlora/save?prompt=${encodeURIComponent(this.story?.prompt_id ?? "")}`, {
         method: "POST",
       });
@@ -67,9 +67,8 @@ export class Panel {
       this.which.append(option);
     }
     this.which.addEventListener("change", () => this.#draw());
-    this.canvas = element("canvas");
-    this.canvas.setAttribute("role", "img");
-    this.table = element("table");
+    this.canvas = element("canvas", "", { role: "img" });
+    this.table = element("table", "", { "aria-label": t("Losses of late") });
     this.when = element("input");
     this.when.type = "range";
     this.when.setAttribute("aria-label", t("Preview of which cycle"));
@@ -79,11 +78,15 @@ export class Panel {
     });
     this.caption = element("div");
     this.image = element("img");
-    this.previews = element("div");
-    this.previews.append(element("h3", t("Previews")), this.image, this.when, this.caption);
-    this.alike = element("canvas", "", { class: "cl-matrix" });
-    this.alike.setAttribute("role", "img");
-    this.prompts = element("div");
+    this.near = element("canvas", "", { class: "cl-matrix", role: "img" });
+    this.found = element("div");
+    this.nearest = element("div", "", { class: "cl-part" });
+    const legend = t("Rows are these previews, columns the teachers' images of the same picture. Orange is near, blue farther than the untouched picture.");
+    this.nearest.append(element("h3", t("Which effect's teacher image each preview is nearest to")), this.near, this.found, element("small", legend));
+    this.previews = element("div", "", { class: "cl-part" });
+    this.previews.append(element("h3", t("Previews")), this.image, this.when, this.caption, this.nearest);
+    this.alike = element("canvas", "", { class: "cl-matrix", role: "img" });
+    this.prompts = element("div", "", { class: "cl-part" });
     this.prompts.append(element("h3", t("How alike the prompts are")), this.alike);
     this.plan = element("pre");
     this.body = element("div");
@@ -91,10 +94,13 @@ export class Panel {
     this.body.append(
       this.bar, buttons, this.which, this.canvas, this.table, this.previews, this.prompts, element("h3", t("Memory on the device")), this.plan,
     );
-    this.root.append(this.title, this.state, this.body);
+    this.root.append(this.title, this.state, this.said, this.body);
     this.listener = (/** @type {any} */ event) => this.#hear(event.detail);
     api.addCustomEventListener(EVENT, this.listener);
-    this.watch = new ResizeObserver(() => this.#draw());
+    this.watch = new ResizeObserver(() => {
+      this.#picture();
+      this.#draw();
+    });
     this.watch.observe(this.root);
     this.load();
   }
@@ -119,8 +125,9 @@ export class Panel {
       this.load(); // another run, or events were missed
       return;
     }
-    const { loss, effect_loss: effectLoss, ...rest } = news;
+    const { loss, effect_loss: effectLoss, compared, ...rest } = news;
     Object.assign(story, rest);
+    Object.assign(story.nearest, compared);
     for (const [lines, losses] of [[story.losses, loss], [story.effects, effectLoss]]) {
       for (const [name, value] of Object.entries(losses ?? {})) {
         const line = (lines[name] ??= { cycle: [], loss: [] });
@@ -145,6 +152,7 @@ export class Panel {
     this.bar.value = before ? story.done : story.cycle;
     this.state.className = ended ? "cl-ended" : "";
     this.state.textContent = ended ? ending(story) : before ? beginning(story) : going(story);
+    this.#say(ended || before ? story.phase : `${Math.floor((10 * story.cycle) / story.cycles)} ${story.saved ?? ""}`);
     this.cancel.disabled = ended;
     this.save.disabled = ended || before || !story.cycle;
     this.plan.textContent = story.plan ?? "";
@@ -157,6 +165,13 @@ export class Panel {
     this.#draw();
   }
 
+  /** Have the state read out, once for each `key`: every cycle would be too often. @param {string} key */
+  #say(key) {
+    if (key === this.said.dataset.key) return;
+    this.said.dataset.key = key;
+    this.said.textContent = this.state.textContent;
+  }
+
   #picture() {
     const cycle = this.story?.previews?.[Number(this.when.value)];
     if (cycle === undefined) return;
@@ -166,13 +181,34 @@ export class Panel {
     if (!this.image.src.endsWith(address)) this.image.src = address;
     this.image.alt = t("What the student makes of the examples after {cycle} cycles", { cycle });
     this.caption.textContent = t("after {cycle} cycles", { cycle });
+    this.when.setAttribute("aria-valuetext", this.caption.textContent);
+    this.#compare(this.story?.nearest[cycle]);
+  }
+
+  /** @param {{names: string[], matrix: number[][]} | undefined} compared */
+  #compare(compared) {
+    this.nearest.hidden = !compared;
+    if (!compared) return;
+    const { names, matrix } = compared;
+    drawMatrix(this.near, names, matrix, true);
+    const nearest = nearestOf(matrix);
+    const strays = nearest.flatMap((other, own) => {
+      if (other === own) return [];
+      const values = { name: names[own], other: names[other] ?? t("the untouched picture") };
+      return [t("{name} is nearest to {other}", values)];
+    });
+    const right = t("{right} of {all} are nearest to their own", { right: names.length - strays.length, all: names.length });
+    this.found.textContent = [right, ...strays].join(". ");
+    this.near.setAttribute("aria-label", this.found.textContent);
   }
 
   #draw() {
     const story = this.story;
     if (!story) return;
     if (story.prompts) {
-      const [first, second, cosine] = drawMatrix(this.alike, story.prompts.names, story.prompts.matrix);
+      const { names, matrix } = story.prompts;
+      drawMatrix(this.alike, names, matrix, false);
+      const [first, second, cosine] = mostAlike(names, matrix);
       const most = t("Most alike: {first} and {second}, cosine {cosine}", { first, second, cosine });
       this.alike.setAttribute("aria-label", most);
       this.alike.title = most;

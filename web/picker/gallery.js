@@ -1,7 +1,7 @@
 // The gallery: pictures of effects, and the one or two that are chosen.
 import { element } from "../element.js";
 import { t } from "../words.js";
-import { isFavourite, noteUse, onChange, recent, remember, toggleFavourite } from "./memory.js";
+import { isFavourite, isKept, noteUse, onChange, pairs, recent, remember, toggleFavourite, togglePair } from "./memory.js";
 
 /** @typedef {import("./catalogue.js").Effect} Effect */
 /** @typedef {{first: string, second: string | null}} Choice */
@@ -60,21 +60,39 @@ export class Gallery {
       this.mine.setAttribute("aria-pressed", String(this.mine.getAttribute("aria-pressed") !== "true"));
       this.#pictures();
     });
-    bar.append(this.search, this.category, this.size, random, this.seed, this.mine);
+    this.pairs = element("select", "", { class: "cl-pairs", "aria-label": t("Kept pairs") });
+    this.pairs.addEventListener("change", () => {
+      const [first, second] = pairs()[Number(this.pairs.value)];
+      this.#set({ first, second });
+    });
+    bar.append(this.search, this.category, this.pairs, this.size, random, this.seed, this.mine);
 
     this.chosen = element("div", "", { class: "cl-chosen", role: "group", "aria-label": t("Chosen effects") });
     this.message = element("div", "", { class: "cl-message", role: "status" });
     this.message.hidden = true;
-    this.grid = element("div", "", { class: "cl-grid", role: "listbox", "aria-label": t("Effects") });
+    this.count = element("div", "", { class: "cl-unseen", role: "status" });
+    this.grid = element("div", "", {
+      class: "cl-grid",
+      role: "listbox",
+      "aria-label": t("Effects"),
+      "aria-multiselectable": "true",
+      "aria-description": t("Enter picks, Shift and Enter picks the second, F marks a favourite"),
+    });
     this.grid.addEventListener("keydown", (event) => this.#key(event));
-    this.root.append(bar, this.chosen, this.message, this.grid);
+    this.root.append(bar, this.chosen, this.message, this.count, this.grid);
     // The canvas behind would zoom and pan.
     this.root.addEventListener("wheel", (event) => event.stopPropagation());
     for (const kind of ["pointerdown", "keydown"]) {
       this.root.addEventListener(kind, (event) => event.stopPropagation());
     }
+    this.root.addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && !event.isComposing) this.#leave();
+    });
     this.#resize();
-    this.stop = onChange(() => this.#filter());
+    this.stop = onChange(() => {
+      this.#filter();
+      this.#mark();
+    });
     remember();
   }
 
@@ -144,6 +162,19 @@ export class Gallery {
     return cell;
   }
 
+  /** Those pairs whose effects are both here; there is no list without any. */
+  #listPairs() {
+    const titles = new Map(this.effects.map((effect) => [effect.name, effect.title]));
+    const choices = pairs().flatMap(([first, second], at) => {
+      if (!titles.has(first) || !titles.has(second)) return [];
+      const option = element("option", `${titles.get(first)} → ${titles.get(second)}`, { value: String(at) });
+      option.selected = first === this.choice.first && second === this.choice.second;
+      return [option];
+    });
+    this.pairs.replaceChildren(element("option", t("pairs"), { value: "", hidden: "" }), ...choices);
+    this.pairs.hidden = !choices.length;
+  }
+
   /** The collection's own pictures, or those on the user's, where there are some. */
   #pictures() {
     const mine = !this.mine.hidden && this.mine.getAttribute("aria-pressed") === "true";
@@ -170,6 +201,19 @@ export class Gallery {
     for (const name of [choice.second, choice.first]) if (name) noteUse(name);
     this.#mark();
     this.onChoice(choice);
+  }
+
+  /** Escape: out of a search or of the second pick, then back to the page. */
+  #leave() {
+    if (this.search.value) {
+      this.search.value = "";
+      this.#filter();
+    } else if (this.choosesSecond) {
+      this.choosesSecond = false;
+      this.#mark();
+    } else {
+      /** @type {HTMLElement | null} */ (document.activeElement)?.blur();
+    }
   }
 
   /** Pick by the seed among the effects that are shown, and count the seed up. */
@@ -200,14 +244,18 @@ export class Gallery {
         effect.category === kind;
       cell.hidden = !ofKind || !words.every((word) => text.includes(word));
       cell.classList.toggle("cl-favourite", isFavourite(effect.name));
+      if (isFavourite(effect.name)) cell.setAttribute("aria-description", t("favourite"));
+      else cell.removeAttribute("aria-description");
       cell.style.order = kind === RECENT ? String(lately.indexOf(effect.name)) : "";
     }
-    const [first] = this.#shown();
-    if (first && !this.#shown().some((cell) => cell.tabIndex === 0)) first.tabIndex = 0;
+    const shown = this.#shown();
+    if (shown.length && !shown.some((cell) => cell.tabIndex === 0)) this.#rove(shown[0]);
+    if (this.effects.length) this.count.textContent = t("effects shown: {n}", { n: shown.length });
   }
 
   #mark() {
     const { first, second } = this.choice;
+    const had = this.chosen.contains(document.activeElement) ? document.activeElement?.className : null;
     for (const [name, cell] of this.cells) {
       cell.classList.toggle("cl-first", name === first);
       cell.classList.toggle("cl-second", name === second);
@@ -215,11 +263,15 @@ export class Gallery {
     }
     this.chosen.replaceChildren(this.#chip(first, t("Effect"), null));
     if (second) {
-      const swap = element("button", "", { class: "cl-swap", type: "button", title: t("Swap the two") });
+      const swap = element("button", "⇄", { class: "cl-swap", type: "button", title: t("Swap the two") });
       swap.setAttribute("aria-label", t("Swap the two effects"));
-      swap.textContent = "⇄";
       swap.addEventListener("click", () => this.#set({ first: second, second: first }));
-      this.chosen.append(swap, this.#chip(second, t("Then"), () => this.#set({ first, second: null })));
+      const kept = isKept(first, second);
+      const keep = element("button", kept ? "★" : "☆", { class: "cl-keep", type: "button", "aria-pressed": String(kept) });
+      keep.setAttribute("aria-label", t("Keep this pair"));
+      keep.title = t("Keep this pair");
+      keep.addEventListener("click", () => togglePair(first, second));
+      this.chosen.append(swap, this.#chip(second, t("Then"), () => this.#set({ first, second: null })), keep);
     } else {
       const add = element("button", "", { class: "cl-add", type: "button", "aria-pressed": String(this.choosesSecond) });
       add.textContent = this.choosesSecond ? t("now pick the second") : t("+ then");
@@ -230,6 +282,10 @@ export class Gallery {
       });
       this.chosen.append(add);
     }
+    this.#listPairs();
+    if (had === null) return; // else the focus was on a button that is a new one now
+    const buttons = [...this.chosen.querySelectorAll("button")];
+    (buttons.find((one) => one.className === had) ?? buttons[0]).focus();
   }
 
   /** @param {string} name @param {string} role @param {(() => void) | null} drop */

@@ -1,11 +1,12 @@
-// Favourites and recent choices of this user, kept by ComfyUI beside the user's other settings.
+// Favourites, kept pairs and recent choices of this user, kept by ComfyUI beside the user's other settings.
 import { api } from "../../../scripts/api.js";
 
 const FILE = "collectionlora.json";
 const RECENT = 12;
 
-/** @type {{favourites: string[], recent: string[]}} */
-const memory = { favourites: [], recent: [] };
+/** @typedef {[string, string]} Pair */
+/** @type {{favourites: string[], recent: string[], pairs: Pair[]}} */
+const memory = { favourites: [], recent: [], pairs: [] };
 /** @type {Promise<void> | null} */
 let loading = null;
 const listeners = new Set();
@@ -19,8 +20,10 @@ export function remember() {
         const content = await response.json();
         for (const key of /** @type {const} */ (["favourites", "recent"])) {
           const kept = content[key];
-          if (Array.isArray(kept)) memory[key] = kept.filter((one) => typeof one === "string");
+          if (Array.isArray(kept)) memory[key] = kept.filter(isText);
         }
+        const pairs = Array.isArray(content.pairs) ? content.pairs : [];
+        memory.pairs = pairs.filter((/** @type {unknown} */ one) => Array.isArray(one) && one.length === 2 && one.every(isText));
       }
     } catch {
       // nothing was kept yet
@@ -29,6 +32,9 @@ export function remember() {
   })();
   return loading;
 }
+
+/** @param {unknown} one */
+const isText = (one) => typeof one === "string";
 
 /** @param {string} name */
 export const isFavourite = (name) => memory.favourites.includes(name);
@@ -41,6 +47,20 @@ export function toggleFavourite(name) {
   memory.favourites = isFavourite(name)
     ? memory.favourites.filter((one) => one !== name)
     : [...memory.favourites, name];
+  keep();
+}
+
+/** In the order in which they were kept. @returns {Pair[]} */
+export const pairs = () => memory.pairs;
+
+/** @param {string} first @param {string} second */
+export const isKept = (first, second) => memory.pairs.some((pair) => pair[0] === first && pair[1] === second);
+
+/** Keep a pair, or forget it. @param {string} first @param {string} second */
+export function togglePair(first, second) {
+  memory.pairs = isKept(first, second)
+    ? memory.pairs.filter((pair) => pair[0] !== first || pair[1] !== second)
+    : [...memory.pairs, [first, second]];
   keep();
 }
 

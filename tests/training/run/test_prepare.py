@@ -142,3 +142,16 @@ def test_tags_can_be_chosen_drawn_or_left_out(project: Any, host: Any, tags: str
         assert (
             words.student == report.captions[name] if tags == "none" else words.student.startswith(words.tag)
         )
+
+
+def test_previews_share_the_source_that_most_effects_have(project: Any) -> None:
+    own = project.picture("own.png")
+    rows = project.lists["data"]
+    project.lists["data"] = [{**row, "source_image": own} for row in rows[:1]] + rows[3:]
+    effects, samples, _ = lists(project)
+    found = prepare.on_one_source(list(effects), effects, samples)
+    assert list(found) == list(effects)
+    assert {sample.source_image.name for sample in found.values()} == {"source1.png"}
+    assert found["neon"] in samples
+    assert found["frost"] not in samples  # it has another source only, and gets this one for its preview
+    assert prepare.on_one_source([], effects, samples) == {}

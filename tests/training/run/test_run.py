@@ -75,6 +75,28 @@ def test_a_run_writes_a_collection_with_effects_tags_and_thumbnails(project: Any
     assert (run.output / "similarity.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_previews_are_comparable_and_change_no_training(project: Any, host: Any) -> None:
+    project.lists["data"] = project.lists["data"][:1] + project.lists["data"][3:]
+    whole(project, host)
+    plain = shared(project, host)
+    project.settings["output"] = "previewed"
+    with DistillationRun(read_run(project.write()), host) as job:
+        job.prepare(previewed=["frost", "neon"])
+        first = list(job.preview())
+        for _ in job.train():
+            pass
+        last = list(job.preview())
+        job._plot = lambda: None  # type: ignore[method-assign]
+        job.finish()
+    assert len(first) == len(last) == 2
+    assert torch.equal(first[0][0], first[1][0])
+    for (source, teacher, student), (again, still, later) in zip(first, last, strict=True):
+        assert torch.equal(source, again)
+        assert torch.equal(teacher, still)
+        assert not torch.equal(student, later)
+    assert same(shared(project, host), plain)
+
+
 def test_the_lent_model_is_left_as_it_was(project: Any, host: Any) -> None:
     before = {name: tensor.clone() for name, tensor in host.transformer.state_dict().items()}
     whole(project, host)

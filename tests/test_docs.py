@@ -1,0 +1,58 @@
+"""What the documents point at is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+LANGUAGES = {"en": "web/docs/{node}.md", "zh": "web/docs/{node}/zh.md"}
+MOST_BYTES = 1_500_000
+
+
+def nodes(repository: Path) -> list[str]:
+    found = [
+        name
+        for file in (repository / "nodes").glob("*.py")
+        for name in re.findall(r'node_id="(\w+)"', file.read_text(encoding="utf-8"))
+    ]
+    assert len(found) == 15
+    return found
+
+
+def pictures(text: str) -> list[str]:
+    return re.findall(r"!\[[^\]]+\]\(([^)\s]+)\)", text)
+
+
+def test_every_test_of_the_list_of_wishes_exists(repository: Path) -> None:
+    text = (repository / "docs" / "picker.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if "| yes" in line]
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`(?:(test_\w+\.py)::)?(test_\w+)`", row)
+        assert named, row
+        for file, test in named:
+            path = repository / "tests" / "comfy" / (file or "test_picker.py")
+            assert f"def {test}(" in path.read_text(encoding="utf-8"), row
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_node_has_a_help_page_with_a_picture(repository: Path, language: str) -> None:
+    for node in nodes(repository):
+        page = (repository / LANGUAGES[language].format(node=node)).read_text(encoding="utf-8")
+        assert page.startswith("# ")
+        assert f"{node}/node.jpg" in pictures(page), node
+
+
+def test_every_picture_of_a_page_exists_and_together_they_are_small(repository: Path) -> None:
+    used: set[Path] = set()
+    help_pages = repository / "web" / "docs"
+    for page in help_pages.rglob("*.md"):
+        # ComfyUI takes all of them from web/docs, wherever the page lies
+        used |= {help_pages / picture for picture in pictures(page.read_text(encoding="utf-8"))}
+    assert used == set(help_pages.rglob("*.jpg"))
+    assert sum(picture.stat().st_size for picture in used) < MOST_BYTES
+    for page in (repository / "README.md", *(repository / "docs").glob("*.md")):
+        for picture in pictures(page.read_text(encoding="utf-8")):
+            assert (page.parent / picture).is_file(), f"{page.name}: {picture}"
