@@ -24,6 +24,7 @@ LOCALE = f"(value) => {APP}.extensionManager.setting.set('Comfy.Locale', value)"
 def test_the_help_panel_shows_words_and_picture(page: Any, server: Any, language: str, words: str) -> None:
     open_page(page, server.url)
     page.evaluate(LOCALE, language)
+    page.wait_for_timeout(1000)  # the page draws itself anew
     try:
         page.evaluate(SELECT)
         page.get_by_test_id("info-button").click()

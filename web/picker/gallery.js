@@ -96,9 +96,10 @@ export class Gallery {
     remember();
   }
 
-  /** Hear of nothing any more; the page takes the element out by itself. */
+  /** Hear of nothing any more. The page may leave the element of a node that moves into a subgraph. */
   retire() {
     this.stop();
+    this.root.style.display = "none";
   }
 
   /** @param {Effect[]} effects */
