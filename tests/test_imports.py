@@ -53,6 +53,19 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
     assert not loaded & HOST_LIBRARIES
 
 
+def test_the_package_never_imports_itself_by_name() -> None:
+    """Under ComfyUI it has another. In a folder of that name ruff would take relative imports for it."""
+    parts = ("bench", "collection", "nodes", "pocket", "training")
+    files = [*ROOT.glob("*.py"), *(path for part in parts for path in (ROOT / part).rglob("*.py"))]
+    assert len(files) > 100
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            assert not any(name.partition(".")[0] == "collectionlora" for name in names), path
+
+
 @pytest.mark.parametrize("path", core_files(), ids=dotted)
 def test_no_core_file_imports_a_host_library_even_late(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
