@@ -1,6 +1,6 @@
 """Take the pictures of workflows, nodes and sidebar tabs anew, in a real ComfyUI and a real browser.
 
-usage: python docs/take_pictures.py [WORKFLOW ...]   (all of workflows/ by default; half an hour on two cores)
+usage: python docs/take_pictures.py [WORKFLOW ...]   (all of workflows/ by default; ten minutes on two cores)
 
 Writes workflows/*.jpg, web/docs/NODE/node.jpg and more beside it for the help pages, and docs/comfyui_*.jpg.
 Workflows of the real model are shown as they open, since their weights are not here; all others are run.
@@ -40,6 +40,10 @@ ALONE = (
     f"(type) => {{ {APP}.graph.clear(); const node = window.LiteGraph.createNode(type);"
     f" node.pos = [100, 100]; {APP}.graph.add(node); }}"
 )
+NO_PATHS = (
+    "(base) => { for (const one of document.querySelectorAll('textarea'))"
+    " one.value = one.value.replaceAll(base, 'ComfyUI'); }"
+)
 SETTINGS = {
     "Comfy.VueNodes.Enabled": True,
     "Comfy.EnableTooltips": False,
@@ -77,6 +81,7 @@ class Studio:
         while any(self.server.get("/queue").values()):
             time.sleep(1)
         self.page.wait_for_timeout(3000)
+        self.page.evaluate(NO_PATHS, str(self.server.base_directory))
 
     def focus(self) -> None:
         """Hide all but the graph, or show all again."""
@@ -190,6 +195,12 @@ def main() -> None:
     ):
         with Image.open(PICTURES[0]) as picture:
             picture.convert("RGB").save(server.base_directory / "input" / "example.png")
+        for path in (ROOT / "workflows").glob("*qwen.json"):
+            for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+                for model in node["properties"].get("models", []):  # or the page shows errors
+                    file = server.base_directory / "models" / model["directory"] / model["name"]
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.touch()
         browser = run.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport=WINDOW)
         page.set_default_timeout(120_000)
