@@ -26,7 +26,6 @@ from ..training.hosts.comfy import ComfyHost
 from ..training.lora import PAPER_TARGETS, block_targets, linear_shapes
 from ..training.nearest import likeness
 from ..training.pictures import to_tensor
-from ..training.plan import ADVICE
 from ..training.plots import SheetRow, contact_sheet
 from ..training.run import DistillationRun
 from ..training.run_config import Lists, Run, Targets
@@ -51,6 +50,7 @@ else:
     import tomli as tomllib
 
 GO_ON, ANEW = "go on where it stopped", "anew"
+SMALLER = "Load the base in fp8 if it is not, lower rank or long_side, or take a larger card."
 PREVIEWED = 6
 PREVIEW_CELL = 128
 
@@ -328,7 +328,7 @@ def _distil(
             kept = _keep(job, run)
             events.ended(f"{type(error).__name__}: {error}".strip(": "), kept)
             if model_management.is_oom(error):
-                raise RuntimeError(f"out of memory{_where(kept)}. {warning or ADVICE}") from error
+                raise RuntimeError(f"out of memory{_where(kept)}. {warning or SMALLER}") from error
             if isinstance(error, DivergedError):
                 raise DivergedError(f"{error}{_where(kept)}") from error
             raise

@@ -200,7 +200,7 @@ def test_a_run_that_fails_keeps_what_was_trained_and_says_what_to_do(
     lists = [server.base_directory / "input" / name for name in lessons]
     told = run_inside("failing.py", *lists, tmp_path, kind)["message"]
     assert told.startswith(message)
-    assert ("load the base in fp8" if kind == "memory" else "Lower lr") in told
+    assert ("Load the base in fp8" if kind == "memory" else "Lower lr") in told
     assert str(tmp_path / "collection.safetensors") in told
     assert read_catalogue(tmp_path / "collection.safetensors").training["cycles"] >= 2
     assert load_state(tmp_path / "state.safetensors")["cycle"] >= 2
