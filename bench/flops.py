@@ -2,69 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..training.architecture import Architecture, Operations, Tokens
 from ..training.distiller import EditVelocity
-from ..training.frozen import blocks_of
-from ..training.lora import linear_shapes, target_shapes
+from ..training.lora import PAPER_TARGETS, targeted
 from ..training.roles import Roles
 
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs of one forward; a multiplication and an addition are two."""
+    """FLOPs of one sample; a multiplication and an addition are two."""
 
-    base: float
-    """Frozen Linears."""
-    attention: float
-    """Scores, and values by scores: 4 tokens^2 width for each block and sample."""
+    model: Operations
     adapter: float
-    """Of an adapter, for each rank."""
+    """Of an adapter's forward, for each rank."""
+
+    @classmethod
+    def of(cls, architecture: Architecture, tokens: Tokens) -> Work:
+        """With adapters on the paper's targets."""
+        targets = targeted(architecture.linears, PAPER_TARGETS, "the model")
+        return cls(architecture.operations(tokens), architecture.adapter_operations(targets, 1, tokens))
 
     def forward(self, rank: int) -> float:
         """With an adapter of this rank."""
-        return self.base + self.attention + rank * self.adapter
+        return self.model.forward + rank * self.adapter
 
     def backward(self, rank: int) -> float:
-        """Gradients of inputs everywhere, of weights for the adapter alone: the base is frozen."""
-        return self.base + 2 * self.attention + 2 * rank * self.adapter
+        """With an adapter, whose own gradients take as much as those that it passes on."""
+        return self.model.backward + 2 * rank * self.adapter
 
     def again(self, rank: int, checkpointing: str) -> float:
         """What the backward computes a second time: under `checkpointing`, and scores in any case."""
-        scores = self.attention / 2
-        kept = {"none": self.forward(rank), "selective": self.attention, "full": 0.0}
-        return scores + self.forward(rank) - kept[checkpointing]
-
-
-def work_of(
-    transformer: nn.Module, forward: Callable[[], object], tokens: int, targets: Sequence[str]
-) -> Work:
-    """Count while `forward` runs one sample of `tokens` tokens, image and text together."""
-    seen: dict[str, int] = {}
-
-    def note(path: str) -> Callable[..., None]:
-        def hook(_: nn.Module, given: tuple[Tensor, ...], __: Tensor) -> None:
-            seen[path] = given[0].numel() // given[0].shape[-1]
-
-        return hook
-
-    shapes = linear_shapes(transformer)
-    handles = [transformer.get_submodule(path).register_forward_hook(note(path)) for path in shapes]
-    try:
-        with torch.no_grad():
-            forward()
-    finally:
-        for handle in handles:
-            handle.remove()
-    base = sum(2 * seen[path] * out * into for path, (out, into) in shapes.items())
-    adapted = target_shapes(transformer, targets).items()
-    adapter = sum(2 * seen[path] * (out + into) for path, (out, into) in adapted)
-    width = shapes["img_in"][0]
-    return Work(base, 4 * tokens**2 * width * len(blocks_of(transformer)), adapter)
+        kept = {"none": self.forward(rank), "selective": self.model.attention, "full": 0.0}
+        return self.model.scores + self.forward(rank) - kept[checkpointing]
 
 
 class Metered:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..collection.atomic import atomic_write
+from ..training.architecture import Architecture
 from ..training.bank import TeacherBank
 from ..training.config import distillation
 from ..training.distiller import FAKE, STUDENT, Distiller
@@ -35,7 +36,7 @@ from ..training.memory import peak_memory
 from ..training.offload import Offload
 from ..training.roles import BASE, Roles
 from ..training.trainer import Trainer
-from .flops import Metered, work_of
+from .flops import Metered, Work
 from .random_qwen import TEACHER_RANK, TEACHERS, Size, random_lessons, random_transformer, write_teachers
 
 PEAK_TFLOPS = 989.0
@@ -109,7 +110,8 @@ def _out_of_memory(error: Exception) -> bool:
 def measure(way: Way, settings: Settings, teachers: dict[str, Path]) -> dict[str, Any]:
     """Run one way in this process; times in seconds, memory in GiB, FLOPs a timed cycle."""
     size, device = settings.size, torch.device(settings.device)
-    offload = {"none": 0, "half": size.layers // 2, "all": size.layers}[way.offload]
+    layers = size.architecture.num_layers
+    offload = {"none": 0, "half": layers // 2, "all": layers}[way.offload]
     transformer, away = random_transformer(size, device, way.base_dtype, offload)
     set_checkpointing(transformer, way.checkpointing)
     if device.type == "cuda":
@@ -124,7 +126,7 @@ def measure(way: Way, settings: Settings, teachers: dict[str, Path]) -> dict[str
     given = (sample.source.flip(0)[None], torch.full((1,), 0.7), sample.student[None], sample.source[None])
     velocity = _Velocity(transformer, device)
     with Roles(transformer, adapters) as roles, roles.use(STUDENT):
-        work = work_of(transformer, lambda: velocity(*given), size.tokens, PAPER_TARGETS)
+        work = Work.of(size.architecture, size.tokens)
         ranks = {STUDENT: size.rank, FAKE: size.rank, "teachers": TEACHER_RANK, BASE: 0}
         metered = Metered(velocity, roles, work, ranks, way.checkpointing)
         bank = TeacherBank(teachers, linear_shapes(transformer), device)
@@ -288,8 +290,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size, settings = Size(), Settings()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", choices=WAYS, default=list(WAYS), help="ways by name")
-    parser.add_argument("--layers", type=int, default=size.layers)
-    parser.add_argument("--heads", type=int, default=size.heads, help="of 128 each")
+    parser.add_argument("--layers", type=int, default=size.architecture.num_layers)
+    parser.add_argument(
+        "--heads", type=int, default=size.architecture.num_attention_heads, help="of 128 each"
+    )
     parser.add_argument("--size", type=int, default=size.pixels, help="pixels along a side, 16 and up")
     parser.add_argument("--text", type=int, default=size.text, help="tokens of a prompt")
     parser.add_argument("--rank", type=int, default=size.rank, help="of student and fake score")
@@ -301,7 +305,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/bench/gpu.json"))
     args = parser.parse_args(arguments)
     peak = args.peak_tflops or (PEAK_TFLOPS if args.device.startswith("cuda") else None)
-    size = Size(args.layers, args.heads, args.size, args.text, args.rank)
+    architecture = Architecture(num_layers=args.layers, num_attention_heads=args.heads)
+    size = Size(architecture, args.size, args.text, args.rank)
     settings = Settings(size, args.device, args.cycles, args.repeats, peak, args.profile)
     print(table(bench(args.only, settings, args.out), settings))
 

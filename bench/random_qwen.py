@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +11,22 @@ from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..training.architecture import BLOCKS, LATENT_PIXELS, Architecture, Tokens
 from ..training.data import Lessons, Sample
 from ..training.fp8 import quantize_block
-from ..training.lora import PAPER_TARGETS, target_shapes
+from ..training.lora import PAPER_TARGETS, targeted
 from ..training.offload import Offload
 from ..training.randomness import generator
 
 TEACHERS = ("one", "other")
 TEACHER_RANK = 16
-HEAD, EMBEDDING, CHANNELS, PATCH = 128, 3584, 16, 2
-PIXELS = 8
-"""A latent's, along a side."""
 
 
 @dataclass(frozen=True)
 class Size:
     """By default Qwen-Image-Edit's own, for an edit of 1024 x 1024 pixels."""
 
-    layers: int = 60
-    heads: int = 24
+    architecture: Architecture = field(default_factory=Architecture)
     pixels: int = 1024
     text: int = 256
     """Tokens of a prompt."""
@@ -37,14 +34,9 @@ class Size:
     """Of student and fake score."""
 
     @property
-    def width(self) -> int:
-        """Of the transformer."""
-        return self.heads * HEAD
-
-    @property
-    def tokens(self) -> int:
-        """Of an edit: noise, source and text."""
-        return 2 * (self.pixels // PIXELS // PATCH) ** 2 + self.text
+    def tokens(self) -> Tokens:
+        """Of an edit."""
+        return Tokens.of(self.pixels, self.text)
 
 
 def random_transformer(
@@ -58,7 +50,7 @@ def random_transformer(
     away = Offload(model, device, offload) if offload else None
     draw = torch.Generator(device).manual_seed(0)
     for name, child in model.named_children():
-        if name == "transformer_blocks":
+        if name == BLOCKS:
             for block in child.children():
                 _fill(block, device, draw)
                 if base_dtype == "fp8":
@@ -77,14 +69,7 @@ def _hollow(size: Size) -> nn.Module:
     """The transformer without memory for its weights."""
     build: Any = QwenImageTransformer2DModel
     with torch.device("meta"):
-        model = build(
-            in_channels=CHANNELS * PATCH**2,
-            out_channels=CHANNELS,
-            num_layers=size.layers,
-            num_attention_heads=size.heads,
-            attention_head_dim=HEAD,
-            joint_attention_dim=EMBEDDING,
-        )
+        model = build(**asdict(size.architecture))
     rope = model.pos_embed  # its tables are neither parameters nor buffers
     model.pos_embed = type(rope)(rope.theta, rope.axes_dim, rope.scale_rope)
     for child in model.children():  # the model itself warns
@@ -105,10 +90,11 @@ def _fill(module: nn.Module, device: torch.device, draw: torch.Generator) -> Non
 
 def write_teachers(size: Size, folder: Path) -> dict[str, Path]:
     """A random LoRA file for each teacher, in bfloat16."""
+    targets = targeted(size.architecture.linears, PAPER_TARGETS, "the model")
     files = {}
     for name in TEACHERS:
         tensors = {}
-        for path, (out, into) in target_shapes(_hollow(size), PAPER_TARGETS).items():
+        for path, (out, into) in targets.items():
             draw = generator(0, name, path)
             for end, shape in (("lora_A", (TEACHER_RANK, into)), ("lora_B", (out, TEACHER_RANK))):
                 weight = 0.01 * torch.randn(shape, generator=draw)
@@ -120,13 +106,14 @@ def write_teachers(size: Size, folder: Path) -> dict[str, Path]:
 
 def random_lessons(size: Size, device: torch.device) -> Lessons:
     """One sample for each teacher, with its image."""
-    side = size.pixels // PIXELS
+    side, channels = size.pixels // LATENT_PIXELS, size.architecture.out_channels
 
     def image(*key: str) -> Tensor:
-        return torch.randn(CHANNELS, side, side, generator=generator(0, *key)).to(device)
+        return torch.randn(channels, side, side, generator=generator(0, *key)).to(device)
 
     def text(*key: str) -> Tensor:
-        return torch.randn(size.text, EMBEDDING, generator=generator(0, *key)).bfloat16().to(device)
+        shape = size.text, size.architecture.joint_attention_dim
+        return torch.randn(shape, generator=generator(0, *key)).bfloat16().to(device)
 
     def sample(name: str) -> Sample:
         prompts = (text(name, role) for role in ("student", "teacher", "empty"))

@@ -50,7 +50,7 @@ class Operations:
     linears: float
     """The base's Linears."""
     attention: float
-    """Of these, 2 matrix products a head forward; backward runs 5 of that size."""
+    """Two matrix products a head: scores, and values by scores."""
 
     @property
     def forward(self) -> float:
@@ -59,8 +59,14 @@ class Operations:
 
     @property
     def backward(self) -> float:
-        """Gradients of activations alone: the base is frozen."""
-        return self.linears + 2.5 * self.attention
+        """Gradients of activations alone, for the base is frozen: of a Linear's one operand, of both that
+        attention multiplies."""
+        return self.linears + 2 * self.attention
+
+    @property
+    def scores(self) -> float:
+        """What attention's backward computes a second time."""
+        return self.attention / 2
 
 
 @dataclass(frozen=True)

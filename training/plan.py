@@ -123,6 +123,8 @@ class Passes:
     """What checkpointing computes again before a backward."""
     backward: float
     """Of student or fake score."""
+    scores: float
+    """Attention's, which a backward computes again."""
 
 
 def passes(job: Job, checkpointing: Checkpointing) -> Passes:
@@ -136,6 +138,7 @@ def passes(job: Job, checkpointing: Checkpointing) -> Passes:
         model.forward + teacher,
         model.forward + adapter if checkpointing == "full" else 0.0,
         model.backward + 2 * adapter,
+        model.scores,
     )
 
 
@@ -153,7 +156,8 @@ def hours(job: Job, setting: Setting, card: Card, utilisation: float = UTILISATI
         return max(computing, reading / batch) + more / batch if operations else 0.0
 
     each, batch = passes(job, setting.checkpointing), setting.micro_batch
-    gradient = sum(seconds(part, batch) for part in (each.adapter, each.recomputed, each.backward))
+    parts = (each.adapter, each.recomputed, each.backward + each.scores)
+    gradient = sum(seconds(part, batch) for part in parts)
 
     def cycle(count: Evaluations) -> float:
         own, teachers = seconds(each.adapter, batch), seconds(each.teacher, batch)

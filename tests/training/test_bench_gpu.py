@@ -13,24 +13,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("diffusers")
 
-from collectionlora.bench import gpu, random_qwen
-from collectionlora.bench.flops import Work, work_of
+from collectionlora.bench import gpu
+from collectionlora.bench.flops import Work
 from collectionlora.bench.gpu import WAYS, Settings, Way
 from collectionlora.bench.random_qwen import Size, random_lessons, random_transformer, write_teachers
+from collectionlora.training.architecture import Architecture, Operations
 from collectionlora.training.hosts.diffusers import set_checkpointing
 from collectionlora.training.lora import PAPER_TARGETS, LoraAdapter, target_shapes
 from collectionlora.training.roles import Roles
 
-TINY = Settings(Size(layers=3, heads=1, pixels=32, text=4, rank=4), "cpu", repeats=1, peak_tflops=1.0)
+SHORT = {"num_attention_heads": 1, "joint_attention_dim": 32}
+TINY = Settings(
+    Size(Architecture(num_layers=3, **SHORT), pixels=32, text=4, rank=4), "cpu", repeats=1, peak_tflops=1.0
+)
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def short_prompts() -> Any:
-    """Embeddings of a small model's width."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(random_qwen, "EMBEDDING", 32)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +36,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_counted_flops_are_those_that_torch_counts(checkpointing: str) -> None:
-    size = Size(layers=6, heads=1, pixels=128, text=8, rank=4)
+    size = Size(Architecture(num_layers=6, **SHORT), pixels=128, text=8, rank=4)
     net, _ = random_transformer(size, CPU)
     set_checkpointing(net, checkpointing)
     velocity = gpu._Velocity(net, CPU)
@@ -48,7 +44,7 @@ def test_counted_flops_are_those_that_torch_counts(checkpointing: str) -> None:
     given = sample.source[None], torch.full((1,), 0.7), sample.student[None], sample.source[None]
     student = LoraAdapter.create(target_shapes(net, PAPER_TARGETS), size.rank, 4.0, 1)
     with Roles(net, {"student": student}) as roles, roles.use("student"), sdpa_kernel(SDPBackend.MATH):
-        work = work_of(net, lambda: velocity(*given), size.tokens, PAPER_TARGETS)
+        work = Work.of(size.architecture, size.tokens)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             velocity(*given)
         assert counter.get_total_flops() == work.forward(size.rank)
@@ -56,12 +52,12 @@ def test_counted_flops_are_those_that_torch_counts(checkpointing: str) -> None:
             velocity(*given).sum().backward()
     expected = work.forward(size.rank) + work.backward(size.rank)
     # attention as plain products is not kept by the selective policy, and does not compute scores again
-    again = {"none": 0.0}.get(checkpointing, work.again(size.rank, "full") - work.attention / 2)
+    again = {"none": 0.0}.get(checkpointing, work.again(size.rank, "full") - work.model.scores)
     assert counter.get_total_flops() == pytest.approx(expected + again, rel=0.03)
 
 
 def test_what_is_kept_is_not_computed_again() -> None:
-    work = Work(base=1000.0, attention=100.0, adapter=1.0)
+    work = Work(Operations(linears=1000.0, attention=100.0), adapter=1.0)
     assert work.forward(10) == 1110
     assert work.backward(10) == 1220
     assert [work.again(10, policy) for policy in ("none", "selective", "full")] == [50, 1060, 1160]
@@ -138,7 +134,7 @@ def test_the_command_runs_each_way_in_its_own_process(tmp_path: Path, capsys: An
     gpu.main([*arguments, "--repeats", "1", "--profile", "--only", "fp8, half offloaded", "--out", str(out)])
     content = json.loads(out.read_text())
     assert content["card"] == "CPU"
-    assert content["settings"]["size"]["layers"] == 2
+    assert content["settings"]["size"]["architecture"]["num_layers"] == 2
     row = content["rows"]["fp8, half offloaded"]
     assert row["cycle_seconds"] > 0
     assert "addmm" in row["profile"]

@@ -108,15 +108,15 @@ def test_the_papers_schedule_takes_the_hours_of_its_operations() -> None:
     assert hours(job, Setting(), card(80)).cycles == pytest.approx(330 * 51.5 / 77, rel=0.15)
 
 
-def test_without_checkpointing_nothing_is_computed_twice() -> None:
+def test_without_checkpointing_attentions_scores_alone_are_computed_twice() -> None:
     job = Job(distillation(RANK_32))
     full, none = (hours(job, Setting(checkpointing=way), INSTANT).cycle for way in ("full", "none"))
     copying = hours(job, Setting(), INSTANT, 1e9).cycle
-    assert none - copying == pytest.approx(model_operations(job) / (UTILISATION * INSTANT.operations))
     gradients = cycle_evaluations(job.config, 1.0).gradient
-    operations = job.architecture.operations(job.tokens).forward
-    again = gradients * 8 * operations / (UTILISATION * INSTANT.operations)
-    assert full - none == pytest.approx(again, rel=0.02)
+    operations, speed = job.architecture.operations(job.tokens), UTILISATION * INSTANT.operations
+    needed = model_operations(job) + gradients * 8 * operations.scores
+    assert none - copying == pytest.approx(needed / speed)
+    assert full - none == pytest.approx(gradients * 8 * operations.forward / speed, rel=0.02)
 
 
 def test_warm_cycles_cost_less() -> None:
