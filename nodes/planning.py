@@ -10,9 +10,9 @@ from comfy import model_management
 from ..pocket.text import TOKENS
 from ..training.architecture import Architecture
 from ..training.cards import card_named
-from ..training.footprint import FP8, GIB, TEXT_TOKENS, Job, Setting, Storage, adapter_bytes
+from ..training.footprint import FP8, GIB, TEXT_TOKENS, Setting, Storage, adapter_bytes
 from ..training.hosts.comfy import ComfyHost
-from ..training.jobs import largest_rank
+from ..training.jobs import job_on
 from ..training.lora import target_shapes
 from ..training.plan import Plan, choose, chosen, settings, verdict, words
 from ..training.run import DistillationRun
@@ -33,16 +33,9 @@ def plan_of(run: Run, host: ComfyHost, work: DistillationRun) -> tuple[str, str]
     weight = (host.size - item * architecture.other_parameters) / architecture.weights
     loaded = Storage("as loaded", weight, item)
     checkpointing = "full" if host.checkpointing else "none"
-    job = Job(
-        run.distill,
-        architecture,
-        run.targets,
-        host.long_side,
-        effects=len(run.lists.effects),
-        samples=len(run.lists.samples),
-        general=len(run.lists.general),
-        missing=sum(sample.base_pred_image is None for sample in run.lists.samples),
-        teacher_rank=largest_rank(work.bank.files.values(), architecture.linears),
+    job = replace(
+        job_on(architecture, run),
+        side=host.long_side,
         text=TEXT_TOKENS if host.text_sees_image else TOKENS,
         storages=(loaded,) if on_cpu or weight <= FP8.weight else (loaded, FP8),
         checkpointing=(checkpointing,),

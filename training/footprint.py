@@ -190,7 +190,7 @@ def device_bytes(job: Job, setting: Setting) -> Mapping[str, Bytes]:
     unpacked = item * architecture.largest_linear if setting.storage.unpacked else 0
     base = {"base": base_bytes(architecture, setting.storage)}
     trained = adapter_bytes(job.adapted, job.config.rank, setting.optimizer)
-    held = {**base, **trained, "latents and prompts": _small(job, batch)}
+    held = {**base, **trained, "latents and prompts": _small(job, job.config.batch, batch)}
     # In float32 whatever the file has; the next ones arrive while those in use are still there.
     teacher = FLOAT32 * job.teacher
     kept = activation_bytes(job, setting)
@@ -217,18 +217,18 @@ def device_bytes(job: Job, setting: Setting) -> Mapping[str, Bytes]:
         "teacher images": {
             **base,
             ADAPTERS: trained[ADAPTERS],
-            "latents and prompts": _small(job, setting.target_batch),
+            "latents and prompts": _small(job, setting.target_batch, setting.target_batch),
             "teachers": 2 * min(2, setting.target_batch) * teacher,  # images are made in the order of effects
             "workspace": setting.target_batch * forward + unpacked,
         },
     }
 
 
-def _small(job: Job, batch: int) -> int:
-    """Three prompts a sample; about ten latents (source, target, noise, samples, scores), four more in
-    float64 for the loss; and the cycle's samples for the fake score."""
-    sample = FLOAT32 * (3 * job.prompt + 10 * job.latent) + FLOAT64 * 4 * job.latent
-    return batch * sample + job.config.batch * FLOAT32 * job.latent
+def _small(job: Job, drawn: int, batch: int) -> int:
+    """Of each sample that is drawn, three prompts, source, target and the rollout's result; of each in the
+    batch, about seven latents more (noise, states, scores) and four in float64 for the loss."""
+    waiting = FLOAT32 * (3 * job.prompt + 3 * job.latent)
+    return drawn * waiting + batch * (FLOAT32 * 7 + FLOAT64 * 4) * job.latent
 
 
 def ram_bytes(job: Job, setting: Setting) -> Bytes:

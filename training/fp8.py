@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from .frozen import SCALE, FrozenForward, blocks_of, frozen_linears
 
+AS_LOADED, PACKED = "bf16", "fp8"
+"""How a base's weights may be kept."""
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
 

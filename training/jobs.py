@@ -20,17 +20,27 @@ FLOAT32 = Storage("float32", weight=4, item=4)
 
 
 def job_of(run: Run) -> Job:
-    """What `run` does. Of teachers and base only the headers are read.
+    """What `run` does on the command line.
 
     Raises:
         ValueError: the base's folder holds no configuration of a Qwen-Image transformer.
-        LoraFormatError: a teacher that is missing, damaged or for another base.
+        LoraFormatError: as :func:`job_on`.
     """
     folder = Path(run.base)
-    pocket = run.base == "pocket" or not (folder / "model_index.json").is_file()
-    architecture = Architecture.of(TRANSFORMER if pocket else _configuration(folder / "transformer"))
-    files = {name: effect.lora_path for name, effect in run.lists.effects.items()}
-    job = Job(
+    if run.base == "pocket" or not (folder / "model_index.json").is_file():
+        job = job_on(Architecture.of(TRANSFORMER), run)
+        return replace(job, side=POCKET_SIDE, text=TOKENS, storages=(FLOAT32,), checkpointing=("none",))
+    return job_on(Architecture.of(_configuration(folder / "transformer")), run)
+
+
+def job_on(architecture: Architecture, run: Run) -> Job:
+    """What `run` does on a model of this architecture; of teachers only the headers are read.
+
+    Raises:
+        LoraFormatError: a teacher that is missing, damaged or for another base.
+    """
+    files = [effect.lora_path for effect in run.lists.effects.values()]
+    return Job(
         run.distill,
         architecture,
         run.targets,
@@ -39,14 +49,11 @@ def job_of(run: Run) -> Job:
         samples=len(run.lists.samples),
         general=len(run.lists.general),
         missing=sum(sample.base_pred_image is None for sample in run.lists.samples),
-        teacher_rank=largest_rank(files.values(), architecture.linears),
+        teacher_rank=_largest_rank(files, architecture.linears),
     )
-    if not pocket:
-        return job
-    return replace(job, side=POCKET_SIDE, text=TOKENS, storages=(FLOAT32,), checkpointing=("none",))
 
 
-def largest_rank(files: Iterable[Path], shapes: Shapes) -> int:
+def _largest_rank(files: Iterable[Path], shapes: Shapes) -> int:
     """The largest rank of any module of these LoRAs."""
     loras = (read_lora(file, shapes, check_finite=False) for file in files)
     return max((lora.rank(path) for lora in loras for path in lora.down), default=1)

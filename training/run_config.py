@@ -19,6 +19,7 @@ from ..collection.jsonl import (
 )
 from .captions import VlmEndpoint
 from .config import ConfigError, Distillation, checked, distillation, nearest
+from .fp8 import AS_LOADED, PACKED
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -57,7 +58,7 @@ class Run:
     lists: Lists
     base: str = "pocket"
     """"pocket", a folder with Qwen-Image-Edit as published for diffusers, or one with pocket weights."""
-    base_dtype: str = "bf16"
+    base_dtype: str = AS_LOADED
     """"fp8" packs the base's blocks into 8 bits, half the memory; "bf16" leaves the weights as they are."""
     offload: bool | int = False
     """Blocks of the base that wait in host memory and are on the device only while they run; True: all."""
@@ -88,7 +89,6 @@ class Run:
 _PATHS = ("output", "effects", "data", "general")
 _TABLES = ("distill", "targets", "captions", "titles")
 _TAGS = ("chosen", "random", "none")
-_BASE_DTYPES = ("bf16", "fp8")
 _KNOWN = (*_PATHS, *_TABLES, "base", "base_dtype", "offload", "long_side", "preset", "candidates", "tags")
 
 
@@ -138,8 +138,8 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
     if tags not in _TAGS:
         raise ConfigError(f"tags = {tags!r}; valid are {', '.join(_TAGS)}")
     base_dtype = values.get("base_dtype", Run.base_dtype)
-    if base_dtype not in _BASE_DTYPES:
-        raise ConfigError(f"base_dtype = {base_dtype!r}; valid are {', '.join(_BASE_DTYPES)}")
+    if base_dtype not in (AS_LOADED, PACKED):
+        raise ConfigError(f"base_dtype = {base_dtype!r}; valid are {AS_LOADED}, {PACKED}")
     offload = values.get("offload", Run.offload)
     if not isinstance(offload, int) or (offload is not False and offload < 1):
         raise ConfigError(f"offload = {offload!r} must be true, false or a number of blocks, at least 1")

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from ...pocket import TRANSFORMER
-from ..fp8 import quantize_base
+from ..fp8 import PACKED, quantize_base
 from ..offload import Offload
 
 PATCH = 2
-AS_LOADED, PACKED = "bf16", "fp8"
-"""How the base's weights may be kept."""
 
 
 def pocket_transformer() -> nn.Module:

@@ -15,7 +15,8 @@ from ...pocket import NAME, WEIGHTS
 from ...pocket.autoencoder import Autoencoder
 from ...pocket.images import load_picture
 from ...pocket.text import TextEncoder
-from .diffusers import AS_LOADED, EditVelocity, keep_small, kept_identity, load_pocket_transformer
+from ..fp8 import AS_LOADED
+from .diffusers import EditVelocity, keep_small, kept_identity, load_pocket_transformer
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import BatchFeature, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from ..fp8 import AS_LOADED
 from ..pictures import read_picture, to_pil, to_tensor
-from .diffusers import AS_LOADED, EditVelocity, keep_small, kept_identity
+from .diffusers import EditVelocity, keep_small, kept_identity
 
 MULTIPLE = 32
 SEEN_AREA = 384 * 384
