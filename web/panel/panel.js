@@ -92,7 +92,7 @@ export class Panel {
     this.body = element("div");
     this.body.style.display = "contents";
     this.body.append(
-      this.bar, buttons, this.which, this.canvas, this.table, this.previews, this.prompts, element("h3", t("Memory on the device")), this.plan,
+      this.bar, buttons, this.which, this.canvas, this.table, this.previews, this.prompts, element("h3", t("Plan")), this.plan,
     );
     this.root.append(this.title, this.state, this.said, this.body);
     this.listener = (/** @type {any} */ event) => this.#hear(event.detail);
