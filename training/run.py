@@ -215,7 +215,12 @@ class DistillationRun:
     def _save(self) -> None:
         if not self.workers.leads:
             return
-        content = {"prompts": self._prompts(), "losses": self.losses, "seconds": round(self.seconds, 1)}
+        content = {
+            "base": self.host.identity,
+            "prompts": self._prompts(),
+            "losses": self.losses,
+            "seconds": round(self.seconds, 1),
+        }
         # Before the state: after a kill in between, losses of cycles that are not in the state are dropped.
         with atomic_write(self._progress_file) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
@@ -236,11 +241,19 @@ class DistillationRun:
             line["loss"].append(round(value, 6))
 
     def _read_progress(self) -> None:
-        """Losses up to the state. Raises CheckpointError if the student has learnt other prompts."""
+        """Losses up to the state. Raises CheckpointError if the student has learnt other prompts, or on another
+        base.
+        """
         try:
             content = json.loads(self._progress_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return  # a curve that got lost is no reason to stop
+        # absent in files of earlier versions
+        if content.get("base", self.host.identity) != self.host.identity:
+            raise CheckpointError(
+                f"{self._progress_file}: the run was trained on another base, or with another base_dtype; "
+                "restore that, or start again without resuming"
+            )
         ours = self._prompts()
         for name, theirs in content["prompts"].items():
             if ours.get(name, theirs) != theirs:

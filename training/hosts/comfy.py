@@ -72,8 +72,8 @@ class ComfyHost:
 
     @cached_property
     def identity(self) -> str:
-        """A hash of samples of all weights, and of the patches on them."""
-        digest = hashlib.sha256(str(self._patcher.patches_uuid).encode() if self._patcher.patches else b"")
+        """A hash of samples of all weights. Ask while the model is lent: a LoRA on the base is then in them."""
+        digest = hashlib.sha256()
         parts = (self.transformer, self._clip.cond_stage_model, self._vae.first_stage_model)
         for name, tensor in (item for part in parts for item in sorted(_tensors(part).items())):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -157,6 +157,13 @@ def test_resuming_with_other_prompts_is_refused(project: Any, host: Any) -> None
         whole(project, host, resume=True)
 
 
+def test_resuming_on_another_base_is_refused(project: Any, host: Any) -> None:
+    whole(project, host)
+    host.identity = "tiny, in 8 bits"
+    with pytest.raises(CheckpointError, match=r"progress\.json: the run was trained on another base"):
+        whole(project, host, resume=True)
+
+
 def test_resuming_without_a_state_says_so(project: Any, host: Any) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint; start the run without resuming"):
         whole(project, host, resume=True)
