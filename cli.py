@@ -135,6 +135,7 @@ def _host(
     long_side: int = 1024,
     base_dtype: str = "bf16",
     offload: bool | int = False,
+    checkpointing: str = "full",
 ) -> Host:
     """The base of a folder, by default the pocket's; with it what every computing command needs."""
     import torch
@@ -158,7 +159,14 @@ def _host(
         raise ValueError(f"{folder}: only pocket bases can be judged: the truth of their effects is known")
     from .training.hosts.qwen import QwenEditHost
 
-    return QwenEditHost(folder, device, base_dtype=base_dtype, offload=offload, long_side=long_side)
+    return QwenEditHost(
+        folder,
+        device,
+        base_dtype=base_dtype,
+        offload=offload,
+        long_side=long_side,
+        checkpointing=checkpointing,
+    )
 
 
 def _distill(args: argparse.Namespace) -> int:
@@ -174,7 +182,7 @@ def _distill(args: argparse.Namespace) -> int:
             "again"
         )
     folder = None if run.base == "pocket" else Path(run.base)
-    host = _host(folder, False, run.long_side, run.base_dtype, run.offload)
+    host = _host(folder, False, run.long_side, run.base_dtype, run.offload, run.checkpointing)
     workers = Workers.start()
     with Console(silent=not workers.leads) as console:
         try:

@@ -182,6 +182,11 @@ class Architecture:
         each block, and into the last norm. `item`: bytes of a number of the model's arithmetic."""
         return self.width * item * (self.num_layers * tokens.all + tokens.image)
 
+    def attention_outputs(self, tokens: Tokens, item: int) -> int:
+        """Bytes of what attention makes of one sample in all blocks: its output, and the softmax's statistics
+        in float32."""
+        return self.num_layers * tokens.all * (self.width * item + 4 * self.num_attention_heads)
+
     def block_activations(self, tokens: Tokens, rank: int, item: int) -> int:
         """Bytes that one block keeps of one sample to its backward, its input included; adapters on all of
         its Linears.

@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
 from .architecture import LATENT_PIXELS, Architecture, Tokens
 from .config import Distillation, OptimizerName
 from .lora import PAPER_TARGETS, Shapes, targeted
-from .run_config import Targets
+from .run_config import CHECKPOINTING, Checkpointing, Targets
 
 GIB = 2**30
 FLOAT32, FLOAT64 = 4, 8
@@ -20,8 +19,6 @@ TEXT_TOKENS = 256
 EIGHT_BIT_AT_LEAST, EIGHT_BIT_BLOCK = 4096, 256
 """bitsandbytes keeps smaller tensors' moments in float32, and one float32 scale for so many numbers."""
 
-Checkpointing = Literal["full", "none"]
-"""Whether blocks keep only their inputs to the backward. The hosts decide: on a GPU always "full"."""
 ADAPTERS = "student and fake score"
 Bytes = dict[str, int]
 
@@ -46,7 +43,7 @@ class Storage:
 
 BF16, FP8 = Storage("bf16"), Storage("fp8", weight=1)
 STORAGES = (BF16, FP8, Storage("bf16, offloaded", blocks=2), Storage("fp8, offloaded", weight=1, blocks=2))
-"""What the command line offers (`base_dtype`, `offload = true`), and a plan chooses from."""
+"""What a run file offers (`base_dtype`, `offload = true`), and a plan chooses from."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +79,8 @@ class Job:
     text: int = TEXT_TOKENS
     storages: tuple[Storage, ...] = STORAGES
     """How the base may lie on the device."""
-    checkpointing: tuple[Checkpointing, ...] = ("full",)
-    """What the host can do; the hosts checkpoint every block on a GPU, and there is no switch."""
+    checkpointing: tuple[Checkpointing, ...] = CHECKPOINTING
+    """What the host can do."""
 
     @property
     def tokens(self) -> Tokens:
@@ -165,18 +162,23 @@ def moment_bytes(shapes: Shapes, rank: int, optimizer: OptimizerName) -> int:
 
 def activation_bytes(job: Job, setting: Setting) -> int:
     """What one micro-batch keeps to its backward under the student: all at once without checkpointing; with
-    it the blocks' inputs, and one block computed again."""
+    it what the blocks keep, and one block computed again."""
     architecture, tokens, item = job.architecture, job.tokens, setting.storage.item
     block = setting.micro_batch * architecture.block_activations(tokens, job.config.rank, item)
     if item < FLOAT32:  # the masters of the adapter, cast for the arithmetic
         block += item * job.adapter // architecture.num_layers
-    if setting.checkpointing == "full":
-        return block + _inputs(job, setting)
-    return block * architecture.num_layers + setting.micro_batch * architecture.width * tokens.image * item
+    if setting.checkpointing == "none":
+        return block * architecture.num_layers + setting.micro_batch * architecture.width * tokens.image * item
+    return block + _kept_by_blocks(job, setting)
 
 
-def _inputs(job: Job, setting: Setting) -> int:
-    return setting.micro_batch * job.architecture.block_inputs(job.tokens, setting.storage.item)
+def _kept_by_blocks(job: Job, setting: Setting) -> int:
+    """With checkpointing."""
+    architecture, item = job.architecture, setting.storage.item
+    kept = architecture.block_inputs(job.tokens, item)
+    if setting.checkpointing == "selective":
+        kept += architecture.attention_outputs(job.tokens, item)
+    return setting.micro_batch * kept
 
 
 def device_bytes(job: Job, setting: Setting) -> Mapping[str, Bytes]:
@@ -194,7 +196,7 @@ def device_bytes(job: Job, setting: Setting) -> Mapping[str, Bytes]:
     # In float32 whatever the file has; the next ones arrive while those in use are still there.
     teacher = FLOAT32 * job.teacher
     kept = activation_bytes(job, setting)
-    graph = _inputs(job, setting) if setting.checkpointing == "full" else kept
+    graph = kept if setting.checkpointing == "none" else _kept_by_blocks(job, setting)
     return {
         "backward": {
             **held,

@@ -13,7 +13,6 @@ from .evaluations import Evaluations, cycle_evaluations, warm_evaluations
 from .footprint import (
     GIB,
     Bytes,
-    Checkpointing,
     Job,
     Setting,
     Storage,
@@ -23,6 +22,7 @@ from .footprint import (
     kept_bytes,
     ram_bytes,
 )
+from .run_config import Checkpointing
 
 HOUR = 3600
 ADVICE = "Lower rank or long_side, or take a larger card."
@@ -132,11 +132,12 @@ def passes(job: Job, checkpointing: Checkpointing) -> Passes:
     model, tokens = job.architecture.operations(job.tokens), job.tokens
     adapter = job.architecture.adapter_operations(job.adapted, job.config.rank, tokens)
     teacher = job.architecture.adapter_operations(job.taught, job.teacher_rank, tokens)
+    kept = {"none": model.forward + adapter, "selective": model.attention, "full": 0.0}[checkpointing]
     return Passes(
         model.forward + adapter,
         model.forward + job.p_effect * teacher,
         model.forward + teacher,
-        model.forward + adapter if checkpointing == "full" else 0.0,
+        model.forward + adapter - kept,
         model.backward + 2 * adapter,
         model.scores,
     )

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ..collection.jsonl import (
     EffectEntry,
@@ -26,7 +26,21 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
-__all__ = ["ConfigError", "Lists", "Run", "Targets", "read_lists", "read_run"]
+__all__ = [
+    "CHECKPOINTING",
+    "Checkpointing",
+    "ConfigError",
+    "Lists",
+    "Run",
+    "Targets",
+    "read_lists",
+    "read_run",
+]
+
+Checkpointing = Literal["full", "selective", "none"]
+"""What the base's blocks keep to a backward: their inputs, these and what attention made of them, or everything.
+The less is kept, the more is computed twice."""
+CHECKPOINTING: tuple[Checkpointing, ...] = get_args(Checkpointing)
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,8 @@ class Run:
     """"fp8" packs the base's blocks into 8 bits, half the memory; "bf16" leaves the weights as they are."""
     offload: bool | int = False
     """Blocks of the base that wait in host memory and are on the device only while they run; True: all."""
+    checkpointing: Checkpointing = "full"
+    """Of the full-size base; the pocket keeps everything."""
     long_side: int = 1024
     """Pixels of the longer side of every picture; the pocket knows 128 alone."""
     distill: Distillation = field(default_factory=Distillation)
@@ -89,7 +105,18 @@ class Run:
 _PATHS = ("output", "effects", "data", "general")
 _TABLES = ("distill", "targets", "captions", "titles")
 _TAGS = ("chosen", "random", "none")
-_KNOWN = (*_PATHS, *_TABLES, "base", "base_dtype", "offload", "long_side", "preset", "candidates", "tags")
+_KNOWN = (
+    *_PATHS,
+    *_TABLES,
+    "base",
+    "base_dtype",
+    "offload",
+    "checkpointing",
+    "long_side",
+    "preset",
+    "candidates",
+    "tags",
+)
 
 
 def read_run(path: Path, cycles: int | None = None) -> Run:
@@ -140,6 +167,9 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
     base_dtype = values.get("base_dtype", Run.base_dtype)
     if base_dtype not in (AS_LOADED, PACKED):
         raise ConfigError(f"base_dtype = {base_dtype!r}; valid are {AS_LOADED}, {PACKED}")
+    checkpointing = values.get("checkpointing", Run.checkpointing)
+    if checkpointing not in CHECKPOINTING:
+        raise ConfigError(f"checkpointing = {checkpointing!r}; valid are {', '.join(CHECKPOINTING)}")
     offload = values.get("offload", Run.offload)
     if not isinstance(offload, int) or (offload is not False and offload < 1):
         raise ConfigError(f"offload = {offload!r} must be true, false or a number of blocks, at least 1")
@@ -155,6 +185,7 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
         base=base if base == "pocket" else str(folder / base),
         base_dtype=base_dtype,
         offload=offload,
+        checkpointing=checkpointing,
         long_side=long_side,
         distill=distillation(distill if cycles is None else {**distill, "cycles": cycles}, preset),
         targets=checked(Targets, values.get("targets", {}), "targets."),

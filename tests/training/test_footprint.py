@@ -36,19 +36,19 @@ from collectionlora.training.footprint import (
     kept_bytes,
     moment_bytes,
 )
-from collectionlora.training.hosts.diffusers import EditVelocity, pocket_transformer
+from collectionlora.training.hosts.diffusers import EditVelocity, pocket_transformer, set_checkpointing
 from collectionlora.training.hosts.pocket import PocketHost
 from collectionlora.training.lora import LoraAdapter, linear_shapes, target_shapes
 from collectionlora.training.optimizer import make_optimizer
 from collectionlora.training.plan import passes
 from collectionlora.training.roles import Roles
+from collectionlora.training.run_config import CHECKPOINTING
 from collectionlora.training.trainer import Trainer
 
 SMALL = Architecture(4, 6, 32, 80, 64, 16)
 SIDE, TEXT, BATCH, RANK = 256, 48, 2, 8
 FLOAT32 = Storage("float32", weight=4, item=4)
 STORAGES = [pytest.param(FLOAT32, id="float32"), pytest.param(BF16, id="bf16")]
-CHECKPOINTING = ["none", "full"]
 
 
 def transformer(storage: Storage = FLOAT32, checkpointing: str = "none") -> nn.Module:
@@ -56,8 +56,7 @@ def transformer(storage: Storage = FLOAT32, checkpointing: str = "none") -> nn.M
     model = QwenImageTransformer2DModel(patch_size=2, axes_dims_rope=(8, 12, 12), **vars(replace(SMALL)))
     logging.getLogger("diffusers").setLevel(logging.ERROR)  # that parts of other models want float32
     model = model.to(dtype(storage)).eval().requires_grad_(False)
-    if checkpointing == "full":
-        model.enable_gradient_checkpointing()
+    set_checkpointing(model, checkpointing)
     return model
 
 
@@ -251,6 +250,7 @@ def test_what_autograd_keeps_without_checkpointing_is_predicted(storage: Storage
 @pytest.mark.parametrize("storage", STORAGES)
 def test_what_autograd_keeps_with_checkpointing_is_predicted(storage: Storage) -> None:
     predicted = BATCH * SMALL.block_inputs(job().tokens, storage.item)
+    # the selective policy keeps attention's outputs out of autograd's sight: the peak below sees them
     assert predicted == pytest.approx(saved_bytes(transformer(storage, "full"), storage), rel=0.03)
 
 

@@ -175,7 +175,7 @@ def test_a_shrinking_room_takes_precision_of_the_base_then_of_the_moments() -> N
     job = Job(distillation(RANK_32))
     whole = plan(job, card(80))
     assert (whole.setting.storage.name, whole.setting.optimizer) == ("bf16", "adamw")
-    job = replace(job, storages=RESIDENT)
+    job = replace(job, storages=RESIDENT, checkpointing=("full",))
     tight = plan(job, replace(card(80), memory=40))
     assert (tight.setting.storage.name, tight.setting.optimizer) == ("fp8", "adamw")
     tighter = plan(job, replace(card(80), memory=tight.bytes / GIB + 1))
@@ -184,9 +184,18 @@ def test_a_shrinking_room_takes_precision_of_the_base_then_of_the_moments() -> N
 
 def test_what_the_user_set_is_kept_where_it_fits() -> None:
     config = distillation({**RANK_32, "micro_batch": 4, "optimizer": "adamw8bit"})
-    chosen = plan(Job(config, side=512, targets=Targets(batch=3)), card(80)).setting
+    job = Job(config, side=512, targets=Targets(batch=3), checkpointing=("full",))
+    chosen = plan(job, card(80)).setting
     assert (chosen.micro_batch, chosen.target_batch, chosen.optimizer) == (4, 3, "adamw8bit")
     assert {one.micro_batch for one in settings(Job(config))} == {1, 2, 4}
+
+
+def test_as_little_is_computed_twice_as_fits() -> None:
+    whole = Job(distillation(RANK_32), storages=STORAGES[:1])
+    for side, policy in ((512, "none"), (1024, "selective")):
+        assert plan(replace(whole, side=side), card(80)).setting.checkpointing == policy
+    job = replace(whole, storages=RESIDENT)
+    assert plan(job, replace(card(80), memory=36)).setting.checkpointing == "full"
 
 
 def test_where_nothing_fits_the_plan_says_what_is_missing() -> None:

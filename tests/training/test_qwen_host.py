@@ -214,11 +214,14 @@ def test_more_blocks_to_offload_than_there_are_are_refused(folder):
         QwenEditHost(folder, offload=3)
 
 
-@pytest.mark.parametrize("kept", ["", 'base_dtype = "fp8"\noffload = true\n'])
+@pytest.mark.parametrize("kept", ["", 'base_dtype = "fp8"\noffload = true\ncheckpointing = "selective"\n'])
 def test_the_command_line_distils_on_it(folder, tmp_path, monkeypatch, capsys, kept):
     """Lists, two pictures and a teacher in; a collection out that the same base loads."""
-    hosts = []
-    keep = qwen.keep_small
+    hosts, policies = [], []
+    keep, checkpointed = qwen.keep_small, qwen.set_checkpointing
+    monkeypatch.setattr(
+        qwen, "set_checkpointing", lambda net, how: policies.append(how) or checkpointed(net, how)
+    )
     monkeypatch.setattr(qwen, "keep_small", lambda *given: hosts.append(given[2:]) or keep(*given))
     from safetensors.torch import save_file
 
@@ -253,6 +256,7 @@ def test_the_command_line_distils_on_it(folder, tmp_path, monkeypatch, capsys, k
     (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(row) for row in lines["data"]))
     assert cli.main(["distill", str(tmp_path / "run.toml")]) == 0
     assert hosts[-1] == (("fp8", True) if kept else ("bf16", False))
+    assert policies[-1] == ("selective" if kept else "full")
     collection = tmp_path / "out" / "collection.safetensors"
     arguments = ["sample", str(collection), "--base", str(folder), "--image", str(tmp_path / "1.png")]
     arguments += ["--size", "64"]

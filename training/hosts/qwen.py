@@ -16,7 +16,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from ..fp8 import AS_LOADED
 from ..pictures import read_picture, to_pil, to_tensor
-from .diffusers import EditVelocity, keep_small, kept_identity
+from .diffusers import EditVelocity, keep_small, kept_identity, set_checkpointing
 
 MULTIPLE = 32
 SEEN_AREA = 384 * 384
@@ -30,7 +30,7 @@ class QwenEditHost:
     """See :class:`~collectionlora.training.host.Host`. Latents are (16,H/8,W/8).
 
     On a GPU the text encoder and the transformer take turns on the device: a run encodes first and trains
-    then, and both together do not fit 80 GB. Activations are checkpointed.
+    then, and both together do not fit 80 GB.
 
     Args:
         folder: holds `transformer`, `vae`, `text_encoder`, `tokenizer` and `processor`, as published.
@@ -38,6 +38,7 @@ class QwenEditHost:
         base_dtype, offload: how the transformer's blocks are kept, see :func:`.diffusers.keep_small`. The two
             blocks that an offloaded transformer has on the device stay there while the text encoder works.
         long_side: pixels, of the pictures that `read_image` makes.
+        checkpointing: see :func:`.diffusers.set_checkpointing`.
 
     Raises:
         ValueError: naming the folder or part that is missing or damaged; more blocks to offload than there
@@ -55,6 +56,7 @@ class QwenEditHost:
         base_dtype: str = AS_LOADED,
         offload: bool | int = False,
         long_side: int = 1024,
+        checkpointing: str = "full",
     ) -> None:
         self.device, self.long_side, self._dtype = torch.device(device), long_side, dtype
         load = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
@@ -67,7 +69,7 @@ class QwenEditHost:
         for part in (self.transformer, vae, words):
             part.eval().requires_grad_(False)
         self.offload = keep_small(self.transformer, self.device, base_dtype, offload)
-        self.transformer.enable_gradient_checkpointing()
+        set_checkpointing(self.transformer, checkpointing)
         build: Any = QwenImageEditPlusPipeline
         self._pipeline = build(None, vae.to(self.device), words, tokenizer, processor, self.transformer)
         self._velocity = EditVelocity(self.transformer)

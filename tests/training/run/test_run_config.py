@@ -22,11 +22,11 @@ def test_paths_are_relative_to_the_file(project: Any) -> None:
 
 def test_how_the_base_is_kept_is_read(project: Any) -> None:
     run = read_run(project.write())
-    assert (run.base_dtype, run.offload) == ("bf16", False)
+    assert (run.base_dtype, run.offload, run.checkpointing) == ("bf16", False, "full")
     for offload in (True, 20):
-        project.settings |= {"base_dtype": "fp8", "offload": offload}
+        project.settings |= {"base_dtype": "fp8", "offload": offload, "checkpointing": "none"}
         run = read_run(project.write())
-        assert (run.base_dtype, run.offload) == ("fp8", offload)
+        assert (run.base_dtype, run.offload, run.checkpointing) == ("fp8", offload, "none")
 
 
 def test_a_preset_and_a_table_make_the_distillation(project: Any) -> None:
@@ -60,6 +60,7 @@ def test_the_number_of_cycles_can_be_overridden_and_is_checked(project: Any) -> 
         ("candidates", True, "candidates = True must be a whole number"),
         ("base_dtype", "fp16", "base_dtype = 'fp16'; valid are bf16, fp8"),
         ("base_dtype", 8, "base_dtype = 8; valid are bf16, fp8"),
+        ("checkpointing", "some", "checkpointing = 'some'; valid are full, selective, none"),
         ("offload", 0, "offload = 0 must be true, false or a number of blocks, at least 1"),
         ("offload", "all", "offload = 'all' must be true, false or a number"),
         ("offload", 1.5, "offload = 1.5 must be true, false or a number"),
