@@ -42,7 +42,7 @@ class Arm:
     distiller: type[Distiller] = Distiller
 
 
-def objective(**values: float) -> Arm:
+def objective(**values: float | str) -> Arm:
     """An arm that differs in the loss."""
     return Arm({"objective": values})
 
@@ -54,11 +54,15 @@ SETS: dict[str, dict[str, Arm]] = {
         "no AOP": Arm(teacher_prompts=True),
         "no TS": objective(ts_weight=0.0),
         "no TA-FM": objective(fm_weight=0.0),
-        "TA-FM alone": objective(bs_weight=0.0, ts_weight=0.0),
+        "TA-FM from noised images": objective(anchor="image"),
+        "TA-FM alone": objective(bs_weight=0.0, ts_weight=0.0, anchor="image"),
+        "paths alone": objective(bs_weight=0.0, ts_weight=0.0),
     },
     "screen": {
         "as it is": Arm(),
-        "TA-FM alone": objective(bs_weight=0.0, ts_weight=0.0),
+        "TA-FM from noised images": objective(anchor="image"),
+        "TA-FM alone": objective(bs_weight=0.0, ts_weight=0.0, anchor="image"),
+        "paths alone": objective(bs_weight=0.0, ts_weight=0.0),
         "floor 0": objective(floor=0.0),
         "floor 0.3": objective(floor=0.3),
         "fake ratio 1": Arm({"fake_ratio": 1}),

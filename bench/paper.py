@@ -52,10 +52,11 @@ class PaperDistiller(Distiller):
                 numbers=tuple(batch.numbers[i] for i in idle),
                 effects=tuple(batch.effects[i] for i in idle),
                 targets=tuple(torch.zeros_like(batch.source[i]) for i in idle),
+                paths=(None,) * len(idle),
                 **{name: getattr(batch, name)[idle] for name in ("source", "student", "teacher", "empty")},
             )
             for term in (
                 self._teacher_seeded(general, draws),
-                self.anchored(general, draws, torch.zeros(len(idle))),
+                self.image_anchored(general, range(len(idle)), draws, torch.zeros(len(idle))),
             ):
                 yield replace(term, losses=0 * term.losses)

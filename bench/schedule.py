@@ -62,7 +62,7 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, dict[str, Any]]:
         base,
         name="paper",
         distiller=PaperDistiller,
-        distill=settings(args.cycles, seed, share_rollouts=False),
+        distill=settings(args.cycles, seed, share_rollouts=False, objective={"anchor": "image"}),
         start=warm,
     )
     ours = replace(paper, name="ours", distiller=Distiller, distill=settings(args.cycles, seed))
@@ -84,7 +84,7 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, dict[str, Any]]:
 
 
 def _counted(trial: Trial, seed: int) -> Trial:
-    objective = {"guidance": PAPER_GUIDANCE}
+    objective = {"guidance": PAPER_GUIDANCE, "anchor": trial.distill.objective.anchor}
     share = trial.distill.share_rollouts
     distill = settings(COUNTED, seed, objective=objective, share_rollouts=share)
     return replace(trial, name=f"{trial.name}_counted", distill=distill, seconds=0.0)

@@ -108,7 +108,7 @@ def warmed(trial: Trial, cycles: int) -> Path:
 
     What the trials of a folder that differ from `trial` then start from.
     """
-    objective = replace(trial.distill.objective, bs_weight=0.0, ts_weight=0.0)
+    objective = replace(trial.distill.objective, bs_weight=0.0, ts_weight=0.0, anchor="image")
     warm = replace(trial, name="warm", distill=replace(trial.distill, cycles=cycles, objective=objective))
     if not warm.after_cycles.exists():
         run_trials([warm])

@@ -1,7 +1,7 @@
 """Every number of a distillation in one place.
 
-Defaults are the paper's, except that the fake score learns from the student update's own rollouts; presets
-say where they differ.
+Defaults are the paper's, except that the fake score learns from the student update's own rollouts and that
+TA-FM starts from the teachers' paths; presets say where they differ.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, get_args
 from .flow import few_step_sigmas, seeded_sigmas
 from .lora import PAPER_TARGETS
 
+Anchor = Literal["path", "image"]
 OptimizerName = Literal["adamw", "adamw8bit"]
 LrSchedule = Literal["constant", "cosine", "hold"]
 
@@ -50,11 +51,20 @@ class Objective:
     """Lowest time, before the shift, at which the TS term is scored."""
     double_shift: bool = True
     """Shift the time of TA-FM twice, as released; else once."""
+    anchor: Anchor = "path"
+    """Where TA-FM starts from: "image", the teacher's image with fresh noise, is the paper; "path", where the
+    teacher itself passed on its way to the image, at the steps of the schedule. An image whose path is not
+    known, because the user made it, is noised in either case."""
 
     @property
     def sigmas(self) -> tuple[float, ...]:
         """The sampler's sigmas, steps + 1 of them."""
         return few_step_sigmas(self.steps, self.shift)
+
+    @property
+    def path_states(self) -> int:
+        """How many states of the way to each teacher image are needed."""
+        return self.steps if self.fm_weight and self.anchor == "path" else 0
 
     @property
     def ts_sigmas(self) -> tuple[float, ...]:
@@ -96,8 +106,8 @@ class Distillation:
     ema: float = 0.0
     """Decay of the student's moving average, which is then what is saved; 0 is off."""
     warm_cycles: int = 0
-    """First cycles that only regress the student on the teachers' images (all times); the fake score then
-    starts as a copy of the student. Beyond the paper, for runs of minutes."""
+    """First cycles that only regress the student on the teachers' images (all times, from fresh noise
+    whatever the anchor: the fake score then starts as a copy). Beyond the paper, for runs of minutes."""
     seed: int = 0
     save_every: int = 50
     """Cycles between checkpoints."""
@@ -106,7 +116,7 @@ class Distillation:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"share_rollouts": False},
+    "paper": {"share_rollouts": False, "objective": {"anchor": "image"}},
     "default": {},
     # A day on one H100 for fifty effects of twenty pictures, of 512 to 768 pixels (the size is not set here:
     # long_side). A quarter of the paper's updates: all of them take a week at 1024 pixels. A quarter of its
@@ -146,6 +156,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 _CHOICES: dict[str, tuple[str, ...]] = {
+    "anchor": get_args(Anchor),
     "optimizer": get_args(OptimizerName),
     "lr_schedule": get_args(LrSchedule),
 }

@@ -12,6 +12,16 @@ from .randomness import generator
 
 
 @dataclass(frozen=True, eq=False)
+class TeacherPath:
+    """Where a teacher passed on its way from noise to an image."""
+
+    sigmas: Tensor
+    """(K,) falling from 1."""
+    states: Tensor
+    """(K,C,h,w) x at these, float16."""
+
+
+@dataclass(frozen=True, eq=False)
 class Sample:
     """One encoded lesson. Latents are (C,h,w), embeddings (T,D); all float tensors on one device: the CPU,
     because the embeddings of a thousand samples are gigabytes where the encoder sees the picture.
@@ -31,6 +41,8 @@ class Sample:
     """Embedding of the empty prompt, for guidance: an encoder that looks at the source has one for each."""
     target: Tensor | None = None
     """An image the teacher produced for this source; None where there is none."""
+    path: TeacherPath | None = None
+    """The way to it, where it is kept."""
 
     def __post_init__(self) -> None:
         if self.target is None:
@@ -59,6 +71,7 @@ class Batch:
     empty: Tensor
     """(B,T,D)"""
     targets: tuple[Tensor | None, ...]
+    paths: tuple[TeacherPath | None, ...]
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -78,6 +91,7 @@ class Batch:
             _stacked("teacher prompts", [sample.teacher for sample in samples]),
             _stacked("empty prompts", [sample.empty for sample in samples]),
             tuple(sample.target for sample in samples),
+            tuple(sample.path for sample in samples),
         )
 
     def to(self, device: torch.device) -> Batch:
@@ -86,7 +100,7 @@ class Batch:
             tensor.to(device) for tensor in (self.source, self.student, self.teacher, self.empty)
         )
         targets = tuple(None if target is None else target.to(device) for target in self.targets)
-        return Batch(self.numbers, self.effects, source, student, teacher, empty, targets)
+        return Batch(self.numbers, self.effects, source, student, teacher, empty, targets, self.paths)
 
     def seeded(self) -> list[int]:
         """Positions of the samples that have a teacher image: those of the TS and TA-FM terms."""

@@ -16,8 +16,16 @@ from torch import Tensor
 from .bank import TeacherBank
 from .config import Objective
 from .data import Batch
-from .flow import add_noise, anchored_times, predict_x0, rollout, uniform_shifted, x0_from_velocity
-from .losses import dmd_direction, dmd_loss, flow_matching_loss, guided
+from .flow import (
+    add_noise,
+    anchored_times,
+    predict_x0,
+    rollout,
+    uniform_shifted,
+    velocity_towards,
+    x0_from_velocity,
+)
+from .losses import dmd_direction, dmd_loss, flow_matching_loss, guided, velocity_loss
 from .randomness import generators, integers, noise_like
 from .roles import BASE, Roles
 
@@ -88,8 +96,13 @@ class Distiller:
             yield self._matching("bs", batch, range(len(batch)), x0, times, draws)
         if o.ts_weight and batch.seeded():
             yield self._teacher_seeded(batch, draws)
-        if o.fm_weight and batch.seeded():
-            yield self.anchored(batch, draws, times)
+        if o.fm_weight:
+            known = [i for i, path in enumerate(batch.paths) if path is not None and o.anchor == "path"]
+            if known:
+                yield self.path_anchored(batch, known, draws)
+            other = [i for i in batch.seeded() if i not in known]
+            if other:
+                yield self.image_anchored(batch, other, draws, times)
 
     def sample(self, batch: Batch, draws: Draws) -> Tensor:
         """Backward simulation: the student's own input at a random step of its schedule, and its x0 there.
@@ -109,14 +122,12 @@ class Distiller:
             )
         return self._student_x0(batch, range(len(batch)), x, torch.tensor(sigmas)[stops])
 
-    def anchored(self, batch: Batch, draws: Draws, times: Tensor) -> Term:
-        """L_TA-FM: regress the velocity towards the teacher's image, above `times` (B,) of the BS term.
-
-        The batch must hold a sample with teacher image.
+    def image_anchored(self, batch: Batch, positions: Sequence[int], draws: Draws, times: Tensor) -> Term:
+        """L_TA-FM as published: regress the velocity towards the teacher's image, from fresh noise, above
+        `times` (B,) of the BS term. All samples at `positions` have a teacher image.
         """
         o = self.objective
-        positions = batch.seeded()
-        target = _targets(batch)
+        target = _targets(batch, positions)
         sigma = anchored_times(
             draws.generators(batch, "fm time", positions), times[positions], o.shift, o.double_shift
         ).to(target.device)
@@ -124,6 +135,20 @@ class Distiller:
         with self.roles.use(STUDENT):
             v = self._velocity(batch, positions, batch.student, add_noise(target, noise, sigma), sigma)
         return Term("fm", tuple(positions), flow_matching_loss(v, target, noise))
+
+    def path_anchored(self, batch: Batch, positions: Sequence[int], draws: Draws) -> Term:
+        """L_TA-FM beyond the paper: from where the teacher passed, at a step of the schedule, straight to its
+        image. From fresh noise a regression learns the mean of all images that the noise may lead to, which
+        is a blur; here each noise leads to one. All samples at `positions` have a path.
+        """
+        target = _targets(batch, positions)
+        paths = [path for i, path in enumerate(batch.paths) if path is not None and i in positions]
+        steps = integers(draws.generators(batch, "path step", positions), 0, len(paths[0].sigmas)).tolist()
+        sigma = torch.stack([path.sigmas[k] for path, k in zip(paths, steps)]).to(target.device)
+        x = torch.stack([path.states[k] for path, k in zip(paths, steps)]).to(target)
+        with self.roles.use(STUDENT):
+            v = self._velocity(batch, positions, batch.student, x, sigma)
+        return Term("fm", tuple(positions), velocity_loss(v, velocity_towards(target, x, sigma)))
 
     def fake_term(self, batch: Batch, x0: Tensor, draws: Draws) -> Term:
         """The fake score's loss on the student's samples `x0` (B,C,h,w).
@@ -141,7 +166,7 @@ class Distiller:
         """L_DMD_TS: noise the teacher's image, take one student step, match distributions at high noise."""
         o = self.objective
         positions = batch.seeded()
-        target = _targets(batch)
+        target = _targets(batch, positions)
         steps = integers(draws.generators(batch, "ts step", positions), 0, len(o.ts_sigmas))
         sigma = torch.tensor(o.ts_sigmas)[steps]
         noise = noise_like(target, draws.generators(batch, "ts start", positions))
@@ -197,6 +222,7 @@ class Distiller:
         return self.roles.guard(self.velocity(x, sigma, text[chosen], batch.source[chosen]))
 
 
-def _targets(batch: Batch) -> Tensor:
-    """(len(batch.seeded()),C,h,w)"""
-    return torch.stack([target for target in batch.targets if target is not None])
+def _targets(batch: Batch, positions: Sequence[int]) -> Tensor:
+    """(len(positions),C,h,w)"""
+    found = [batch.targets[i] for i in positions]
+    return torch.stack([target for target in found if target is not None])

@@ -103,6 +103,11 @@ def x0_from_velocity(x: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
     return x - _per_sample(sigma, x) * v
 
 
+def velocity_towards(x0: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """The velocity that leads from x_sigma to the clean latent x0, (x_sigma - x0) / sigma; sigma > 0."""
+    return (x - x0) / _per_sample(sigma, x)
+
+
 def predict_x0(velocity: Velocity, x: Tensor, sigma: Tensor, active: Tensor | None = None) -> Tensor:
     """One network evaluation at (x, sigma), as clean latent. ``active`` defaults to the whole batch."""
     if active is None:

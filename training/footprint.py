@@ -13,7 +13,7 @@ from .lora import PAPER_TARGETS, Shapes, targeted
 from .run_config import CHECKPOINTING, Checkpointing, Targets
 
 GIB = 2**30
-FLOAT32, FLOAT64 = 4, 8
+FLOAT16, FLOAT32, FLOAT64 = 2, 4, 8
 TEXT_TOKENS = 256
 """Of an edit's prompt: about 200 for the source picture as the encoder sees it, the rest words."""
 EIGHT_BIT_AT_LEAST, EIGHT_BIT_BLOCK = 4096, 256
@@ -107,6 +107,11 @@ class Job:
         """Teacher images to make."""
         return self.samples if self.missing is None else self.missing
 
+    @property
+    def path(self) -> int:
+        """Bytes of what is kept of the way to a teacher image."""
+        return FLOAT16 * min(self.config.objective.path_states, self.targets.steps) * self.latent
+
     @cached_property
     def adapted(self) -> Shapes:
         """Linears that student and fake score adapt. Raises ValueError for a target that the model lacks."""
@@ -168,7 +173,9 @@ def activation_bytes(job: Job, setting: Setting) -> int:
     if item < FLOAT32:  # the masters of the adapter, cast for the arithmetic
         block += item * job.adapter // architecture.num_layers
     if setting.checkpointing == "none":
-        return block * architecture.num_layers + setting.micro_batch * architecture.width * tokens.image * item
+        return (
+            block * architecture.num_layers + setting.micro_batch * architecture.width * tokens.image * item
+        )
     return block + _kept_by_blocks(job, setting)
 
 
@@ -245,7 +252,7 @@ def ram_bytes(job: Job, setting: Setting) -> Bytes:
         "offloaded base": round(blocks * architecture.block_weights * storage.weight),
         "state of the last cycle": state,
         "teachers": min(c.bank_ram, job.effects) * FLOAT32 * job.teacher,
-        "lessons": FLOAT32 * lessons,
+        "lessons": FLOAT32 * lessons + job.images * job.path,
     }
 
 
@@ -258,7 +265,7 @@ def kept_bytes(job: Job, setting: Setting) -> int:
 def disk_bytes(job: Job, setting: Setting) -> Bytes:
     """Part -> bytes in the run's folder."""
     return {
-        "teacher images": job.images * FLOAT32 * job.latent,
+        "teacher images": job.images * (FLOAT32 * job.latent + job.path),
         "state": 2 * kept_bytes(job, setting),  # while it is written the earlier one is still there
         "collection": 2 * job.adapter,
     }

@@ -50,7 +50,12 @@ def flow_matching_loss(v: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
     The fake score's loss on the student's samples and the student's trajectory-anchored loss on the
     teacher's. The released configuration weighs all times alike (``denoising_loss_type: flow``).
     """
-    return _sample_mean((v - velocity_target(x0, eps)).square())
+    return velocity_loss(v, velocity_target(x0, eps))
+
+
+def velocity_loss(v: Tensor, target: Tensor) -> Tensor:
+    """(B,): mean (v - target)^2."""
+    return _sample_mean((v - target).square())
 
 
 def _sample_mean(x: Tensor) -> Tensor:

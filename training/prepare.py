@@ -14,7 +14,7 @@ from torch import Tensor
 from ..collection.atomic import atomic_write
 from ..collection.jsonl import EffectEntry, EffectSample, GeneralSample
 from .captions import PAIRS_SHOWN, VlmEndpoint, caption_effect, caption_template
-from .data import Lessons, Sample
+from .data import Lessons, Sample, TeacherPath
 from .host import Host
 from .prompting import IMAGES_AT_LEAST, TagReport, choose_tags, embed_over_images, student_prompt
 from .randomness import generator
@@ -46,11 +46,14 @@ class EffectPrompts:
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """A source (3,H,W), its latent (C,h,w), and the latent of the teacher's image where there is one."""
+    """A source (3,H,W), its latent (C,h,w), the latent of the teacher's image where there is one, and the way
+    to it where that is kept.
+    """
 
     image: Tensor
     source: Tensor
     target: Tensor | None
+    path: TeacherPath | None = None
 
 
 def check_lists(effects: Sequence[str], samples: Sequence[EffectSample]) -> None:
@@ -144,8 +147,8 @@ def make_targets(
             progress(done * workers.count, len(missing))
         workers.wait()
     complete = list(pictures)
-    for done, (j, target) in enumerate(maker.make(roles, wanted, cancelled), 1):
-        complete[missing[j]] = replace(complete[missing[j]], target=target)
+    for done, (j, made) in enumerate(maker.make(roles, wanted, cancelled), 1):
+        complete[missing[j]] = replace(complete[missing[j]], target=made.latent, path=made.path)
         progress(done, len(missing))
     if any(picture.target is None for picture in complete):
         raise Cancelled("cancelled while making teacher images; those made are kept")
@@ -259,7 +262,7 @@ def encode_lessons(
         known[sample.source_image] = picture.image, picture.source
         target = None if picture.target is None else picture.target.cpu()
         effects[sample.lora_name].append(
-            Sample(sample.lora_name, picture.source.cpu(), student, teacher, empty, target)
+            Sample(sample.lora_name, picture.source.cpu(), student, teacher, empty, target, picture.path)
         )
     others = []
     for one in general:

@@ -149,6 +149,7 @@ class DistillationRun:
             run.targets.guidance,
             run.targets.batch,
             run.distill.seed,
+            run.distill.objective.path_states,
         )
         pictures = make_targets(
             host,
@@ -241,8 +242,8 @@ class DistillationRun:
             line["loss"].append(round(value, 6))
 
     def _read_progress(self) -> None:
-        """Losses up to the state. Raises CheckpointError if the student has learnt other prompts, or on another
-        base.
+        """Losses up to the state. Raises CheckpointError if the student has learnt other prompts, or on
+        another base.
         """
         try:
             content = json.loads(self._progress_file.read_text(encoding="utf-8"))

@@ -38,8 +38,8 @@ __all__ = [
 ]
 
 Checkpointing = Literal["full", "selective", "none"]
-"""What the base's blocks keep to a backward: their inputs, these and what attention made of them, or everything.
-The less is kept, the more is computed twice."""
+"""What the base's blocks keep to a backward: their inputs, these and what attention made of them, or all. The
+less is kept, the more is computed twice."""
 CHECKPOINTING: tuple[Checkpointing, ...] = get_args(Checkpointing)
 
 

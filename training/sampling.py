@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from .bank import TeacherBank
-from .flow import consistency, euler, few_step_sigmas, last
+from .data import TeacherPath
+from .flow import Velocity, consistency, euler, few_step_sigmas, fewer_sigmas, last
 from .host import Host
 from .lora import LoraWeights, TeacherStack
 from .losses import guided
@@ -39,17 +41,42 @@ def sample_teachers(
         guidance: cond + guidance (cond - uncond); 0 saves the second evaluation.
         fresh_noise: consistency sampling (noise anew at each step) instead of Euler.
     """
-
-    def velocity(x: Tensor, sigma: Tensor, _: Tensor) -> Tensor:
-        cond = host.velocity(x, sigma, texts, sources)
-        return guided(cond, host.velocity(x, sigma, empty, sources), guidance) if guidance else cond
-
     noise, sigmas = noise_like(sources, generators), few_step_sigmas(steps)
-    stack = bank.stack(sorted({name for name in names if name is not None}))
-    with roles.use_teachers(stack, stack.index(names)) if stack.names else roles.use(BASE):
+    velocity = _guided_velocity(host, texts, empty, sources, guidance)
+    with _teachers(roles, bank, names):
         if fresh_noise:
             return last(consistency(velocity, noise, sigmas, generators))
         return last(euler(velocity, noise, sigmas))
+
+
+@torch.no_grad()
+def teacher_paths(
+    host: Host,
+    roles: Roles,
+    bank: TeacherBank,
+    names: Sequence[str | None],
+    texts: Tensor,
+    empty: Tensor,
+    sources: Tensor,
+    generators: Sequence[torch.Generator],
+    steps: int,
+    guidance: float,
+    states: int,
+) -> tuple[Tensor, list[TeacherPath]]:
+    """What :func:`sample_teachers` makes in Euler steps, and where it passed on the way, `states` times.
+
+    Their sigmas are those of a schedule of so many steps where `states` divides `steps`, else near them.
+    """
+    x, sigmas = noise_like(sources, generators), few_step_sigmas(steps)
+    wanted = fewer_sigmas(sigmas, states)[:-1]
+    velocity = _guided_velocity(host, texts, empty, sources, guidance)
+    passed = []
+    with _teachers(roles, bank, names):
+        for sigma, step in zip(sigmas, euler(velocity, x, sigmas)):
+            if sigma in wanted:
+                passed.append(x.half().cpu())
+            x = step.x
+    return x, [TeacherPath(torch.tensor(wanted), path) for path in torch.stack(passed, 1)]
 
 
 @torch.no_grad()
@@ -91,6 +118,19 @@ def apply_collection(
     with Roles(host.transformer, {}) as roles, roles.use_teachers(stack, everyone):
         latents = _few_steps(host, torch.stack(texts), host.encode_image(images), generators, sigmas)
     return host.decode(latents)
+
+
+def _guided_velocity(host: Host, texts: Tensor, empty: Tensor, sources: Tensor, guidance: float) -> Velocity:
+    def velocity(x: Tensor, sigma: Tensor, _: Tensor) -> Tensor:
+        cond = host.velocity(x, sigma, texts, sources)
+        return guided(cond, host.velocity(x, sigma, empty, sources), guidance) if guidance else cond
+
+    return velocity
+
+
+def _teachers(roles: Roles, bank: TeacherBank, names: Sequence[str | None]) -> AbstractContextManager[None]:
+    stack = bank.stack(sorted({name for name in names if name is not None}))
+    return roles.use_teachers(stack, stack.index(names)) if stack.names else roles.use(BASE)
 
 
 def _few_steps(

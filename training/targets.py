@@ -14,10 +14,11 @@ from torch import Tensor, stack, uint8
 
 from ..collection.atomic import atomic_write
 from .bank import TeacherBank
+from .data import TeacherPath
 from .host import Host
 from .randomness import generator
 from .roles import Roles
-from .sampling import sample_teachers
+from .sampling import sample_teachers, teacher_paths
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +34,32 @@ class Wanted:
     source: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class TeacherImage:
+    """A latent (C,h,w), and the way to it where it is kept."""
+
+    latent: Tensor
+    path: TeacherPath | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a file."""
+        latent = {"latent": self.latent.contiguous()}
+        if self.path is None:
+            return latent
+        return {**latent, "sigmas": self.path.sigmas, "states": self.path.states.contiguous()}
+
+
 class TargetMaker:
-    """Makes teacher images (latents) and remembers them in `folder`, one small file each.
+    """Makes teacher images and remembers them in `folder`, one file each.
 
     The key covers the teacher's file, its prompt, the source's pixels, the host's weights and the sampler, so
     that a changed teacher is never served an old image. It covers no computed number: another machine or
     thread count rounds differently and must still find its images. A run that was cut off goes on where it
     stopped.
+
+    Args:
+        states: how many states of the way to each image are kept with it. Images that are remembered without
+            them are made anew.
     """
 
     def __init__(
@@ -51,21 +71,23 @@ class TargetMaker:
         guidance: float,
         batch: int,
         seed: int,
+        states: int = 0,
     ) -> None:
         self.host, self.bank = host, bank
         self.folder, self.steps, self.guidance, self.batch, self.seed = folder, steps, guidance, batch, seed
+        self.states = min(states, steps)
         self._teachers = {name: file_hash(path) for name, path in bank.files.items()}
 
     def make(
         self, roles: Roles, wanted: Sequence[Wanted], cancelled: Callable[[], bool] = lambda: False
-    ) -> Iterator[tuple[int, Tensor]]:
-        """(index, latent (C,h,w)) for each wanted image, those on disk first. Stops early if cancelled."""
+    ) -> Iterator[tuple[int, TeacherImage]]:
+        """(index, image) for each wanted image, those on disk first. Stops early if cancelled."""
         keys = [self._key(one) for one in wanted]
         paths = [self.folder / f"{key}.safetensors" for key in keys]
         missing = []
         for i, path in enumerate(paths):
             try:
-                yield i, load_file(path)["latent"].to(self.host.device)
+                yield i, self._read(path)
             except (FileNotFoundError, SafetensorError, KeyError):  # not there yet, or damaged: make it
                 missing.append(i)
         # Samples of one teacher together: a batch of one teacher costs no batched matmul.
@@ -74,14 +96,25 @@ class TargetMaker:
             if cancelled():
                 return
             chosen = missing[start : start + self.batch]
-            latents = self._sample(roles, [wanted[i] for i in chosen], [keys[i] for i in chosen])
-            for i, latent in zip(chosen, latents):
+            made = self._sample(roles, [wanted[i] for i in chosen], [keys[i] for i in chosen])
+            for i, image in zip(chosen, made):
                 with atomic_write(paths[i]) as temporary:
-                    save_file({"latent": latent.contiguous()}, temporary)
-                yield i, latent
+                    save_file(image.tensors(), temporary)
+                yield i, image
 
-    def _sample(self, roles: Roles, wanted: Sequence[Wanted], keys: Sequence[str]) -> Tensor:
-        return sample_teachers(
+    def _read(self, file: Path) -> TeacherImage:
+        """Raises KeyError for one without the states that are wanted."""
+        tensors = load_file(file)
+        latent = tensors["latent"].to(self.host.device)
+        if not self.states:
+            return TeacherImage(latent)
+        path = TeacherPath(tensors["sigmas"], tensors["states"])
+        if len(path.sigmas) != self.states:
+            raise KeyError("sigmas")
+        return TeacherImage(latent, path)
+
+    def _sample(self, roles: Roles, wanted: Sequence[Wanted], keys: Sequence[str]) -> Iterator[TeacherImage]:
+        given = (
             self.host,
             roles,
             self.bank,
@@ -93,6 +126,10 @@ class TargetMaker:
             self.steps,
             self.guidance,
         )
+        if self.states:
+            latents, paths = teacher_paths(*given, self.states)
+            return map(TeacherImage, latents, paths)
+        return map(TeacherImage, sample_teachers(*given))
 
     def _key(self, one: Wanted) -> str:
         teacher = self._teachers[one.effect]

@@ -190,7 +190,8 @@ class Trainer:
         draws = Draws(self.config.seed, self.cycle, "student")
         for batch in batches:
             if batch.seeded():
-                yield batch, self.distiller.anchored(batch, draws, torch.zeros(len(batch))), 1.0
+                times = torch.zeros(len(batch))
+                yield batch, self.distiller.image_anchored(batch, batch.seeded(), draws, times), 1.0
 
     def _terms(
         self, batches: Sequence[Batch], rolled: list[torch.Tensor]

@@ -43,9 +43,11 @@ def to_toml(config: Distillation) -> str:
 
 def test_the_defaults_are_the_papers():
     config = distillation(preset="paper")
-    assert config == Distillation(share_rollouts=False)
+    assert config == Distillation(Objective(anchor="image"), share_rollouts=False)
     assert distillation() == Distillation()
-    assert config.objective == Objective(guidance=4.0, steps=8, shift=3.0, ts_steps=5, ts_low=0.5)
+    assert config.objective == Objective(
+        guidance=4.0, steps=8, shift=3.0, ts_steps=5, ts_low=0.5, anchor="image"
+    )
     assert config.objective.sigmas == pytest.approx(
         [1, 0.9545454, 0.9, 0.8333333, 0.75, 0.6428571, 0.5, 0.3, 0]
     )
@@ -104,6 +106,7 @@ def test_values_come_before_the_preset_key_by_key():
         ({"batch": 8, "micro_batch": 3}, "micro_batch = 3 must divide batch = 8; try micro_batch = 1"),
         ({"batch": 4, "micro_batch": 8}, "micro_batch = 8 must divide batch = 4"),
         ({"objective": {"steps": 4}}, "set objective.ts_steps to at most 4"),
+        ({"objective": {"anchor": "noise"}}, "objective.anchor = 'noise'; valid are path, image"),
         ({"cycles": 10, "warm_cycles": 10}, "warm_cycles = 10 must be less than cycles = 10"),
         (
             {"objective": {"bs_weight": 0.0, "ts_weight": 0.0, "fm_weight": 0.0}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from itertools import pairwise
 
@@ -11,7 +12,7 @@ from torch.nn.functional import mse_loss
 
 from collectionlora.training import distiller as distiller_module
 from collectionlora.training.config import distillation
-from collectionlora.training.data import Batch
+from collectionlora.training.data import Batch, TeacherPath
 from collectionlora.training.distiller import FAKE, STUDENT, Draws
 from collectionlora.training.flow import anchored_times, unshift
 from collectionlora.training.randomness import integers, noise_like, uniform
@@ -260,6 +261,11 @@ class Plain:
         v = self.velocity("student", (1 - t) * self.target + t * noise, t, "student")
         return mse_loss(v, noise - self.target)
 
+    def path(self, path):
+        k = int(integers(self.generator("path step"), 0, len(path.sigmas)))
+        sigma, x = float(path.sigmas[k]), path.states[k : k + 1].double()
+        return mse_loss(self.velocity("student", x, sigma, "student"), (x - self.target) / sigma)
+
 
 def test_the_losses_are_the_papers(tiny, teachers):
     world = tiny.world(teachers, dtype=torch.float64, stir=True)
@@ -278,6 +284,24 @@ def test_the_losses_are_the_papers(tiny, teachers):
             ours = terms[name].losses[terms[name].positions.index(i)]
             # times and sigmas are float32 on the way
             torch.testing.assert_close(ours.double(), loss.double()[()], rtol=2e-5, atol=1e-6)
+
+
+def test_where_the_teachers_path_is_known_the_anchor_is_on_it(tiny, teachers):
+    draws = Draws(3, 1, "student")
+    path = TeacherPath(torch.tensor([1.0, 0.6, 0.2]), torch.randn(3, *tiny.LATENT).half())
+    for anchor, on_path in (("path", [1]), ("image", [])):
+        world = tiny.world(teachers, {"objective": {"anchor": anchor}}, dtype=torch.float64, stir=True)
+        frost, neon = (world.lessons.effects[name][0] for name in ("frost", "neon"))
+        samples = [frost, dataclasses.replace(neon, path=path), world.lessons.general[0]]
+        batch = Batch.of(samples, range(3))
+        with world.roles.use(STUDENT):
+            terms = list(world.distiller.student_terms(batch, draws))
+        found = {i: one for t in terms if t.name == "fm" for i, one in zip(t.positions, t.losses)}
+        assert sorted(found) == [0, 1]
+        for i, loss in found.items():
+            plain = Plain(world, batch, draws, i)
+            expected = plain.path(path) if i in on_path else plain.fm(plain.bs()[1])
+            torch.testing.assert_close(loss, expected, rtol=2e-5, atol=1e-6)
 
 
 def test_the_fake_score_regresses_on_the_students_samples(tiny, teachers):

@@ -215,10 +215,13 @@ def test_teachers_on_the_device_are_as_large_as_the_banks_stack(tmp_path: Any) -
     assert phases["scoring"]["teachers"] == 2 * stacked
 
 
-def test_a_teachers_image_is_as_large_as_a_latent() -> None:
+def test_a_teachers_image_is_as_large_as_its_latent_and_the_states_of_its_path() -> None:
     latent = PocketHost().encode_image(torch.zeros(1, 3, 128, 128))
-    work = replace(job(), architecture=Architecture.of(TRANSFORMER), side=128, samples=7, missing=3)
-    assert disk_bytes(work, Setting())["teacher images"] == 3 * bytes_of([latent])
+    pocket = {"architecture": Architecture.of(TRANSFORMER), "side": 128, "samples": 7, "missing": 3}
+    for anchor, states in (("image", 0), ("path", 8)):
+        work = replace(job(objective={"anchor": anchor}), **pocket)
+        size = bytes_of([latent, *(latent[i].half() for i in [0] * states)])
+        assert disk_bytes(work, Setting())["teacher images"] == 3 * size
 
 
 # -- activations ---------------------------------------------------------------------------------------------

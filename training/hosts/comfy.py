@@ -72,7 +72,7 @@ class ComfyHost:
 
     @cached_property
     def identity(self) -> str:
-        """A hash of samples of all weights. Ask while the model is lent: a LoRA on the base is then in them."""
+        """A hash of samples of all weights. Ask while it is lent: a LoRA on the base is in them then."""
         digest = hashlib.sha256()
         parts = (self.transformer, self._clip.cond_stage_model, self._vae.first_stage_model)
         for name, tensor in (item for part in parts for item in sorted(_tensors(part).items())):

@@ -157,6 +157,19 @@ def test_resuming_with_other_prompts_is_refused(project: Any, host: Any) -> None
         whole(project, host, resume=True)
 
 
+@pytest.mark.parametrize(("anchor", "kept"), [("path", 3), ("image", 0)])
+def test_the_ways_to_teacher_images_are_kept_for_the_anchor(
+    project: Any, host: Any, anchor: str, kept: int
+) -> None:
+    project.settings["distill"]["objective"] = {"anchor": anchor}
+    project.lists["data"][0]["base_pred_image"] = project.picture("made by the user.png")
+    with DistillationRun(read_run(project.write()), host) as job:
+        job.prepare()
+        samples = [one for own in job.trainer.lessons.effects.values() for one in own]
+    states = [0 if sample.path is None else len(sample.path.states) for sample in samples]
+    assert states == [0, *[kept] * 5]  # 3 of its 3 steps; the user's image has no way
+
+
 def test_resuming_on_another_base_is_refused(project: Any, host: Any) -> None:
     whole(project, host)
     host.identity = "tiny, in 8 bits"

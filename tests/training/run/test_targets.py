@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from collectionlora.training.bank import TeacherBank
+from collectionlora.training.flow import few_step_sigmas
 from collectionlora.training.lora import linear_shapes
 from collectionlora.training.randomness import generator
 from collectionlora.training.roles import Roles
@@ -40,8 +42,9 @@ class Workshop:
         maker = TargetMaker(self.host, bank, self.folder / "made", **self.settings)
         self.host.evaluations = 0
         with Roles(self.host.transformer, {}) as roles:
-            made = dict(maker.make(roles, self.wanted, cancelled))
-        return made, self.host.evaluations
+            images = dict(maker.make(roles, self.wanted, cancelled))
+        self.paths = {i: image.path for i, image in images.items()}
+        return {i: image.latent for i, image in images.items()}, self.host.evaluations
 
 
 @pytest.fixture
@@ -64,6 +67,33 @@ def test_an_image_does_not_depend_on_its_batch(workshop: Workshop, tmp_path: Pat
     workshop.folder, workshop.settings["batch"] = tmp_path / "other", 1
     alone, _ = workshop.make()
     assert all(torch.allclose(alone[i], made[i], atol=1e-5) for i in made)
+
+
+def test_the_way_to_an_image_is_kept_where_it_is_wanted(workshop: Workshop) -> None:
+    workshop.settings |= {"steps": 6, "guidance": 0.0}
+    made, _ = workshop.make()
+    assert workshop.paths == {0: None, 1: None, 2: None}
+    workshop.settings["states"] = 3
+    again, cost = workshop.make()
+    assert cost == 3 * 6  # images without their ways are made anew, and are the same
+    for _ in range(2):
+        for i, path in workshop.paths.items():
+            torch.testing.assert_close(again[i], made[i])
+            assert path is not None
+            assert path.sigmas.tolist() == pytest.approx(few_step_sigmas(3)[:-1])
+            assert path.states.shape == (3, *made[i].shape)
+            key = next(file.stem for file in (workshop.folder / "made").iterdir() if holds(file, made[i]))
+            noise = torch.randn(made[i].shape, generator=generator(0, "target", key))
+            torch.testing.assert_close(path.states[0].float(), noise, atol=2e-3, rtol=0)
+            assert not torch.allclose(path.states[2].float(), noise, atol=0.1)
+        again, cost = workshop.make()
+        assert cost == 0
+    workshop.settings["states"] = 2
+    assert workshop.make()[1] == 3 * 6
+
+
+def holds(file: Path, latent: Tensor) -> bool:
+    return torch.equal(load_file(file)["latent"], latent)
 
 
 def another_teacher(workshop: Workshop) -> None:
