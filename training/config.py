@@ -62,9 +62,9 @@ class Objective:
         return few_step_sigmas(self.steps, self.shift)
 
     @property
-    def path_states(self) -> int:
-        """How many states of the way to each teacher image are needed."""
-        return self.steps if self.fm_weight and self.anchor == "path" else 0
+    def path_sigmas(self) -> tuple[float, ...]:
+        """Where states of the way to each teacher image are needed."""
+        return self.sigmas[:-1] if self.fm_weight and self.anchor == "path" else ()
 
     @property
     def ts_sigmas(self) -> tuple[float, ...]:

@@ -57,6 +57,12 @@ def fewer_sigmas(sigmas: Sequence[float], steps: int) -> tuple[float, ...]:
     return tuple(sigmas[round(k * whole / steps)] for k in range(steps + 1))
 
 
+def nearest_sigmas(sigmas: Sequence[float], wanted: Sequence[float]) -> tuple[float, ...]:
+    """The nonzero ones of a schedule that are nearest to each of `wanted`, falling and each once."""
+    nonzero = [sigma for sigma in sigmas if sigma > 0]
+    return tuple(sorted({min(nonzero, key=lambda sigma: abs(sigma - one)) for one in wanted}, reverse=True))
+
+
 def seeded_sigmas(sigmas: Sequence[float], count: int = 5) -> tuple[float, ...]:
     """The last ``count`` nonzero sigmas: where the teacher-seeded term noises y to (paper: 5 of 8)."""
     nonzero = [sigma for sigma in sigmas if sigma > 0]

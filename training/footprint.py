@@ -110,7 +110,7 @@ class Job:
     @property
     def path(self) -> int:
         """Bytes of what is kept of the way to a teacher image."""
-        return FLOAT16 * min(self.config.objective.path_states, self.targets.steps) * self.latent
+        return FLOAT16 * min(len(self.config.objective.path_sigmas), self.targets.steps) * self.latent
 
     @cached_property
     def adapted(self) -> Shapes:

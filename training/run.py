@@ -149,7 +149,7 @@ class DistillationRun:
             run.targets.guidance,
             run.targets.batch,
             run.distill.seed,
-            run.distill.objective.path_states,
+            run.distill.objective.path_sigmas,
         )
         pictures = make_targets(
             host,

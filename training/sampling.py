@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .bank import TeacherBank
-from .data import TeacherPath
-from .flow import Velocity, consistency, euler, few_step_sigmas, fewer_sigmas, last
+from .flow import consistency, euler, few_step_sigmas, last
 from .host import Host
 from .lora import LoraWeights, TeacherStack
 from .losses import guided
@@ -31,6 +29,7 @@ def sample_teachers(
     steps: int = 40,
     guidance: float = 4.0,
     fresh_noise: bool = False,
+    visit: Callable[[float, Tensor], object] | None = None,
 ) -> Tensor:
     """One latent (B,C,h,w) a sample from its own teacher: the paper's "40 x 2 evaluations" by default.
 
@@ -40,43 +39,22 @@ def sample_teachers(
         sources: (B,C,h,w).
         guidance: cond + guidance (cond - uncond); 0 saves the second evaluation.
         fresh_noise: consistency sampling (noise anew at each step) instead of Euler.
-    """
-    noise, sigmas = noise_like(sources, generators), few_step_sigmas(steps)
-    velocity = _guided_velocity(host, texts, empty, sources, guidance)
-    with _teachers(roles, bank, names):
-        if fresh_noise:
-            return last(consistency(velocity, noise, sigmas, generators))
-        return last(euler(velocity, noise, sigmas))
-
-
-@torch.no_grad()
-def teacher_paths(
-    host: Host,
-    roles: Roles,
-    bank: TeacherBank,
-    names: Sequence[str | None],
-    texts: Tensor,
-    empty: Tensor,
-    sources: Tensor,
-    generators: Sequence[torch.Generator],
-    steps: int,
-    guidance: float,
-    states: int,
-) -> tuple[Tensor, list[TeacherPath]]:
-    """What :func:`sample_teachers` makes in Euler steps, and where it passed on the way, `states` times.
-
-    Their sigmas are those of a schedule of so many steps where `states` divides `steps`, else near them.
+        visit: called with each sigma and the state (B,C,h,w) there, before the step.
     """
     x, sigmas = noise_like(sources, generators), few_step_sigmas(steps)
-    wanted = fewer_sigmas(sigmas, states)[:-1]
-    velocity = _guided_velocity(host, texts, empty, sources, guidance)
-    passed = []
-    with _teachers(roles, bank, names):
-        for sigma, step in zip(sigmas, euler(velocity, x, sigmas)):
-            if sigma in wanted:
-                passed.append(x.half().cpu())
+
+    def velocity(x: Tensor, sigma: Tensor, _: Tensor) -> Tensor:
+        cond = host.velocity(x, sigma, texts, sources)
+        return guided(cond, host.velocity(x, sigma, empty, sources), guidance) if guidance else cond
+
+    sampler = consistency(velocity, x, sigmas, generators) if fresh_noise else euler(velocity, x, sigmas)
+    stack = bank.stack(sorted({name for name in names if name is not None}))
+    with roles.use_teachers(stack, stack.index(names)) if stack.names else roles.use(BASE):
+        for sigma, step in zip(sigmas, sampler):
+            if visit is not None:
+                visit(sigma, x)
             x = step.x
-    return x, [TeacherPath(torch.tensor(wanted), path) for path in torch.stack(passed, 1)]
+    return x
 
 
 @torch.no_grad()
@@ -118,19 +96,6 @@ def apply_collection(
     with Roles(host.transformer, {}) as roles, roles.use_teachers(stack, everyone):
         latents = _few_steps(host, torch.stack(texts), host.encode_image(images), generators, sigmas)
     return host.decode(latents)
-
-
-def _guided_velocity(host: Host, texts: Tensor, empty: Tensor, sources: Tensor, guidance: float) -> Velocity:
-    def velocity(x: Tensor, sigma: Tensor, _: Tensor) -> Tensor:
-        cond = host.velocity(x, sigma, texts, sources)
-        return guided(cond, host.velocity(x, sigma, empty, sources), guidance) if guidance else cond
-
-    return velocity
-
-
-def _teachers(roles: Roles, bank: TeacherBank, names: Sequence[str | None]) -> AbstractContextManager[None]:
-    stack = bank.stack(sorted({name for name in names if name is not None}))
-    return roles.use_teachers(stack, stack.index(names)) if stack.names else roles.use(BASE)
 
 
 def _few_steps(

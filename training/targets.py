@@ -10,15 +10,16 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, stack, uint8
+from torch import Tensor, stack, tensor, uint8
 
 from ..collection.atomic import atomic_write
 from .bank import TeacherBank
 from .data import TeacherPath
+from .flow import few_step_sigmas, nearest_sigmas
 from .host import Host
 from .randomness import generator
 from .roles import Roles
-from .sampling import sample_teachers, teacher_paths
+from .sampling import sample_teachers
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +59,8 @@ class TargetMaker:
     stopped.
 
     Args:
-        states: how many states of the way to each image are kept with it. Images that are remembered without
-            them are made anew.
+        path_sigmas: the states nearest to these on the way to each image are kept with it. Images that are
+            remembered without them are made anew.
     """
 
     def __init__(
@@ -71,11 +72,11 @@ class TargetMaker:
         guidance: float,
         batch: int,
         seed: int,
-        states: int = 0,
+        path_sigmas: Sequence[float] = (),
     ) -> None:
         self.host, self.bank = host, bank
         self.folder, self.steps, self.guidance, self.batch, self.seed = folder, steps, guidance, batch, seed
-        self.states = min(states, steps)
+        self.path_sigmas = nearest_sigmas(few_step_sigmas(steps), path_sigmas)
         self._teachers = {name: file_hash(path) for name, path in bank.files.items()}
 
     def make(
@@ -106,15 +107,21 @@ class TargetMaker:
         """Raises KeyError for one without the states that are wanted."""
         tensors = load_file(file)
         latent = tensors["latent"].to(self.host.device)
-        if not self.states:
+        if not self.path_sigmas:
             return TeacherImage(latent)
         path = TeacherPath(tensors["sigmas"], tensors["states"])
-        if len(path.sigmas) != self.states:
+        if not path.sigmas.equal(tensor(self.path_sigmas)):
             raise KeyError("sigmas")
         return TeacherImage(latent, path)
 
     def _sample(self, roles: Roles, wanted: Sequence[Wanted], keys: Sequence[str]) -> Iterator[TeacherImage]:
-        given = (
+        passed = []
+
+        def visit(sigma: float, x: Tensor) -> None:
+            if sigma in self.path_sigmas:
+                passed.append(x.half().cpu())
+
+        latents = sample_teachers(
             self.host,
             roles,
             self.bank,
@@ -125,11 +132,12 @@ class TargetMaker:
             [generator(self.seed, "target", key) for key in keys],
             self.steps,
             self.guidance,
+            visit=visit,
         )
-        if self.states:
-            latents, paths = teacher_paths(*given, self.states)
-            return map(TeacherImage, latents, paths)
-        return map(TeacherImage, sample_teachers(*given))
+        if not passed:
+            return map(TeacherImage, latents)
+        sigmas = tensor(self.path_sigmas)
+        return map(TeacherImage, latents, [TeacherPath(sigmas, states) for states in stack(passed, 1)])
 
     def _key(self, one: Wanted) -> str:
         teacher = self._teachers[one.effect]

@@ -37,6 +37,9 @@ MAY_DIFFER = ("cycles", "save_every", "micro_batch", "bank_ram", "lr", "fake_lr"
 """Settings that a resumed run may change. Learning rates are the user's to lower as the run goes; the others
 do not change what a cycle computes (`micro_batch`: up to rounding; `cycles`: but for a rate that falls)."""
 
+ONCE = {"anchor": "image"}
+"""What a run did before there was a setting for it: its states do not name these."""
+
 
 class Cancelled(Exception):
     """The run was cancelled; the trainer holds the state of the last finished cycle."""
@@ -384,10 +387,11 @@ def _difference(ours: Mapping[str, Any], theirs: Any) -> str | None:
     if not isinstance(theirs, Mapping):
         return "no settings at all"
     for key, value in ours.items():
-        found = theirs.get(key)
+        found = theirs.get(key, ONCE.get(key))
         if key in MAY_DIFFER or found == value:
             continue
-        if isinstance(value, Mapping):
-            return f"{key}.{_difference(value, found)}"
-        return f"{key} = {found!r} where this run has {value!r}"
+        if not isinstance(value, Mapping):
+            return f"{key} = {found!r} where this run has {value!r}"
+        if (inner := _difference(value, found)) is not None:
+            return f"{key}.{inner}"
     return None

@@ -48,6 +48,12 @@ def test_fewer_steps_are_times_of_the_trained_schedule() -> None:
         flow.fewer_sigmas(SIGMAS, 0)
 
 
+def test_nearest_times_are_of_the_schedule_and_each_once() -> None:
+    assert flow.nearest_sigmas(flow.few_step_sigmas(40), SIGMAS[:-1]) == pytest.approx(SIGMAS[:-1])
+    assert flow.nearest_sigmas((1, 0.7, 0.4, 0), (0.1, 0.6, 0.65, 0.9)) == (1, 0.7, 0.4)
+    assert flow.nearest_sigmas(SIGMAS, ()) == ()
+
+
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 40])
 def test_schedules_run_from_noise_to_image(steps: int) -> None:
     sigmas = flow.few_step_sigmas(steps)

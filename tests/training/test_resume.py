@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from collectionlora.training.checkpoint import CheckpointError
+from collectionlora.training.checkpoint import CheckpointError, load_state, save_state
 from collectionlora.training.trainer import Cancelled, Record, Trainer
 
 
@@ -177,6 +177,19 @@ def test_a_resumed_run_may_take_another_learning_rate(tiny, teachers, tmp_path):
     record = next(other.run())
     assert record.lr == other.optimizers["student"].param_groups[0]["lr"] == 0.003
     assert other.optimizers["fake"].param_groups[0]["lr"] == 0.001
+
+
+def test_a_state_older_than_the_anchor_setting_goes_on_where_it_was_made(tiny, teachers, tmp_path):
+    path, image = tmp_path / "state.safetensors", {"objective": {"anchor": "image"}}
+    first = tiny.world(teachers, image).trainer
+    run_to(first, 1)
+    first.save(path)
+    state = load_state(path)
+    del state["config"]["objective"]["anchor"]
+    save_state(path, state)
+    tiny.world(teachers, image).trainer.resume(path)
+    with pytest.raises(CheckpointError, match=r"objective\.anchor = 'image' where this run has 'path'"):
+        tiny.world(teachers, {"objective": {"anchor": "path"}}).trainer.resume(path)
 
 
 def test_a_checkpoint_of_other_lessons_is_refused(tiny, teachers, tmp_path):

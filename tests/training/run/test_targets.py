@@ -73,14 +73,14 @@ def test_the_way_to_an_image_is_kept_where_it_is_wanted(workshop: Workshop) -> N
     workshop.settings |= {"steps": 6, "guidance": 0.0}
     made, _ = workshop.make()
     assert workshop.paths == {0: None, 1: None, 2: None}
-    workshop.settings["states"] = 3
+    workshop.settings["path_sigmas"] = (1, 0.82, 0.6)
     again, cost = workshop.make()
     assert cost == 3 * 6  # images without their ways are made anew, and are the same
     for _ in range(2):
         for i, path in workshop.paths.items():
             torch.testing.assert_close(again[i], made[i])
             assert path is not None
-            assert path.sigmas.tolist() == pytest.approx(few_step_sigmas(3)[:-1])
+            assert path.sigmas.tolist() == pytest.approx([1, 6 / 7, 0.6])  # of six steps, the nearest
             assert path.states.shape == (3, *made[i].shape)
             key = next(file.stem for file in (workshop.folder / "made").iterdir() if holds(file, made[i]))
             noise = torch.randn(made[i].shape, generator=generator(0, "target", key))
@@ -88,8 +88,8 @@ def test_the_way_to_an_image_is_kept_where_it_is_wanted(workshop: Workshop) -> N
             assert not torch.allclose(path.states[2].float(), noise, atol=0.1)
         again, cost = workshop.make()
         assert cost == 0
-    workshop.settings["states"] = 2
-    assert workshop.make()[1] == 3 * 6
+    workshop.settings["path_sigmas"] = few_step_sigmas(2)[:-1]
+    assert workshop.make()[1] == 3 * 6  # other states
 
 
 def holds(file: Path, latent: Tensor) -> bool:
