@@ -4,53 +4,16 @@ import { app } from "../../scripts/app.js";
 import { wear } from "./element.js";
 import { effectsOf, forget } from "./picker/catalogue.js";
 import { Gallery } from "./picker/gallery.js";
+import { fileOf, nodesOf } from "./picker/upstream.js";
 import { ready, t } from "./words.js";
 
-/** @typedef {any} Node ComfyUI's published types lack much of what its page gives a node. */
+/** @typedef {import("./picker/upstream.js").Node} Node */
 
 const NONE = "none";
-const OUTSIDE = -10; // where links come from that enter a subgraph
 const WIDTH = 340;
 const HEIGHT = 260;
 
 wear("./picker/picker.css");
-
-/** Upstream, through reroutes and out of subgraphs, to the node that names a file. @param {Node} node */
-function fileOf(node) {
-  let found = before(node, node.findInputSlot("collection"));
-  for (let hops = 0; found && hops < 32; hops++) {
-    const widget = found.widgets?.find((/** @type {Node} */ one) => one.name === "file");
-    if (widget) return widget.value;
-    found = before(found, 0);
-  }
-  return null;
-}
-
-/**
- * The node at the other end of an input's link.
- * @param {Node} node @param {number} slot
- * @returns {Node | null}
- */
-function before(node, slot) {
-  const link = node.graph.getLink(node.inputs?.[slot]?.link); // getInputLink looks into subgraphs
-  if (!link) return null;
-  if (Number(link.origin_id) !== OUTSIDE) {
-    const found = node.graph.getNodeById(link.origin_id);
-    return found?.resolveSubgraphOutputLink?.(link.origin_slot)?.outputNode ?? found;
-  }
-  for (const holder of nodesOf(node.graph.rootGraph ?? node.graph)) {
-    if (holder.subgraph === node.graph) return before(holder, link.origin_slot);
-  }
-  return null;
-}
-
-/** All nodes of a graph and of the subgraphs in it. @param {Node} graph @returns {Generator<Node>} */
-function* nodesOf(graph) {
-  for (const node of graph.nodes) {
-    yield node;
-    if (node.subgraph) yield* nodesOf(node.subgraph);
-  }
-}
 
 /** @param {Node} node */
 function widgetsOf(node) {
@@ -65,22 +28,22 @@ function choiceOf(node) {
   return { first: effect?.value ?? "", second: !then?.value || then.value === NONE ? null : then.value };
 }
 
-/** @type {Map<unknown, Gallery>} */
-const lately = new Map();
-
 /**
  * Undo makes a node anew under its old id, and Vue nodes then go on showing the old one's element.
  * @param {Node} node
  */
 function takePlace(node) {
-  const gallery = node.collectionLoraGallery;
-  const before = lately.get(node.id);
-  if (before !== gallery && before?.root.isConnected && !gallery.root.isConnected) before.root.replaceWith(gallery.root);
-  lately.set(node.id, gallery);
+  const { root } = node.collectionLoraGallery;
+  root.dataset.node = node.id;
+  if (root.isConnected) return;
+  for (const old of document.querySelectorAll(".cl-retired")) {
+    if (old instanceof HTMLElement && old.dataset.node === root.dataset.node) old.replaceWith(root);
+  }
 }
 
 /** @param {Node} node */
 async function refresh(node) {
+  if (!node.graph) return; // a copy on its way, or removed meanwhile
   const gallery = node.collectionLoraGallery;
   takePlace(node);
   const file = fileOf(node);
@@ -92,7 +55,7 @@ async function refresh(node) {
   } catch (error) {
     return gallery.complain(String(error instanceof Error ? error.message : error));
   }
-  if (fileOf(node) !== file) return; // another file was chosen meanwhile
+  if (!node.graph || fileOf(node) !== file) return; // another file was chosen meanwhile
   const { effect, then } = widgetsOf(node);
   const names = effects.map((one) => one.name);
   if (effect) effect.options.values = names;
@@ -140,13 +103,18 @@ function addGallery(node) {
       refresh(node);
     }, 0);
   };
+  const added = node.onAdded;
+  node.onAdded = function (/** @type {any[]} */ ...args) {
+    added?.apply(this, args);
+    gallery.attend();
+    setTimeout(() => refresh(node), 0);
+  };
   const removed = node.onRemoved;
   node.onRemoved = function (/** @type {any[]} */ ...args) {
     gallery.retire();
     removed?.apply(this, args);
   };
   fit(node);
-  setTimeout(() => refresh(node), 0);
 }
 
 /** @param {Node} node */

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +307,36 @@ def test_the_choice_survives_in_a_subgraph(picker: Any) -> None:
     cell(picker, "neon").filter(visible=True).click()
     assert chosen(picker) == ("neon", "none")
     picker.evaluate(f"() => {APP}.canvas.setGraph({APP}.graph.rootGraph)")
+
+
+@pytest.fixture
+def errors(picker: Any) -> Iterator[list[str]]:
+    """What the page throws and nobody catches."""
+    found: list[str] = []
+
+    def note(error: Any) -> None:
+        found.append(str(error))
+
+    picker.on("pageerror", note)
+    yield found
+    picker.remove_listener("pageerror", note)
+
+
+def test_copies_and_subgraphs_throw_nothing(picker: Any, errors: list[str]) -> None:
+    cell(picker, "sketch").click()
+    picker.evaluate(f"() => {{ document.activeElement.blur(); {APP}.canvas.selectItems([{NODE}]); }}")
+    for keys in ("Control+c", "Control+v"):
+        picker.keyboard.press(keys)
+        picker.wait_for_timeout(500)
+    values = picker.evaluate(
+        f"() => {APP}.graph.nodes.filter((n) => n.comfyClass === 'CollectionLoraEffect')"
+        ".map((n) => n.widgets[0].value)"
+    )
+    assert values == ["sketch", "sketch"]
+    picker.evaluate(f"() => {APP}.graph.convertToSubgraph(new Set([{NODE}]))")
+    picker.evaluate("() => { window.LiteGraph.createNode('CollectionLoraEffect'); }")
+    picker.wait_for_timeout(500)
+    assert errors == []
 
 
 MEASURE = (

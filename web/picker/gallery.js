@@ -89,17 +89,24 @@ export class Gallery {
       if (event.key === "Escape" && !event.isComposing) this.#leave();
     });
     this.#resize();
+    this.stop = () => {};
+  }
+
+  /** The node has a place in a graph: hear of what is kept. */
+  attend() {
+    this.stop();
     this.stop = onChange(() => {
       this.#filter();
       this.#mark();
     });
+    this.root.classList.remove("cl-retired");
     remember();
   }
 
   /** Hear of nothing any more. The page may leave the element of a node that moves into a subgraph. */
   retire() {
     this.stop();
-    this.root.style.display = "none";
+    this.root.classList.add("cl-retired");
   }
 
   /** @param {Effect[]} effects */
