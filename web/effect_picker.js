@@ -2,7 +2,7 @@
 // gallery shows them and sets them, and is saved nowhere.
 import { app } from "../../scripts/app.js";
 import { wear } from "./element.js";
-import { effectsOf, forget } from "./picker/catalogue.js";
+import { changed, effectsOf, onChanged } from "./picker/catalogue.js";
 import { Gallery } from "./picker/gallery.js";
 import { fileOf, nodesOf } from "./picker/upstream.js";
 import { ready, t } from "./words.js";
@@ -53,6 +53,7 @@ async function refresh(node) {
   try {
     effects = await effectsOf(file);
   } catch (error) {
+    if (!node.graph || fileOf(node) !== file) return;
     return gallery.complain(String(error instanceof Error ? error.message : error));
   }
   if (!node.graph || fileOf(node) !== file) return; // another file was chosen meanwhile
@@ -130,13 +131,16 @@ function watchFile(node) {
   const called = file.callback;
   file.callback = function (/** @type {any[]} */ ...args) {
     const result = called?.apply(this, args);
-    forget(file.value);
-    for (const other of nodesOf(node.graph.rootGraph ?? node.graph)) {
-      if (other.collectionLoraGallery) refresh(other);
-    }
+    changed(file.value);
     return result;
   };
 }
+
+onChanged((file) => {
+  for (const node of nodesOf(app.graph.rootGraph)) {
+    if (node.collectionLoraGallery && fileOf(node) === file) refresh(node);
+  }
+});
 
 app.registerExtension({
   name: "collectionlora.effectPicker",

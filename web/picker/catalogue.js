@@ -1,4 +1,4 @@
-// Catalogues of collection files, fetched once for each version of a file.
+// Catalogues of collection files. Nothing is kept here: the server keeps each version of a file and knows which is the latest.
 import { api } from "../../../scripts/api.js";
 
 /**
@@ -11,8 +11,10 @@ import { api } from "../../../scripts/api.js";
  * @property {string | null} own address of the same on the user's own picture
  */
 
-/** @type {Map<string, Promise<Effect[]>>} */
-const known = new Map();
+/** Requests under way: galleries of one file share one. @type {Map<string, Promise<Effect[]>>} */
+const asked = new Map();
+/** @type {Set<(file: string) => void>} */
+const listeners = new Set();
 
 /**
  * The effects of a collection file. Rejects with the server's message for a file that is missing or damaged.
@@ -20,18 +22,29 @@ const known = new Map();
  * @returns {Promise<Effect[]>}
  */
 export function effectsOf(file) {
-  let answer = known.get(file);
-  if (!answer) {
-    answer = fetchEffects(file);
-    known.set(file, answer);
-    answer.catch(() => known.delete(file)); // it may be there the next time
-  }
+  const known = asked.get(file);
+  if (known) return known;
+  const answer = fetchEffects(file).finally(() => {
+    if (asked.get(file) === answer) asked.delete(file);
+  });
+  asked.set(file, answer);
   return answer;
 }
 
-/** @param {string} file */
+/** What is asked from now on is answered from now on. @param {string} file */
 export function forget(file) {
-  known.delete(file);
+  asked.delete(file);
+}
+
+/** Say that a file, or the user's pictures of it, are other ones now. @param {string} file */
+export function changed(file) {
+  forget(file);
+  for (const listener of listeners) listener(file);
+}
+
+/** Call `listener` with each file that has changed. @param {(file: string) => void} listener */
+export function onChanged(listener) {
+  listeners.add(listener);
 }
 
 /** @param {string} file */
