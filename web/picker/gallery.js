@@ -100,7 +100,7 @@ export class Gallery {
       this.#mark();
     });
     this.root.classList.remove("cl-retired");
-    remember();
+    remember().catch(() => {}); // asked again when there is something to keep
   }
 
   /** Hear of nothing any more. The page may leave the element of a node that moves into a subgraph. */
@@ -206,7 +206,7 @@ export class Gallery {
   /** @param {Choice} choice */
   #set(choice) {
     this.choice = choice;
-    for (const name of [choice.second, choice.first]) if (name) noteUse(name);
+    noteUse([choice.first, choice.second ?? ""].filter(Boolean));
     this.#mark();
     this.onChoice(choice);
   }
