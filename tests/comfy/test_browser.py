@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 from graphs import APP, PICTURES, open_page
 
-from collectionlora.collection.file import load_collection, read_catalogue
+from collectionlora.collection.file import load_collection, read_catalogue, save_collection
 from collectionlora.pocket import WEIGHTS
 
 SHIPPED = WEIGHTS / "collection.safetensors"
@@ -98,6 +99,107 @@ def test_a_copy_of_the_built_in_collection_gets_a_name_and_can_be_downloaded(
     with browser.page.expect_download() as download:
         browser.get_by_role("link", name="Download").click()
     assert Path(download.value.path()).read_bytes() == copy.read_bytes()
+
+
+@pytest.fixture
+def other(file: Path) -> Iterator[Path]:
+    """A second one."""
+    path = file.with_name("other.safetensors")
+    shutil.copy(file, path)
+    yield path
+    path.unlink()
+
+
+def test_changes_are_not_lost_by_opening_another_file_or_closing_the_tab(other: Path, browser: Any) -> None:
+    choose(browser, "mine.safetensors")
+    title = browser.get_by_label("Title of sketch", exact=True)
+    before = title.input_value()
+    title.fill("Mine")
+    browser.locator('button[data-file="other.safetensors"]').click()
+    browser.get_by_text("The changes are not saved yet.").wait_for()
+    assert browser.locator('[aria-current="true"] .cl-file').inner_text() == "mine.safetensors"
+    browser.page.evaluate(TOGGLE)
+    assert not browser.is_visible()
+    browser.page.evaluate(TOGGLE)
+    assert title.input_value() == "Mine"
+    browser.get_by_role("button", name="Discard").click()
+    browser.page.wait_for_function(
+        "(title) => document.querySelector('[data-name=sketch] [type=text]')?.value === title", arg=before
+    )
+    choose(browser, "other.safetensors")
+    assert browser.locator('[aria-current="true"] .cl-file').inner_text() == "other.safetensors"
+
+
+LATE = (
+    "() => { const read = FileReader.prototype.readAsDataURL;"
+    " FileReader.prototype.readAsDataURL = function (file) { window.late = () => read.call(this, file); }; }"
+)
+
+
+def test_a_change_is_of_the_file_it_was_made_in(other: Path, browser: Any, page: Any) -> None:
+    choose(browser, "mine.safetensors")
+    page.evaluate(LATE)  # a picture that is read when another file is open
+    browser.locator('li[data-name="thermal"] input[type="file"]').set_input_files(PICTURES[0])
+    held: list[Any] = []
+    page.route("**/collectionlora/catalogue?*", lambda route: held.append(route))
+    browser.locator('button[data-file="other.safetensors"]').click()
+    page.wait_for_function(
+        "() => document.querySelector('.cl-browser [aria-current=true]').dataset.file === 'other.safetensors'"
+    )
+    assert browser.locator(".cl-detail").count() == 0
+    page.wait_for_timeout(200)
+    for route in held:
+        route.continue_()
+    page.unroute("**/collectionlora/catalogue?*")
+    browser.locator(".cl-effects li").first.wait_for()
+    page.evaluate("() => window.late()")
+    page.wait_for_timeout(200)
+    assert browser.locator("img.cl-new").count() == 0
+    assert browser.get_by_role("button", name="Save", exact=True).is_disabled()
+
+    page.route("**/collectionlora/catalogue?*", lambda route: route.abort())
+    browser.locator('button[data-file="mine.safetensors"]').click()
+    browser.get_by_role("status").get_by_text("Failed to fetch").wait_for()
+    assert browser.locator(".cl-detail").count() == 0
+    page.unroute("**/collectionlora/catalogue?*")
+
+
+def test_after_a_lost_connection_it_goes_on(browser: Any, page: Any, file: Path) -> None:
+    choose(browser, "mine.safetensors")
+    browser.get_by_label("Title of sketch", exact=True).fill("Mine")
+    page.route("**/collectionlora/edit", lambda route: route.abort())
+    browser.get_by_role("button", name="Save", exact=True).click()
+    browser.get_by_role("status").get_by_text("Failed to fetch").wait_for()
+    page.unroute("**/collectionlora/edit")
+    new = file.with_name("new.safetensors")
+    file.rename(new)
+    try:
+        page.evaluate("() => window.comfyAPI.api.api.dispatchEvent(new CustomEvent('reconnected'))")
+        browser.locator('button[data-file="new.safetensors"]').wait_for()
+        assert browser.get_by_label("Title of sketch", exact=True).input_value() == "Mine"
+    finally:
+        new.rename(file)
+    browser.get_by_role("button", name="Save", exact=True).click()
+    saved(browser)
+    assert read_catalogue(file)["sketch"].title == "Mine"
+
+
+def test_what_a_file_says_of_itself_is_text_and_hides_nothing(other: Path, browser: Any, page: Any) -> None:
+    weights, catalogue = load_collection(other)
+    name = "<b>base</b>"
+    training = {"Base": "<b>other</b>", "Steps": "<img src=x>", "<b>cycles</b>": 7}
+    save_collection(
+        other, weights, replace(catalogue, base=catalogue.base | {"name": name}, training=training)
+    )
+    page.evaluate("() => window.comfyAPI.api.api.dispatchEvent(new CustomEvent('reconnected'))")
+    page.wait_for_timeout(500)
+    choose(browser, "other.safetensors")
+    said = browser.locator("dt").all_inner_texts(), browser.locator("dd").all_inner_texts()
+    assert said == (
+        ["Base", "Steps", "Base", "Steps", "<b>cycles</b>"],
+        [name, str(len(catalogue.sigmas) - 1), "<b>other</b>", "<img src=x>", "7"],
+    )
+    assert browser.locator("dl b, dl img").count() == 0
 
 
 @pytest.mark.parametrize(
