@@ -58,6 +58,16 @@ def thumbnail_of(result: Image.Image, like: bytes | None = None) -> bytes:
     return _encode(None, result, size, _QUALITY)
 
 
+def pair_of(thumbnail: bytes) -> Pair:
+    """The pictures of a thumbnail that `fit_thumbnails` or `thumbnail_of` made."""
+    with Image.open(io.BytesIO(thumbnail), formats=tuple(_FORMATS)) as image:
+        picture = image.convert("RGB")
+    width, height = picture.size
+    if width != 2 * height:
+        return None, picture
+    return picture.crop((0, 0, height, height)), picture.crop((height, 0, width, height))
+
+
 def header_cost(thumbnail: bytes) -> int:
     """Bytes one thumbnail adds to the header: base64, its key, and the quotes escaped in the outer JSON."""
     return 4 * -(-len(thumbnail) // 3) + len(r",\"thumbnail\":\"\"")

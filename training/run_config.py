@@ -17,6 +17,7 @@ from ..collection.jsonl import (
     read_effects,
     read_general_data,
 )
+from ..collection.thumbnails import Pair
 from .captions import VlmEndpoint
 from .config import ConfigError, Distillation, checked, distillation, nearest
 from .fp8 import AS_LOADED, PACKED
@@ -90,6 +91,11 @@ class Run:
     preset: str = "default"
     titles: Mapping[str, str] = field(default_factory=dict)
     """Titles by effect name; by default the name in words."""
+    thumbnails: bool = False
+    """Whether the collection file gets a picture of each effect: a source of the user, and the result."""
+    kept: Mapping[str, Pair] = field(default_factory=dict)
+    """Pictures that the file has in any case, by the catalogue's name: a collection that is extended has
+    them."""
 
     @property
     def checkpoint(self) -> Path:
@@ -116,6 +122,7 @@ _KNOWN = (
     "preset",
     "candidates",
     "tags",
+    "thumbnails",
 )
 
 
@@ -173,6 +180,9 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
     offload = values.get("offload", Run.offload)
     if not isinstance(offload, int) or (offload is not False and offload < 1):
         raise ConfigError(f"offload = {offload!r} must be true, false or a number of blocks, at least 1")
+    thumbnails = values.get("thumbnails", Run.thumbnails)
+    if not isinstance(thumbnails, bool):
+        raise ConfigError(f"thumbnails = {thumbnails!r} must be true or false")
     titles = values.get("titles", {})
     for name, title in titles.items():
         if not isinstance(title, str):
@@ -194,6 +204,7 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
         captions=_endpoint(values["captions"]) if "captions" in values else None,
         preset=preset,
         titles=titles,
+        thumbnails=thumbnails,
     )
 
 
