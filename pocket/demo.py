@@ -148,6 +148,7 @@ preset = "pocket"
 effects = "effects.jsonl"
 data = "data.jsonl"
 general = "general.jsonl"
+thumbnails = true
 
 [targets]
 steps = {shipped.targets.steps}
