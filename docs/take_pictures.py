@@ -156,8 +156,8 @@ def take(studio: Studio, name: str) -> None:
     if name == "distil_pocket":
         while studio.server.answer("/collectionlora/run").get("cycle", 0) < 22:
             time.sleep(0.5)
-        studio.tab(".cl-panel", "comfyui_distil.jpg", "CollectionLoraDistil", "panel.jpg")
-        nearest = page.locator(".cl-part .cl-part").screenshot()
+        studio.tab(".cl-panel:not(.cl-on-node)", "comfyui_distil.jpg", "CollectionLoraDistil", "panel.jpg")
+        nearest = page.locator(".cl-panel:not(.cl-on-node) .cl-part .cl-part").screenshot()
         save(nearest, ROOT / "web" / "docs" / "CollectionLoraDistil" / "nearest.jpg")
         page.evaluate(TAB, "distillation")
     studio.wait()

@@ -10,23 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-import torch
 from comfy import model_management, utils
 from comfy_api.latest import io, ui
-from PIL import Image
 
-from ..collection.catalogue import slug
+from ..collection.catalogue import Catalogue, slug
 from ..collection.file import load_collection
 from ..collection.jsonl import EffectEntry, EffectSample, GeneralSample
 from ..collection.lora_weights import LoraWeights
+from ..collection.thumbnails import Pair, pair_of
 from ..training.checkpoint import CheckpointError
 from ..training.config import PRESETS, Distillation, distillation
 from ..training.drawings import draw_losses, draw_matrix
 from ..training.hosts.comfy import ComfyHost
 from ..training.lora import PAPER_TARGETS, block_targets, linear_shapes
-from ..training.nearest import likeness
 from ..training.pictures import to_tensor
-from ..training.plots import SheetRow, contact_sheet
 from ..training.run import DistillationRun
 from ..training.run_config import Lists, Run, Targets
 from ..training.trainer import DivergedError
@@ -34,6 +31,7 @@ from .effect import LONG_SIDE, SHAPE, multiple_for
 from .events import RunEvents
 from .places import unused
 from .planning import plan_of
+from .previews import Previews
 from .sockets import (
     TRAINING,
     Collection,
@@ -51,8 +49,6 @@ else:
 
 GO_ON, ANEW = "go on where it stopped", "anew"
 SMALLER = "Load the base in fp8 if it is not, lower rank or long_side, or take a larger card."
-PREVIEWED = 6
-PREVIEW_CELL = 128
 
 
 @dataclass(frozen=True)
@@ -208,6 +204,13 @@ class DistilCollection(io.ComfyNode):
                     tooltip="A finished collection to add effects to: its effects keep their tags and "
                     "prompts, and its rank stays.",
                 ),
+                io.Boolean.Input(
+                    "thumbnails",
+                    default=False,
+                    optional=True,
+                    tooltip="Put a picture of each effect into the file: one of your pictures, and the "
+                    "result. Whoever gets the file sees them. Pictures of extend are kept in any case.",
+                ),
             ],
             outputs=[
                 CollectionSocket.Output(display_name="collection", tooltip="For Save Collection."),
@@ -235,6 +238,7 @@ class DistilCollection(io.ComfyNode):
         general: tuple[GeneralSample, ...] = (),
         settings: Settings | None = None,
         extend: Collection | None = None,
+        thumbnails: bool = False,
     ) -> io.NodeOutput:
         settings = settings or Settings("default", distillation(), Targets())
         output = Path(folder_paths.get_output_directory()) / "collectionlora" / slug(name)
@@ -249,6 +253,8 @@ class DistilCollection(io.ComfyNode):
             targets=settings.targets,
             preset=settings.preset,
             titles=titles,
+            thumbnails=thumbnails,
+            kept={} if extend is None else _kept_pictures(extend),
         )
         host = ComfyHost(model, clip, vae, long_side, multiple_for(long_side), shape == "square")
         run = replace(run, distill=_fitting(run.distill, host))
@@ -261,7 +267,7 @@ class DistilCollection(io.ComfyNode):
             first = None if extend is None else extend.weights
             report = _distil(run, host, RunEvents(run.output, run.distill.cycles), preview_every, first)
         weights, catalogue = load_collection(run.collection, linear_shapes(host.transformer))
-        text = _in_words(run, report)
+        text = _in_words(run, report, catalogue)
         tags = report["tags"]
         chosen = tags["chosen_tags"]
         title = f"student prompts: largest cosine {chosen['max']:+.2f}, mean {chosen['mean']:+.2f}"
@@ -283,55 +289,80 @@ def _fitting(config: Distillation, host: ComfyHost) -> Distillation:
 def _distil(
     run: Run, host: ComfyHost, events: RunEvents, preview_every: int, first: LoraWeights | None
 ) -> dict[str, Any]:
-    """The report. Whatever ends the run, checkpoint and collection are written first."""
-    resume = run.checkpoint.is_file()
-    bar = utils.ProgressBar(run.distill.cycles)
+    """The report. Whatever ends the run, checkpoint and collection are written first and the page is told."""
+    try:
+        with DistillationRun(run, host, _cancelled, first) as job:
+            report = _train(job, host, events, preview_every)
+    except BaseException as error:
+        events.ended(f"{type(error).__name__}: {error}".strip(": "))
+        raise
+    events.ended("")
+    return report
 
-    def cancelled() -> bool:
-        model_management.throw_exception_if_processing_interrupted()
-        return False
+
+def _cancelled() -> bool:
+    """Raises if the user has cancelled."""
+    model_management.throw_exception_if_processing_interrupted()
+    return False
+
+
+def _train(job: DistillationRun, host: ComfyHost, events: RunEvents, preview_every: int) -> dict[str, Any]:
+    run = job.run
+    bar = utils.ProgressBar(run.distill.cycles)
 
     def progress(phase: str, done: int, total: int) -> None:
         if phase != "cycles":
             bar.update_absolute(done, total)
             events.phase(phase, done, total)
 
-    with DistillationRun(run, host, cancelled, first) as job:
-        plan, warning = plan_of(run, host, job)
-        logging.info("CollectionLoRA's plan:\n%s", plan)
-        if warning:
-            logging.warning("CollectionLoRA may run out of memory: %s", warning)
-        events.plan(f"{plan}\n{warning}".strip())
-        try:
-            previewed = list(job.effects)[:PREVIEWED] if preview_every else []
-            events.prompts(job.prepare(progress, previewed).tags)
-            if preview_every and not resume:
-                _preview(job, events)
-            for record in job.train(resume, progress):
-                events.cycle(record)
-                cycle = job.trainer.cycle
-                picture = None
-                if preview_every and cycle % preview_every == 0:
-                    picture = ("JPEG", _preview(job, events), 512)
-                if events.save_wanted:
-                    job.finish(thumbnails=False)
-                    events.saved(run.collection)
-                bar.update_absolute(cycle, run.distill.cycles, picture)
-            report = job.finish()
-            events.ended("", run.collection)
-            return report
-        except CheckpointError as error:
-            # What is in the folder belongs to another run: nothing of it may be written over.
-            events.ended(str(error), None)
-            raise CheckpointError(f"{error} (start = {ANEW})") from error
-        except BaseException as error:
-            kept = _keep(job, run)
-            events.ended(f"{type(error).__name__}: {error}".strip(": "), kept)
-            if model_management.is_oom(error):
-                raise RuntimeError(f"out of memory{_where(kept)}. {warning or SMALLER}") from error
-            if isinstance(error, DivergedError):
-                raise DivergedError(f"{error}{_where(kept)}") from error
-            raise
+    plan, warning = plan_of(run, host, job)
+    logging.info("CollectionLoRA's plan:\n%s", plan)
+    if warning:
+        logging.warning("CollectionLoRA may run out of memory: %s", warning)
+    events.plan(f"{plan}\n{warning}".strip())
+    try:
+        prepared = job.prepare(progress, list(job.effects) if preview_every else [])
+        events.prompts(prepared.tags)
+        events.shows(dict(zip(job.effects, prepared.catalogue.effects)), prepared.given)
+        previews = Previews(job, events) if preview_every else None
+        if run.checkpoint.is_file():
+            job.resume()
+            events.resumed(job.trainer.cycle, job.losses, job.effect_losses)
+        elif previews:
+            previews.make()
+        for record in job.train(progress=progress):
+            events.cycle(record, job.trainer.skipped)
+            cycle = job.trainer.cycle
+            picture = None
+            if previews and cycle % preview_every == 0:
+                picture = ("JPEG", previews.make(), 512)
+            if events.save_wanted:
+                _keep(job, events)
+                events.saved()
+            bar.update_absolute(cycle, run.distill.cycles, picture)
+        report = job.finish()
+        events.kept = run.collection
+        return report
+    except CheckpointError as error:
+        # What is in the folder belongs to another run: nothing of it may be written over.
+        raise CheckpointError(f"{error} (start = {ANEW})") from error
+    except BaseException as error:
+        where = ""
+        if getattr(job, "trainer", None) is not None and job.trainer.cycle > 0:  # the state is there already
+            _keep(job, events)
+            where = f"; what was trained is in {run.collection}"
+        if model_management.is_oom(error):
+            raise RuntimeError(f"out of memory{where}. {warning or SMALLER}") from error
+        if isinstance(error, DivergedError):
+            raise DivergedError(f"{error}{where}") from error
+        raise
+
+
+def _keep(job: DistillationRun, events: RunEvents) -> None:
+    """Write what was trained so far."""
+    job.finish(thumbnails=False)
+    events.kept = job.run.collection
+    logging.info("CollectionLoRA: %d cycles are kept in %s", job.trainer.cycle, events.kept)
 
 
 def _kept_prompts(collection: Collection, teachers: Sequence[EffectEntry]) -> tuple[EffectEntry, ...]:
@@ -355,32 +386,14 @@ def _kept_titles(collection: Collection, teachers: Sequence[EffectEntry]) -> dic
     return {t.lora_name: known[slug(t.lora_name)] for t in teachers if slug(t.lora_name) in known}
 
 
-def _keep(job: DistillationRun, run: Run) -> Path | None:
-    """Write what was trained, if anything was. The state is on the disk already."""
-    if getattr(job, "trainer", None) is None or job.trainer.cycle == 0:
-        return None
-    job.finish(thumbnails=False)
-    logging.info("CollectionLoRA: %d cycles are kept in %s", job.trainer.cycle, run.collection)
-    return run.collection
+def _kept_pictures(collection: Collection) -> dict[str, Pair]:
+    effects = collection.catalogue.effects
+    return {effect.name: pair_of(effect.thumbnail) for effect in effects if effect.thumbnail}
 
 
-def _where(kept: Path | None) -> str:
-    return f"; what was trained is in {kept}" if kept else ""
-
-
-def _preview(job: DistillationRun, events: RunEvents) -> Image.Image:
-    """The student beside its teachers, on one picture with fixed noise; the page is told."""
-    titles = [effect.title for effect in job.prepared.catalogue.effects][:PREVIEWED]
-    shown = list(job.preview())
-    rows = [SheetRow(title, pictures) for title, pictures in zip(titles, shown)]
-    picture = contact_sheet(rows, ["source", "teacher", "student"], cell=PREVIEW_CELL)
-    sources, teachers, students = map(torch.stack, zip(*shown))
-    events.preview(job.trainer.cycle, picture, titles, likeness(sources[0], teachers, students))
-    return picture
-
-
-def _in_words(run: Run, report: Mapping[str, Any]) -> str:
+def _in_words(run: Run, report: Mapping[str, Any], catalogue: Catalogue) -> str:
     training = report["training"]
     lines = [f"{run.collection}", *(f"{key}: {value}" for key, value in training.items())]
+    lines.append(f"pictures in the file: {sum(bool(effect.thumbnail) for effect in catalogue.effects)}")
     lines += [f"{name}: {prompt}" for name, prompt in report["prompts"].items()]
     return "\n".join(lines)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import threading
 import time
-from collections import OrderedDict
+from collections import deque
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +17,28 @@ from server import PromptServer
 from torch import Tensor
 
 from ..collection.atomic import atomic_write
+from ..collection.catalogue import Effect, slug
 from ..training.prompting import TagReport
+from ..training.run import Losses, by_effect
 from ..training.trainer import Record
 
 REMEMBERED = 20
 PREVIEWS = "previews"
-NEWS_ONLY = ("loss", "effect_loss", "compared")
-"""What an event adds to a part of the story that is kept under another name."""
+KEPT = 32
+"""Most pictures of an effect."""
+LARGEST = 384
+"""Pixels of the longer side of a kept picture."""
+ADDED = {"loss": "losses", "effect_loss": "effects"}
+"""News that are the next points of lines of the story."""
 
-_runs: OrderedDict[str, RunEvents] = OrderedDict()
+_runs: deque[RunEvents] = deque(maxlen=REMEMBERED)
 
 
 class RunEvents:
     """Events `collectionlora.run` of one run, with node and prompt id.
+
+    The story is what all events add up to, and `told` is how many they were: a page that has the story knows
+    which event is the next one, and adds it up as `_tell` does.
 
     Args:
         folder: the run's; previews are kept in it.
@@ -37,26 +49,23 @@ class RunEvents:
         self.node = context.node_id if context else ""
         self.prompt = context.prompt_id if context else ""
         self.folder = folder
+        self.kept: Path | None = None
+        """The collection, once it is written."""
         self.story: dict[str, Any] = {
+            "told": 0,
             "name": folder.name,
             "cycles": cycles,
             "cycle": 0,
             "losses": {},
             "effects": {},
-            "previews": self._previews(),
-            "nearest": {},
+            "shown": [],
+            "previews": {},
         }
-        for cycle in self.story["previews"]:
-            file = self.preview_file(cycle).with_suffix(".json")
-            if file.is_file():
-                self.story["nearest"][cycle] = json.loads(file.read_text(encoding="utf-8"))
         self.save_wanted = False
         """Set by the page: write the collection after this cycle and go on."""
         self._seconds: list[float] = []
-        _runs[self.prompt] = self
-        _runs.move_to_end(self.prompt)
-        while len(_runs) > REMEMBERED:
-            _runs.popitem(last=False)
+        self._lock = threading.Lock()  # the page asks in another thread
+        _runs.append(self)
 
     def plan(self, text: str) -> None:
         """The memory plan."""
@@ -70,86 +79,120 @@ class RunEvents:
         """Something before the cycles."""
         self._tell(phase=name, done=done, total=total)
 
-    def cycle(self, record: Record) -> None:
-        """A cycle has ended."""
-        by_effect = _by_effect(record)
+    def resumed(self, cycle: int, losses: Losses, effects: Losses) -> None:
+        """The run goes on after so many cycles, whose losses these are."""
+        self._tell(cycle=cycle, losses=copy.deepcopy(losses), effects=copy.deepcopy(effects))
+
+    def cycle(self, record: Record, skipped: int) -> None:
+        """A cycle has ended; so many were skipped so far."""
         self._seconds = [*self._seconds[-19:], sum(record.seconds.values())]
         mean = sum(self._seconds) / len(self._seconds)
-        for line, losses in (
-            (self.story["losses"], record.losses),
-            (self.story["effects"], by_effect),
-        ):
-            for name, loss in losses.items():
-                points = line.setdefault(name, {"cycle": [], "loss": []})
-                points["cycle"].append(record.cycle)
-                points["loss"].append(loss)
         self._tell(
             phase="cycles",
             cycle=record.cycle + 1,
             loss=record.losses,
-            effect_loss=by_effect,
-            skipped=record.skipped,
+            effect_loss=by_effect(record),
+            skipped=skipped,
             memory=record.memory,
             seconds_each=round(mean, 3),
             seconds_left=round(mean * (self.story["cycles"] - record.cycle - 1)),
         )
 
-    def preview(self, cycle: int, picture: Image.Image, names: list[str], likeness: Tensor) -> None:
-        """Keep a picture of what the student can do after `cycle` cycles, and how near each effect's part of
-        it is to each one's teacher image (N,N)."""
-        path = self.preview_file(cycle)
+    def shows(self, effects: Mapping[str, Effect], given: Collection[str]) -> None:
+        """All effects of the run, by its names for them; the wanted result of `given` is the user's picture.
+        Pictures that an earlier run left in the folder are shown again."""
+        shown = [{"name": n, "title": effect.title, "given": n in given} for n, effect in effects.items()]
+        previews = {}
+        for name in effects:
+            files = sorted(self._folder(name).glob("[0-9]*.json"))
+            likes = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+            previews[name] = [
+                {"cycle": int(file.stem), "like": like}
+                for file, like in zip(files, likes)
+                if len(like) == len(effects)
+            ]
+        self._tell(shown=shown, previews=previews)
+
+    def knows(self, name: str) -> bool:
+        """Whether the run has an effect of that name."""
+        return name in self.story["previews"]
+
+    def shown_last(self, name: str) -> int:
+        """The cycle of an effect's latest picture; -1 if there is none."""
+        made = self.story["previews"][name]
+        return made[-1]["cycle"] if made else -1
+
+    def preview(self, cycle: int, pictures: Mapping[str, Image.Image], likeness: Tensor) -> None:
+        """Keep pictures of what the student makes of some effects after `cycle` cycles, and how near each is
+        to every effect's wanted result, (pictures, effects). Of many pictures every second one goes."""
+        previews = {}
+        for (name, picture), like in zip(pictures.items(), _rounded(likeness)):
+            self.keep_picture(name, f"{cycle:07d}", picture)
+            with atomic_write(self.picture(name, f"{cycle:07d}").with_suffix(".json")) as temporary:
+                temporary.write_text(json.dumps(like), encoding="utf-8")
+            made = [one for one in self.story["previews"][name] if one["cycle"] != cycle]
+            made.append({"cycle": cycle, "like": like})
+            if len(made) > KEPT:
+                for one in made[1:-1:2]:
+                    for file in self._folder(name).glob(f"{one['cycle']:07d}.*"):
+                        file.unlink()
+                made = [*made[:-1:2], made[-1]]
+            previews[name] = made
+        self._tell(previews=previews)
+
+    def keep_picture(self, name: str, which: str, picture: Image.Image) -> None:
+        """Keep one picture of an effect, or "" for all, small enough for the page."""
+        path = self.picture(name, which)
         path.parent.mkdir(parents=True, exist_ok=True)
+        picture.thumbnail((LARGEST, LARGEST))
         with atomic_write(path) as temporary:
             picture.save(temporary, "JPEG", quality=88)
-        nearest = {"names": names, "matrix": _rounded(likeness)}
-        with atomic_write(path.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(nearest), encoding="utf-8")
-        self.story["nearest"][cycle] = nearest
-        self._tell(previews=self._previews(), compared={cycle: nearest})
 
-    def preview_file(self, cycle: int) -> Path:
-        """Where the picture of a cycle is, if there is one."""
-        return self.folder / PREVIEWS / f"{cycle:07d}.jpg"
+    def picture(self, name: str, which: str) -> Path:
+        """Where a picture of an effect is, if there is one: "source" (of effect ""), "target", or a cycle's
+        number in seven digits."""
+        return self._folder(name) / f"{which}.jpg"
 
-    def saved(self, path: Path) -> None:
+    def _folder(self, name: str) -> Path:
+        return self.folder / PREVIEWS / (slug(name) if name else "")
+
+    def saved(self) -> None:
         """The collection was written because the page asked for it."""
         self.save_wanted = False
-        self._tell(saved=str(path))
+        self._tell(saved=str(self.kept))
 
-    def ended(self, reason: str, kept: Path | None) -> None:
+    def ended(self, reason: str) -> None:
         """The run has stopped; an empty reason means that it is complete."""
-        self._tell(phase="ended", ended=reason, kept=str(kept) if kept else None)
+        self._tell(phase="ended", ended=reason, kept=str(self.kept) if self.kept else None)
 
-    def _previews(self) -> list[int]:
-        return sorted(int(path.stem) for path in (self.folder / PREVIEWS).glob("[0-9]*.jpg"))
+    def so_far(self) -> dict[str, Any]:
+        """The whole story: losses by term and by effect, phase, cycle, how it ended."""
+        with self._lock:
+            return {"node": self.node, "prompt_id": self.prompt, **copy.deepcopy(self.story)}
 
     def _tell(self, **news: Any) -> None:
-        self.story |= {key: value for key, value in news.items() if key not in NEWS_ONLY}
+        with self._lock:
+            news["told"] = self.story["told"] + 1
+            previews = self.story["previews"] | news.get("previews", {})
+            self.story |= {key: value for key, value in news.items() if key not in ADDED}
+            self.story["previews"] = previews
+            for key, lines in ADDED.items():
+                for name, loss in news.get(key, {}).items():
+                    line = self.story[lines].setdefault(name, {"cycle": [], "loss": []})
+                    line["cycle"].append(news["cycle"] - 1)
+                    line["loss"].append(loss)
         message = {"node": self.node, "prompt_id": self.prompt, "time": time.time(), **news}
         PromptServer.instance.send_sync("collectionlora.run", message)
 
 
-def find_run(prompt: str) -> RunEvents | None:
-    """The run of a prompt; without one the latest."""
-    if not prompt:
-        return next(reversed(_runs.values()), None)
-    return _runs.get(prompt)
-
-
-def story(run: RunEvents) -> dict[str, Any]:
-    """All that was told about a run: losses by term and by effect, phase, cycle, how it ended."""
-    return {"node": run.node, "prompt_id": run.prompt, **run.story}
+def find_run(wanted: Mapping[str, str]) -> RunEvents | None:
+    """The latest run, of ?prompt=ID and of ?node=ID where these are given."""
+    prompt, node = wanted.get("prompt"), wanted.get("node")
+    for run in reversed([*_runs]):
+        if (not prompt or run.prompt == prompt) and (not node or run.node == node):
+            return run
+    return None
 
 
 def _rounded(matrix: Tensor) -> list[list[float]]:
     return [[round(value, 3) for value in line] for line in matrix.tolist()]
-
-
-def _by_effect(record: Record) -> dict[str, float]:
-    """The student's mean loss over the terms of each effect of the cycle."""
-    means = {}
-    for effect, terms in record.effects.items():
-        own = [loss for term, loss in terms.items() if term != "fake"]
-        if own:
-            means[effect] = sum(own) / len(own)
-    return means

@@ -10,7 +10,7 @@ from server import PromptServer
 
 from ..collection.errors import CollectionError
 from ..collection.thumbnails import thumbnail_kind
-from .events import find_run, story
+from .events import find_run
 from .files import catalogue_of, collection_path
 from .gallery import own_picture
 
@@ -60,22 +60,29 @@ def add_routes() -> None:
 
     @routes.get("/collectionlora/run")
     async def run(request: Any) -> web.Response:
-        """The story so far of the run of ?prompt=ID, by default of the latest."""
-        found = find_run(request.query.get("prompt", ""))
-        return _missing() if found is None else web.json_response(story(found))
+        """The story so far of the latest run, or of that of ?prompt=ID and ?node=ID."""
+        found = find_run(request.query)
+        return _missing() if found is None else web.json_response(found.so_far())
 
     @routes.get("/collectionlora/preview")
     async def preview(request: Any) -> web.StreamResponse:
-        """The picture of ?prompt=ID&cycle=N."""
-        found, cycle = find_run(request.query.get("prompt", "")), request.query.get("cycle", "")
-        if found is None or not cycle.isdecimal() or not found.preview_file(int(cycle)).is_file():
+        """A picture of the run of ?prompt=ID&node=ID: &picture=source, or of &effect=NAME its target, or what
+        the student makes of it after &picture=N cycles."""
+        found = find_run(request.query)
+        effect, which = request.query.get("effect", ""), request.query.get("picture", "")
+        if found is None or (which != "source" and not found.knows(effect)):
             return _missing()
-        return web.FileResponse(found.preview_file(int(cycle)), headers={"Cache-Control": "no-cache"})
+        if which not in ("source", "target"):
+            which = f"{int(which):07d}" if which.isdecimal() else ""
+        path = found.picture("" if which == "source" else effect, which)
+        if not path.is_file():
+            return _missing()
+        return web.FileResponse(path, headers={"Cache-Control": "no-cache"})
 
     @routes.post("/collectionlora/save")
     async def save(request: Any) -> web.Response:
-        """Ask the run of ?prompt=ID to write its collection after this cycle."""
-        found = find_run(request.query.get("prompt", ""))
+        """Ask the run of ?prompt=ID&node=ID to write its collection after this cycle."""
+        found = find_run(request.query)
         if found is None:
             return _missing()
         found.save_wanted = True

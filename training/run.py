@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from ..collection.atomic import atomic_write
 from ..collection.catalogue import Catalogue, Effect, fingerprint, slug
 from ..collection.file import save_collection, with_thumbnails
 from ..collection.lora_weights import LoraWeights
+from ..collection.thumbnails import Pair
 from .bank import TeacherBank
 from .checkpoint import CheckpointError
 from .config import nearest
@@ -49,7 +49,7 @@ Progress = Callable[[str, int, int], None]
 """`progress(phase, done, all)`: phases "teacher images", "cycles"."""
 
 Losses = dict[str, dict[str, list[float]]]
-"""Term -> {"cycle": [...], "loss": [...]} over the cycles that have the term."""
+"""Term or effect -> {"cycle": [...], "loss": [...]} over the cycles that have it."""
 
 
 @dataclass
@@ -64,6 +64,8 @@ class Prepared:
     """One of each effect, for thumbnails."""
     previews: dict[str, Pictures]
     """Of the effects that are previewed, all on one source, with the teacher's image."""
+    given: set[str]
+    """The previewed effects whose result of that source is the user's own picture, not a teacher's."""
 
 
 class DistillationRun:
@@ -120,6 +122,7 @@ class DistillationRun:
                 adapter.load(first)
         self.roles = Roles(host.transformer, self.adapters)
         self.losses: Losses = {}
+        self.effect_losses: Losses = {}
         self.seconds = 0.0
 
     def __enter__(self) -> DistillationRun:
@@ -183,7 +186,8 @@ class DistillationRun:
         for sample, picture in zip(self._samples, pictures, strict=True):
             examples.setdefault(sample.lora_name, picture)
         # Made now, because names or prompts that no catalogue can hold must not be found after hours.
-        self.prepared = Prepared(prompts, tags, self._catalogue(prompts), examples, previews)
+        given = {name for name, one in shown.items() if one.base_pred_image is not None}
+        self.prepared = Prepared(prompts, tags, self._catalogue(prompts), examples, previews, given)
         return self.prepared
 
     def _catalogue(self, prompts: Mapping[str, EffectPrompts]) -> Catalogue:
@@ -201,8 +205,7 @@ class DistillationRun:
         """
         trainer, run = self.trainer, self.run
         if resume:
-            trainer.resume(run.checkpoint)
-            self._read_progress()
+            self.resume()
         try:
             for record in trainer.run():
                 self._note(record)
@@ -213,6 +216,11 @@ class DistillationRun:
         finally:
             self._save()
 
+    def resume(self) -> None:
+        """Take up the state that is saved, before `train`. Raises CheckpointError if that fails."""
+        self.trainer.resume(self.run.checkpoint)
+        self._read_progress()
+
     def _save(self) -> None:
         if not self.workers.leads:
             return
@@ -220,6 +228,7 @@ class DistillationRun:
             "base": self.host.identity,
             "prompts": self._prompts(),
             "losses": self.losses,
+            "effect_losses": self.effect_losses,
             "seconds": round(self.seconds, 1),
         }
         # Before the state: after a kill in between, losses of cycles that are not in the state are dropped.
@@ -236,10 +245,11 @@ class DistillationRun:
 
     def _note(self, record: Record) -> None:
         self.seconds += sum(record.seconds.values())
-        for term, value in record.losses.items():
-            line = self.losses.setdefault(term, {"cycle": [], "loss": []})
-            line["cycle"].append(record.cycle)
-            line["loss"].append(round(value, 6))
+        for lines, values in ((self.losses, record.losses), (self.effect_losses, by_effect(record))):
+            for name, value in values.items():
+                line = lines.setdefault(name, {"cycle": [], "loss": []})
+                line["cycle"].append(record.cycle)
+                line["loss"].append(round(value, 6))
 
     def _read_progress(self) -> None:
         """Losses up to the state. Raises CheckpointError if the student has learnt other prompts, or on
@@ -262,13 +272,14 @@ class DistillationRun:
                     f"{self._progress_file}: effect {name!r} was trained as {theirs!r}, this run has "
                     f"{ours[name]!r}; restore lists and settings, or start again without resuming"
                 )
-        for term, line in content["losses"].items():
-            kept = sum(cycle < self.trainer.cycle for cycle in line["cycle"])
-            self.losses[term] = {"cycle": line["cycle"][:kept], "loss": line["loss"][:kept]}
+        self.losses = _until(self.trainer.cycle, content["losses"])
+        self.effect_losses = _until(self.trainer.cycle, content.get("effect_losses", {}))
         self.seconds = float(content["seconds"])
 
     def finish(self, thumbnails: bool = True) -> dict[str, Any]:
-        """Write the collection, report.json and the plots; returns the report. Thumbnails take a sample each.
+        """Write the collection, report.json and the plots; returns the report.
+
+        thumbnails: False leaves out those that the run asks for, which take a sample each.
 
         Valid after any end of `train`: the collection holds what was trained so far.
         """
@@ -286,8 +297,10 @@ class DistillationRun:
             "date": time.strftime("%Y-%m-%d"),
         }
         catalogue = replace(prepared.catalogue, training=training)
-        if thumbnails:
-            catalogue = with_thumbnails(catalogue, weights, self._thumbnails(weights))
+        pictures = {**run.kept}
+        if thumbnails and run.thumbnails:
+            pictures = self._thumbnails(weights) | pictures
+        catalogue = with_thumbnails(catalogue, weights, pictures)
         save_collection(run.collection, weights, catalogue)
         report: dict[str, Any] = {
             "collection": run.collection.name,
@@ -312,14 +325,17 @@ class DistillationRun:
         tags = self.prepared.tags
         plot_similarity(self.run.output / "similarity.png", tags.matrices(), tags.names)
 
-    def preview(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Of each previewed effect: source, the teacher's result, and what the student so far makes of it,
-        always from the same noise; (3,H,W) each."""
+    def shown(self) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+        """The previewed effects, each with source and wanted result, (3,H,W) each."""
+        for name, picture in self.prepared.previews.items():
+            assert picture.target is not None
+            yield name, (picture.image, self.host.decode(picture.target[None].float())[0])
+
+    def preview(self, names: Sequence[str]) -> Iterator[Tensor]:
+        """What the student so far makes of each of these previewed effects, (3,H,W), always from the same
+        noise."""
         previews = self.prepared.previews
-        for name, result in zip(previews, self._results(self.trainer.result(), previews)):
-            target = previews[name].target
-            assert target is not None
-            yield previews[name].image, self.host.decode(target[None].float())[0], result
+        return self._results(self.trainer.result(), {name: previews[name] for name in names})
 
     def _results(self, weights: LoraWeights, pictures: Mapping[str, Pictures]) -> Iterator[Tensor]:
         config = self.run.distill
@@ -330,8 +346,29 @@ class DistillationRun:
             (result,) = apply_collection(self.host, weights, [prompt], image[None], draws, sigmas)
             yield result
 
-    def _thumbnails(self, weights: LoraWeights) -> dict[str, tuple[Image.Image, Image.Image]]:
-        """Source and the collection's own result, for each effect: no picture of the truth is passed off."""
-        examples = self.prepared.examples
+    def _thumbnails(self, weights: LoraWeights) -> dict[str, Pair]:
+        """Source and the collection's own result, for each effect that has no picture yet: no picture of the
+        truth is passed off."""
+        kept = self.run.kept
+        examples = {name: one for name, one in self.prepared.examples.items() if slug(name) not in kept}
         made = zip(examples, self._results(weights, examples))
         return {slug(name): (to_pil(examples[name].image), to_pil(result)) for name, result in made}
+
+
+def by_effect(record: Record) -> dict[str, float]:
+    """The student's mean loss over the terms of each effect of the cycle."""
+    means = {}
+    for effect, terms in record.effects.items():
+        own = [loss for term, loss in terms.items() if term != "fake"]
+        if own:
+            means[effect] = sum(own) / len(own)
+    return means
+
+
+def _until(cycle: int, lines: Losses) -> Losses:
+    """The points before that cycle."""
+    before = {}
+    for name, line in lines.items():
+        count = sum(one < cycle for one in line["cycle"])
+        before[name] = {"cycle": line["cycle"][:count], "loss": line["loss"][:count]}
+    return before

@@ -1,14 +1,71 @@
-// A sidebar tab that shows the latest distillation, live and after a reload.
+// The latest distillation, live and after a reload: in a tab of the sidebar, and on the node whose run it is.
 import { app } from "../../scripts/app.js";
 import { wear } from "./element.js";
 import { Panel } from "./panel/panel.js";
 import { addTab } from "./tab.js";
 import { ready, t } from "./words.js";
 
+/** @typedef {any} Node ComfyUI's published types lack much of what its page gives a node. */
+
+const HEIGHT = 240;
+
 wear("./panel/panel.css");
+
+/**
+ * A node's id as the server names it: those of the subgraphs around it come first.
+ * @param {Node} node @param {Node} [graph] where to look
+ * @returns {string} empty while the node is in no graph
+ */
+function idOf(node, graph = node.graph?.rootGraph ?? node.graph) {
+  for (const one of graph?.nodes ?? []) {
+    if (one === node) return String(one.id);
+    const within = one.subgraph && idOf(node, one.subgraph);
+    if (within) return `${one.id}:${within}`;
+  }
+  return "";
+}
+
+/** @param {Node} node */
+function addPanel(node) {
+  const panel = new Panel(() => idOf(node) || "none yet");
+  panel.root.classList.add("cl-on-node");
+  for (const kind of ["wheel", "pointerdown", "keydown"]) {
+    panel.root.addEventListener(kind, (event) => event.stopPropagation()); // the canvas behind would take them
+  }
+  const widget = node.addDOMWidget("panel", "collectionlora.panel", panel.root, {
+    serialize: false,
+    getMinHeight: () => HEIGHT,
+    hideOnZoom: false,
+  });
+  widget.serialize = false;
+  const configured = node.onConfigure;
+  node.onConfigure = function (/** @type {any[]} */ ...args) {
+    configured?.apply(this, args);
+    setTimeout(() => fit(node), 0); // a saved size may leave no room for the panel
+  };
+  const removed = node.onRemoved;
+  node.onRemoved = function (/** @type {any[]} */ ...args) {
+    panel.remove();
+    removed?.apply(this, args);
+  };
+  setTimeout(() => {
+    fit(node);
+    panel.load(); // its id is known now
+  }, 0);
+}
+
+/** @param {Node} node */
+function fit(node) {
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+}
 
 app.registerExtension({
   name: "collectionlora.distillationPanel",
+  init: () => ready, // before a workflow's nodes are made
+  nodeCreated(/** @type {Node} */ node) {
+    if (node.comfyClass === "CollectionLoraDistil") addPanel(node);
+  },
   async setup() {
     await ready;
     const tooltip = t("Distillation: losses, previews, time left");

@@ -45,10 +45,11 @@ def picture(server: Any) -> str:
 
 @pytest.mark.usefixtures("lessons")
 def test_distil_save_load_and_sample_in_one_session(server: Any, picture: str) -> None:
-    graph = distil("first", cycles=4)
+    graph = distil("first", cycles=4, distil={"thumbnails": True})
     graph["save"] = node("CollectionLoraSave", collection=["distil", 0], filename="made/first")
     outputs = server.run(graph)
     assert "cycles: 4" in outputs["distil"]["text"][0]
+    assert "pictures in the file: 2" in outputs["distil"]["text"][0]
     catalogue = read_catalogue(folder_of(server, "first") / "collection.safetensors")
     assert [effect.name for effect in catalogue.effects] == ["thermal", "sketch"]
     assert all(effect.thumbnail for effect in catalogue.effects)
@@ -124,6 +125,10 @@ def test_cancel_keeps_what_was_trained_and_leaves_the_model_as_it_was(
     again = run_inside("listen.py", server.url, graph, done + 2)
     cycles = [event["cycle"] for event in again["ours"] if "loss" in event]
     assert cycles[0] == done + 1
+    story = server.get(f"/collectionlora/run?prompt={again['prompt_id']}")
+    for line in (story["losses"]["bs"], story["effects"]["thermal"]):  # the cycles before are there too
+        assert line["cycle"][0] < done < line["cycle"][-1]
+        assert line["cycle"] == sorted(set(line["cycle"]))
     assert server.error_of(distil("cancelled", cycles=500, settings={"rank": 8})).count("rank = 4") == 1
 
 
@@ -198,12 +203,36 @@ def test_a_run_that_fails_keeps_what_was_trained_and_says_what_to_do(
     message: str,
 ) -> None:
     lists = [server.base_directory / "input" / name for name in lessons]
-    told = run_inside("failing.py", *lists, tmp_path, kind)["message"]
+    failed = run_inside("failing.py", *lists, tmp_path, kind)
+    told = failed["message"]
     assert told.startswith(message)
+    assert (failed["told"]["ended"], failed["told"]["kept"]) == (
+        told,
+        str(tmp_path / "collection.safetensors"),
+    )
     assert ("Load the base in fp8" if kind == "memory" else "Lower lr") in told
     assert str(tmp_path / "collection.safetensors") in told
     assert read_catalogue(tmp_path / "collection.safetensors").training["cycles"] >= 2
     assert load_state(tmp_path / "state.safetensors")["cycle"] >= 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("start", "ConfigError: titles.nothing: no effect"), ("disk", "OSError: no space left")],
+)
+def test_the_page_hears_of_every_end(
+    server: Any,
+    lessons: tuple[str, str],
+    run_inside: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    kind: str,
+    message: str,
+) -> None:
+    lists = [server.base_directory / "input" / name for name in lessons]
+    failed = run_inside("failing.py", *lists, tmp_path, kind)
+    assert failed["message"].startswith(message)
+    told = failed["told"]
+    assert (told["phase"], told["ended"], told["kept"]) == ("ended", failed["message"], None)
 
 
 @pytest.mark.usefixtures("lessons")
@@ -212,20 +241,26 @@ def test_effects_are_added_to_a_finished_collection(server: Any) -> None:
     (server.base_directory / "input" / "one.jsonl").write_text(one + "\n")
     rows = (server.base_directory / "input" / "few.jsonl").read_text().splitlines()
     (server.base_directory / "input" / "one_data.jsonl").write_text("\n".join(rows[:2]) + "\n")
-    graph = distil("base", cycles=2, lists=("one.jsonl", "one_data.jsonl"))
+    graph = distil("base", 2, ("one.jsonl", "one_data.jsonl"), distil={"thumbnails": True})
     more = distil("extended", cycles=2, distil={"extend": ["distil", 0]})
     graph |= {f"more_{key}": value for key, value in more.items()}
     for key in more:
         for name, value in graph[f"more_{key}"]["inputs"].items():
             if isinstance(value, list) and name != "extend":
                 graph[f"more_{key}"]["inputs"][name] = [f"more_{value[0]}", value[1]]
-    server.run(graph)
+    prompt = server.queue(graph)
+    assert server.wait(prompt)["status"]["status_str"] == "success"
+    for key, name in (("distil", "base"), ("more_distil", "extended")):  # two runs of one prompt
+        story = server.get(f"/collectionlora/run?prompt={prompt}&node={key}")
+        assert (story["name"], story["node"], story["cycle"]) == (name, key, 2)
     before, after = (
         read_catalogue(folder_of(server, name) / "collection.safetensors") for name in ("base", "extended")
     )
     assert [effect.name for effect in after.effects] == ["thermal", "sketch"]
     assert after["thermal"].prompt == before["thermal"].prompt
     assert after["thermal"].tag == before["thermal"].tag
+    assert before["thermal"].thumbnail
+    assert [bool(effect.thumbnail) for effect in after.effects] == [True, False]  # only that it had before
     graph["more_teachers"]["inputs"]["source"] = "other.jsonl"
     lines = (server.base_directory / "input" / "two.jsonl").read_text().splitlines()
     (server.base_directory / "input" / "other.jsonl").write_text(lines[1] + "\n")

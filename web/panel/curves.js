@@ -6,16 +6,25 @@ import { t } from "../words.js";
 const COLOURS = ["#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#F0E442", "#0072B2"];
 const PAD = { left: 44, right: 8, top: 8, bottom: 20 };
 
-/** @param {number} index */
-export const colourOf = (index) => COLOURS[index % COLOURS.length];
+const QUIET = "#8884";
+
+/**
+ * A colour for each line. Of more lines than can be told apart only the chosen one has a colour.
+ * @param {string[]} names @param {string} chosen
+ */
+export function coloursOf(names, chosen) {
+  const few = names.length <= COLOURS.length;
+  return names.map((name, index) => (few ? COLOURS[index] : name === chosen ? COLOURS[0] : QUIET));
+}
 
 /**
  * Draw lines over cycles, logarithmic in the loss: thin as they are, thick their running mean.
  * @param {HTMLCanvasElement} canvas
  * @param {Record<string, Line>} lines
  * @param {number} cycles where the axis ends
+ * @param {string[]} colours
  */
-export function drawCurves(canvas, lines, cycles) {
+export function drawCurves(canvas, lines, cycles, colours) {
   const { clientWidth: width, clientHeight: height } = canvas;
   const ratio = window.devicePixelRatio || 1;
   canvas.width = width * ratio;
@@ -48,7 +57,7 @@ export function drawCurves(canvas, lines, cycles) {
   pen.fillText(end, width - PAD.right - pen.measureText(end).width, height - 6);
 
   Object.values(lines).forEach((line, index) => {
-    pen.strokeStyle = colourOf(index);
+    pen.strokeStyle = colours[index];
     for (const [lineWidth, alpha, over] of [[1, 0.35, 1], [2, 1, Math.max(5, Math.round(line.loss.length / 40))]]) {
       pen.lineWidth = lineWidth;
       pen.globalAlpha = alpha;

@@ -1,41 +1,55 @@
 // A matrix of likenesses as coloured cells.
+import { t } from "../words.js";
 
-const LABELS = 90; // pixels for the rows' names
-const ROOM = 12; // a cell of fewer pixels has no room for a name beside it
+const LABELS = 90; // pixels for the names
+const ROOM = 11; // a cell of fewer pixels has no room for a name beside it
 
 /**
- * Draw values between names: nothing is 0, orange 1, blue -1.
+ * Draw values between names: nothing is 0, orange 1, blue -1. Where names have no room the pointer tells them.
  * @param {HTMLCanvasElement} canvas
  * @param {string[]} names
- * @param {number[][]} matrix
+ * @param {(number[] | undefined)[]} matrix a row is missing where nothing is known yet
  * @param {boolean} diagonal whether what an effect has with itself is drawn
  */
 export function drawMatrix(canvas, names, matrix, diagonal) {
   const ratio = window.devicePixelRatio || 1;
   const width = canvas.clientWidth;
   const named = (width - LABELS) / names.length >= ROOM;
-  const left = named ? LABELS : 0;
-  const cell = (width - left) / names.length;
-  canvas.style.height = `${width - left}px`;
-  canvas.width = width * ratio;
-  canvas.height = (width - left) * ratio;
+  const edge = named ? LABELS : 0;
+  const cell = (width - edge) / names.length;
+  canvas.style.height = `${width}px`;
+  canvas.width = canvas.height = width * ratio;
   const pen = canvas.getContext("2d");
   if (!pen || !width) return;
   pen.scale(ratio, ratio);
   const { color, font } = getComputedStyle(canvas);
   pen.font = font;
   pen.textBaseline = "middle";
+  pen.fillStyle = color;
+  if (named) {
+    names.forEach((name, at) => {
+      pen.fillText(name, 0, edge + (at + 0.5) * cell, LABELS - 6);
+      pen.save();
+      pen.translate(edge + (at + 0.5) * cell, edge - 6);
+      pen.rotate(-Math.PI / 2);
+      pen.fillText(name, 0, 0, LABELS - 6);
+      pen.restore();
+    });
+  }
   matrix.forEach((line, row) => {
-    pen.globalAlpha = 1;
-    pen.fillStyle = color;
-    if (named) pen.fillText(names[row], 0, (row + 0.5) * cell, LABELS - 6);
-    line.forEach((value, column) => {
+    line?.forEach((value, column) => {
       if (row === column && !diagonal) return;
       pen.fillStyle = value > 0 ? "#E69F00" : "#56B4E9";
       pen.globalAlpha = Math.min(1, Math.abs(value));
-      pen.fillRect(left + column * cell, row * cell, Math.ceil(cell), Math.ceil(cell));
+      pen.fillRect(edge + column * cell, edge + row * cell, Math.ceil(cell), Math.ceil(cell));
     });
   });
+  canvas.onmousemove = ({ offsetX, offsetY }) => {
+    const [row, column] = [offsetY, offsetX].map((at) => Math.floor((at - edge) / cell));
+    const value = matrix[row]?.[column];
+    const values = { row: names[row], column: names[column], value: value?.toFixed(2) ?? "" };
+    canvas.title = value === undefined ? "" : t("{row} and {column}: {value}", values);
+  };
 }
 
 /**
@@ -54,12 +68,10 @@ export function mostAlike(names, matrix) {
 }
 
 /**
- * For each row the column that it is nearest to; -1 where nothing is above 0.
- * @param {number[][]} matrix
+ * The column that a row is nearest to; -1 where nothing is above 0.
+ * @param {number[]} line
  */
-export function nearestOf(matrix) {
-  return matrix.map((line) => {
-    const largest = Math.max(...line);
-    return largest > 0 ? line.indexOf(largest) : -1;
-  });
+export function nearestOf(line) {
+  const largest = Math.max(...line);
+  return largest > 0 ? line.indexOf(largest) : -1;
 }

@@ -1,9 +1,10 @@
-// The distillation panel: what the latest run does, from the server's story and its events.
+// The distillation panel: what the latest run does, or the latest of a node, from the server's story and its events.
 import { api } from "../../../scripts/api.js";
 import { element } from "../element.js";
 import { t } from "../words.js";
-import { colourOf, drawCurves } from "./curves.js";
-import { drawMatrix, mostAlike, nearestOf } from "./matrix.js";
+import { coloursOf, drawCurves } from "./curves.js";
+import { drawMatrix, mostAlike } from "./matrix.js";
+import { Previews } from "./previews.js";
 
 const EVENT = "collectionlora.run";
 
@@ -32,15 +33,20 @@ function going(story) {
     parts.push(t("{seconds} s each, {left} left", { seconds: story.seconds_each, left: inWords(story.seconds_left) }));
   }
   if (story.memory) parts.push(`${(story.memory / 2 ** 30).toFixed(1)} GiB`);
+  if (story.skipped) parts.push(t("{n} skipped", { n: story.skipped }));
   return parts.join(", ") + (story.saved ? `. ${t("Saved: {file}", { file: story.saved })}` : "");
 }
 
 export class Panel {
-  constructor() {
+  /** @param {() => string} [nodeId] of the node whose runs alone are shown; without one all are */
+  constructor(nodeId = () => "") {
+    this.nodeId = nodeId;
     this.root = element("div", "", { class: "cl-panel" });
     /** @type {Record<string, any> | null} */
     this.story = null;
-    this.follow = true; // the slider stays at the newest preview until it is moved
+    /** @type {Record<string, any>[] | null} */
+    this.waiting = null; // what is heard while the story is read
+    this.readings = 0;
     this.title = element("h3");
     this.state = element("div");
     this.said = element("div", "", { class: "cl-unseen", role: "status" });
@@ -53,9 +59,11 @@ export class Panel {
     this.save.title = t("Write the collection as trained so far, and go on");
     this.save.addEventListener("click", async () => {
       this.save.disabled = true; // until a later cycle
-      await api.fetchApi(`/collectionlora/save?prompt=${encodeURIComponent(this.story?.prompt_id ?? "")}`, {
-        method: "POST",
-      });
+      try {
+        await api.fetchApi(`/collectionlora/save?${this.#run()}`, { method: "POST" });
+      } catch {
+        this.save.disabled = false;
+      }
     });
     const buttons = element("div", "", { class: "cl-buttons" });
     buttons.append(this.cancel, this.save);
@@ -69,36 +77,26 @@ export class Panel {
     this.which.addEventListener("change", () => this.#draw());
     this.canvas = element("canvas", "", { role: "img" });
     this.table = element("table", "", { "aria-label": t("Losses of late") });
-    this.when = element("input");
-    this.when.type = "range";
-    this.when.setAttribute("aria-label", t("Preview of which cycle"));
-    this.when.addEventListener("input", () => {
-      this.follow = Number(this.when.value) === Number(this.when.max);
-      this.#picture();
-    });
-    this.caption = element("div");
-    this.image = element("img");
-    this.near = element("canvas", "", { class: "cl-matrix", role: "img" });
-    this.found = element("div");
-    this.nearest = element("div", "", { class: "cl-part" });
-    const legend = t("Rows are these previews, columns the teachers' images of the same picture. Orange is near, blue farther than the untouched picture.");
-    this.nearest.append(element("h3", t("Which effect's teacher image each preview is nearest to")), this.near, this.found, element("small", legend));
-    this.previews = element("div", "", { class: "cl-part" });
-    this.previews.append(element("h3", t("Previews")), this.image, this.when, this.caption, this.nearest);
+    this.effect = element("select", "", { "aria-label": t("Effect") });
+    this.effect.addEventListener("change", () => this.#show());
+    this.previews = new Previews();
     this.alike = element("canvas", "", { class: "cl-matrix", role: "img" });
     this.prompts = element("div", "", { class: "cl-part" });
-    this.prompts.append(element("h3", t("How alike the prompts are")), this.alike);
+    this.most = element("div");
+    this.prompts.append(element("h3", t("How alike the prompts are")), this.alike, this.most);
     this.plan = element("pre");
     this.body = element("div");
     this.body.style.display = "contents";
     this.body.append(
-      this.bar, buttons, this.which, this.canvas, this.table, this.previews, this.prompts, element("h3", t("Plan")), this.plan,
+      this.bar, buttons, this.effect, this.which, this.canvas, this.table, this.previews.root, this.prompts, element("h3", t("Plan")), this.plan,
     );
     this.root.append(this.title, this.state, this.said, this.body);
     this.listener = (/** @type {any} */ event) => this.#hear(event.detail);
     api.addCustomEventListener(EVENT, this.listener);
+    this.again = () => this.load();
+    api.addEventListener("reconnected", this.again);
     this.watch = new ResizeObserver(() => {
-      this.#picture();
+      this.previews.draw();
       this.#draw();
     });
     this.watch.observe(this.root);
@@ -107,27 +105,46 @@ export class Panel {
 
   remove() {
     api.removeCustomEventListener(EVENT, this.listener);
+    api.removeEventListener("reconnected", this.again);
     this.watch.disconnect();
     this.root.remove();
   }
 
   /** Read the whole story: at the start, and when events were missed. */
   async load() {
-    const response = await api.fetchApi("/collectionlora/run");
-    this.story = response.ok ? await response.json() : null;
+    const reading = ++this.readings;
+    this.waiting ??= [];
+    try {
+      const response = await api.fetchApi(`/collectionlora/run?node=${encodeURIComponent(this.nodeId())}`);
+      const story = response.ok ? await response.json() : null;
+      if (reading === this.readings) this.story = story;
+    } catch {
+      // the server is away; this is called again when it is back
+    }
+    if (reading !== this.readings) return; // it is read once more
+    const heard = this.waiting;
+    this.waiting = null;
     this.#show();
+    for (const news of heard) this.#hear(news);
   }
 
   /** @param {Record<string, any>} news */
   #hear(news) {
+    if (![news.node, ""].includes(this.nodeId())) return;
+    if (this.waiting) {
+      this.waiting.push(news);
+      return;
+    }
     const story = this.story;
-    if (!story || story.prompt_id !== news.prompt_id || (news.cycle ?? 0) > story.cycle + 1) {
+    const ours = story && story.prompt_id === news.prompt_id && story.node === news.node;
+    if (ours && news.told <= story.told) return; // it was in what was read
+    if (!ours || news.told > story.told + 1) {
       this.load(); // another run, or events were missed
       return;
     }
-    const { loss, effect_loss: effectLoss, compared, ...rest } = news;
+    const { loss, effect_loss: effectLoss, previews, ...rest } = news;
     Object.assign(story, rest);
-    Object.assign(story.nearest, compared);
+    Object.assign(story.previews, previews);
     for (const [lines, losses] of [[story.losses, loss], [story.effects, effectLoss]]) {
       for (const [name, value] of Object.entries(losses ?? {})) {
         const line = (lines[name] ??= { cycle: [], loss: [] });
@@ -136,6 +153,11 @@ export class Panel {
       }
     }
     this.#show();
+  }
+
+  /** How the server is asked about the run that is shown. */
+  #run() {
+    return new URLSearchParams({ prompt: this.story?.prompt_id ?? "", node: this.story?.node ?? "" });
   }
 
   #show() {
@@ -157,11 +179,8 @@ export class Panel {
     this.save.disabled = ended || before || !story.cycle;
     this.plan.textContent = story.plan ?? "";
     this.prompts.hidden = !story.prompts;
-    const previews = story.previews ?? [];
-    this.previews.hidden = !previews.length;
-    this.when.max = String(Math.max(0, previews.length - 1));
-    if (this.follow) this.when.value = this.when.max;
-    this.#picture();
+    this.#listEffects(story.shown);
+    this.previews.show(story, this.effect.value);
     this.#draw();
   }
 
@@ -172,34 +191,12 @@ export class Panel {
     this.said.textContent = this.state.textContent;
   }
 
-  #picture() {
-    const cycle = this.story?.previews?.[Number(this.when.value)];
-    if (cycle === undefined) return;
-    const address = api.apiURL(
-      `/collectionlora/preview?prompt=${encodeURIComponent(this.story?.prompt_id)}&cycle=${cycle}`,
-    );
-    if (!this.image.src.endsWith(address)) this.image.src = address;
-    this.image.alt = t("What the student makes of the examples after {cycle} cycles", { cycle });
-    this.caption.textContent = t("after {cycle} cycles", { cycle });
-    this.when.setAttribute("aria-valuetext", this.caption.textContent);
-    this.#compare(this.story?.nearest[cycle]);
-  }
-
-  /** @param {{names: string[], matrix: number[][]} | undefined} compared */
-  #compare(compared) {
-    this.nearest.hidden = !compared;
-    if (!compared) return;
-    const { names, matrix } = compared;
-    drawMatrix(this.near, names, matrix, true);
-    const nearest = nearestOf(matrix);
-    const strays = nearest.flatMap((other, own) => {
-      if (other === own) return [];
-      const values = { name: names[own], other: names[other] ?? t("the untouched picture") };
-      return [t("{name} is nearest to {other}", values)];
-    });
-    const right = t("{right} of {all} are nearest to their own", { right: names.length - strays.length, all: names.length });
-    this.found.textContent = [right, ...strays].join(". ");
-    this.near.setAttribute("aria-label", this.found.textContent);
+  /** @param {{name: string, title: string}[]} shown */
+  #listEffects(shown) {
+    const listed = [...this.effect.options].map((option) => option.value);
+    this.effect.hidden = !shown.length;
+    if (JSON.stringify(listed) === JSON.stringify(shown.map((one) => one.name))) return;
+    this.effect.replaceChildren(...shown.map(({ name, title }) => element("option", title, { value: name })));
   }
 
   #draw() {
@@ -209,17 +206,17 @@ export class Panel {
       const { names, matrix } = story.prompts;
       drawMatrix(this.alike, names, matrix, false);
       const [first, second, cosine] = mostAlike(names, matrix);
-      const most = t("Most alike: {first} and {second}, cosine {cosine}", { first, second, cosine });
-      this.alike.setAttribute("aria-label", most);
-      this.alike.title = most;
+      this.most.textContent = t("Most alike: {first} and {second}, cosine {cosine}", { first, second, cosine });
+      this.alike.setAttribute("aria-label", this.most.textContent);
     }
     const lines = story[this.which.value] ?? {};
-    drawCurves(this.canvas, lines, story.cycles);
+    const colours = coloursOf(Object.keys(lines), this.effect.value);
+    drawCurves(this.canvas, lines, story.cycles, colours);
     const rows = Object.entries(lines).map(([name, line], index) => {
       const row = element("tr");
       const named = element("td");
       const dot = element("span", "", { class: "cl-dot" });
-      dot.style.background = colourOf(index);
+      dot.style.background = colours[index];
       named.append(dot, document.createTextNode(name));
       const lately = line.loss.slice(-20);
       const value = lately.reduce((/** @type {number} */ sum, /** @type {number} */ one) => sum + one, 0) / Math.max(1, lately.length);

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from collectionlora.collection.errors import CollectionError
 from collectionlora.collection.file import load_collection, read_catalogue
 from collectionlora.collection.lora_weights import LoraWeights
+from collectionlora.collection.thumbnails import pair_of
 from collectionlora.training.checkpoint import CheckpointError
 from collectionlora.training.config import ConfigError
 from collectionlora.training.lora import linear_shapes
@@ -54,7 +57,7 @@ def same(one: LoraWeights, other: LoraWeights) -> bool:
 
 
 def test_a_run_writes_a_collection_with_effects_tags_and_thumbnails(project: Any, host: Any) -> None:
-    project.settings["titles"] = {"frost": "Frosted glass"}
+    project.settings |= {"titles": {"frost": "Frosted glass"}, "thumbnails": True}
     report = whole(project, host, plots=True)
     run = read_run(project.write())
     weights, catalogue = shared(project, host), read_catalogue(run.collection)
@@ -75,6 +78,35 @@ def test_a_run_writes_a_collection_with_effects_tags_and_thumbnails(project: Any
     assert (run.output / "similarity.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_no_picture_of_the_user_is_in_the_file_unless_asked_for(project: Any, host: Any) -> None:
+    whole(project, host)
+    run = read_run(project.write())
+    assert not any(effect.thumbnail for effect in read_catalogue(run.collection).effects)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_pictures_that_a_collection_has_are_kept(project: Any, host: Any, asked: bool) -> None:
+    project.settings["thumbnails"] = asked
+    run = read_run(project.write())
+    red, blue = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
+    run = replace(run, kept={"frost": (red, blue)})
+    with DistillationRun(run, host) as job:
+        job.prepare()
+        for _ in job.train():
+            pass
+        job._plot = lambda: None  # type: ignore[method-assign]
+        for thumbnails in (False, True):  # half-way, and at the end
+            job.finish(thumbnails)
+            catalogue = read_catalogue(run.collection)
+            kept = catalogue["frost"].thumbnail
+            assert kept is not None
+            left, right = pair_of(kept)
+            assert left is not None
+            assert left.getpixel((9, 9))[0] > 200  # type: ignore[index]
+            assert right.getpixel((9, 9))[2] > 200  # type: ignore[index]
+            assert bool(catalogue["neon"].thumbnail) == (asked and thumbnails)
+
+
 def test_previews_are_comparable_and_change_no_training(project: Any, host: Any) -> None:
     project.lists["data"] = project.lists["data"][:1] + project.lists["data"][3:]
     whole(project, host)
@@ -82,18 +114,18 @@ def test_previews_are_comparable_and_change_no_training(project: Any, host: Any)
     project.settings["output"] = "previewed"
     with DistillationRun(read_run(project.write()), host) as job:
         job.prepare(previewed=["frost", "neon"])
-        first = list(job.preview())
+        shown = dict(job.shown())
+        first = list(job.preview(["neon", "frost"]))
         for _ in job.train():
             pass
-        last = list(job.preview())
+        again, last = dict(job.shown()), list(job.preview(["neon", "frost"]))
         job._plot = lambda: None  # type: ignore[method-assign]
         job.finish()
-    assert len(first) == len(last) == 2
-    assert torch.equal(first[0][0], first[1][0])
-    for (source, teacher, student), (again, still, later) in zip(first, last, strict=True):
-        assert torch.equal(source, again)
-        assert torch.equal(teacher, still)
-        assert not torch.equal(student, later)
+    assert list(shown) == ["frost", "neon"]
+    assert torch.equal(shown["frost"][0], shown["neon"][0])
+    for name in shown:
+        assert all(map(torch.equal, shown[name], again[name]))
+    assert not any(map(torch.equal, first, last))
     assert same(shared(project, host), plain)
 
 
