@@ -12,7 +12,7 @@ from torch import Tensor
 from ..training.pictures import to_pil, to_tensor
 from ..training.plots import named_grid
 from .effect import LONG_SIDE, SHAPE, encode, multiple_for, resized
-from .gallery import keep_own_pictures
+from .gallery import keep_own_picture, tell_progress
 from .sampling import STEPS, collection_sigmas, sample_latent
 from .sockets import CATEGORY, Collection, CollectionSocket
 
@@ -59,6 +59,11 @@ class ContactSheet(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, for_gallery: bool = False, **_: Any) -> Any:
+        """Pictures are kept anew each time: others may have been kept since."""
+        return float("nan") if for_gallery else ""
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -79,17 +84,18 @@ class ContactSheet(io.ComfyNode):
         source = resized(image[:1], long_side, multiple_for(long_side), shape == "square")
         sigmas = collection_sigmas(model, steps)
         bar, made = utils.ProgressBar(len(chosen)), []
-        for effect in chosen:
+        for done, effect in enumerate(chosen, start=1):
             positive, latent = encode(clip, vae, source, effect.prompt)
             samples = sample_latent(model, positive, {"samples": torch.zeros_like(latent)}, seed, sigmas)[
                 "samples"
             ]
             made.append(vae.decode(samples).flatten(0, -4))
             bar.update(1)
+            if for_gallery:
+                first, drawn = (to_pil(one[0].movedim(-1, 0)) for one in (source, made[-1]))
+                keep_own_picture(collection.name, effect.name, first, drawn)
+                tell_progress(collection.name, done, len(chosen))
         results = torch.cat(made)
         pictures = [picture.movedim(-1, 0) for picture in (source[0], *results)]
-        if for_gallery:
-            first, *others = map(to_pil, pictures)
-            keep_own_pictures(collection.name, first, {e.name: p for e, p in zip(chosen, others)})
         sheet = named_grid(["source", *(effect.title for effect in chosen)], pictures)
         return io.NodeOutput(to_tensor(sheet).movedim(0, -1)[None], results)

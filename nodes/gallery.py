@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import folder_paths
+from comfy_execution.utils import get_executing_context
 from PIL import Image
+from server import PromptServer
 
 from ..collection.atomic import atomic_write
 from ..collection.catalogue import slug
@@ -22,16 +23,23 @@ def own_picture(file: str, effect: str) -> Path:
     return folder / f"{effect}.jpg"
 
 
-def keep_own_pictures(file: str, source: Image.Image, results: Mapping[str, Image.Image]) -> None:
-    """Keep a picture for each effect: source and result side by side, as the collection's own are."""
-    for effect, result in results.items():
-        pair = Image.new("RGB", (2 * SIDE, SIDE))
-        for place, picture in enumerate((source, result)):
-            side = min(picture.size)
-            left, top = (picture.width - side) // 2, (picture.height - side) // 2
-            square = picture.crop((left, top, left + side, top + side))
-            pair.paste(square.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (place * SIDE, 0))
-        path = own_picture(file, effect)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            pair.save(temporary, "JPEG", quality=88)
+def keep_own_picture(file: str, effect: str, source: Image.Image, result: Image.Image) -> None:
+    """Keep an effect's picture: source and result side by side, as the collection's own are."""
+    pair = Image.new("RGB", (2 * SIDE, SIDE))
+    for place, picture in enumerate((source, result)):
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        square = picture.crop((left, top, left + side, top + side))
+        pair.paste(square.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (place * SIDE, 0))
+    path = own_picture(file, effect)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        pair.save(temporary, "JPEG", quality=88)
+
+
+def tell_progress(file: str, done: int, total: int) -> None:
+    """Event `collectionlora.gallery`: so many pictures of a file are kept, by the prompt that runs."""
+    context = get_executing_context()
+    prompt = context.prompt_id if context else ""
+    message = {"file": file, "done": done, "total": total, "prompt_id": prompt}
+    PromptServer.instance.send_sync("collectionlora.gallery", message)

@@ -1,10 +1,12 @@
 // Choose Effect: a gallery of the connected collection's effects. The node's two lists stay the truth; the
 // gallery shows them and sets them, and is saved nowhere.
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { wear } from "./element.js";
 import { changed, effectsOf, onChanged } from "./picker/catalogue.js";
 import { Gallery } from "./picker/gallery.js";
-import { fileOf, nodesOf } from "./picker/upstream.js";
+import { drawGallery } from "./picker/own.js";
+import { fileOf, idInPrompt, nodesOf, noteOpened, widgetOf } from "./picker/upstream.js";
 import { ready, t } from "./words.js";
 
 /** @typedef {import("./picker/upstream.js").Node} Node */
@@ -16,16 +18,9 @@ const HEIGHT = 260;
 wear("./picker/picker.css");
 
 /** @param {Node} node */
-function widgetsOf(node) {
-  const named = (/** @type {string} */ name) =>
-    node.widgets?.find((/** @type {Node} */ widget) => widget.name === name);
-  return { effect: named("effect"), then: named("then") };
-}
-
-/** @param {Node} node */
 function choiceOf(node) {
-  const { effect, then } = widgetsOf(node);
-  return { first: effect?.value ?? "", second: !then?.value || then.value === NONE ? null : then.value };
+  const [effect, then] = ["effect", "then"].map((name) => widgetOf(node, name)?.value);
+  return { first: effect ?? "", second: !then || then === NONE ? null : then };
 }
 
 /**
@@ -46,34 +41,70 @@ async function refresh(node) {
   if (!node.graph) return; // a copy on its way, or removed meanwhile
   const gallery = node.collectionLoraGallery;
   takePlace(node);
-  const file = fileOf(node);
+  const { file, why } = fileOf(node);
+  gallery.file = file;
   gallery.choose(choiceOf(node));
-  if (!file) return gallery.complain(t("Connect Load Collection to see its effects."));
-  let effects;
+  if (!file) return gallery.complain(why);
+  const isStill = () => node.graph && fileOf(node).file === file; // else another file was chosen meanwhile
   try {
-    effects = await effectsOf(file);
+    const effects = await effectsOf(file);
+    if (isStill()) offer(node, effects);
   } catch (error) {
-    if (!node.graph || fileOf(node) !== file) return;
-    return gallery.complain(String(error instanceof Error ? error.message : error));
+    if (isStill()) gallery.complain(messageOf(error));
   }
-  if (!node.graph || fileOf(node) !== file) return; // another file was chosen meanwhile
-  const { effect, then } = widgetsOf(node);
+}
+
+/** @param {unknown} error */
+const messageOf = (error) => String(error instanceof Error ? error.message : error);
+
+/** @param {Node} node @param {import("./picker/catalogue.js").Effect[]} effects */
+function offer(node, effects) {
   const names = effects.map((one) => one.name);
-  if (effect) effect.options.values = names;
-  if (then) then.options.values = [NONE, ...names];
-  gallery.show(effects);
-  gallery.choose(choiceOf(node));
+  for (const [name, values] of Object.entries({ effect: names, then: [NONE, ...names] })) {
+    const own = node.widgets?.find((/** @type {Node} */ one) => one.name === name);
+    for (const widget of [own, widgetOf(node, name)]) if (widget?.options) widget.options.values = values;
+  }
+  node.collectionLoraGallery.show(effects);
+  node.collectionLoraGallery.choose(choiceOf(node));
+}
+
+/** Follow what was changed elsewhere: at a subgraph's node, by undo. */
+function follow() {
+  for (const node of nodesOf(app.graph.rootGraph)) {
+    const gallery = node.collectionLoraGallery;
+    if (gallery && fileOf(node).file !== gallery.file) refresh(node);
+    gallery?.choose(choiceOf(node));
+  }
+}
+
+/** Draw a node's gallery on the user's picture, and say so there. @param {Node} node @param {File} picture */
+async function draw(node, picture) {
+  const gallery = node.collectionLoraGallery;
+  const { file } = fileOf(node);
+  try {
+    await drawGallery(idInPrompt(node), picture, (text) => gallery.tell(text));
+    gallery.tell(t("Drawn on your picture."));
+    gallery.showMine();
+  } catch (error) {
+    gallery.tell(messageOf(error));
+  }
+  changed(file); // some pictures may be there after an error too
 }
 
 /** @param {Node} node */
 function addGallery(node) {
-  const gallery = new Gallery(({ first, second }) => {
-    const { effect, then } = widgetsOf(node);
-    app.canvas.emitBeforeChange(); // one step of undo
-    if (effect) effect.value = first;
-    if (then) then.value = second ?? NONE;
-    app.canvas.emitAfterChange();
-    node.setDirtyCanvas?.(true, true);
+  const gallery = new Gallery({
+    onChoice({ first, second }) {
+      app.canvas.emitBeforeChange(); // one step of undo
+      for (const [name, value] of Object.entries({ effect: first, then: second ?? NONE })) {
+        const widget = widgetOf(node, name);
+        if (widget) widget.value = value;
+      }
+      app.canvas.emitAfterChange();
+      gallery.choose(choiceOf(node)); // what a link brings stays
+      node.setDirtyCanvas?.(true, true);
+    },
+    onPicture: (picture) => draw(node, picture),
   });
   node.collectionLoraGallery = gallery;
   const widget = node.addDOMWidget("gallery", "collectionlora.gallery", gallery.root, {
@@ -82,8 +113,7 @@ function addGallery(node) {
     hideOnZoom: false,
   });
   widget.serialize = false;
-  for (const one of Object.values(widgetsOf(node))) {
-    if (!one) continue;
+  for (const one of node.widgets) {
     const called = one.callback;
     one.callback = function (/** @type {any[]} */ ...args) {
       const result = called?.apply(this, args);
@@ -138,13 +168,24 @@ function watchFile(node) {
 
 onChanged((file) => {
   for (const node of nodesOf(app.graph.rootGraph)) {
-    if (node.collectionLoraGallery && fileOf(node) === file) refresh(node);
+    if (node.collectionLoraGallery && fileOf(node).file === file) refresh(node);
   }
 });
 
 app.registerExtension({
   name: "collectionlora.effectPicker",
   init: () => ready, // before a workflow's nodes are made
+  setup() {
+    api.addEventListener(/** @type {any} */ ("graphChanged"), follow);
+    app.canvas.canvas.addEventListener("subgraph-opened", (/** @type {any} */ { detail }) => {
+      noteOpened(detail.subgraph, detail.fromNode);
+      follow();
+    });
+    // a Contact Sheet of any graph
+    api.addEventListener(/** @type {any} */ ("collectionlora.gallery"), (/** @type {any} */ { detail }) => {
+      if (detail.done === detail.total) changed(detail.file);
+    });
+  },
   nodeCreated(/** @type {Node} */ node) {
     if (node.comfyClass === "CollectionLoraLoad") watchFile(node);
     if (node.comfyClass === "CollectionLoraEffect") addGallery(node);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 sys.path.append(str(Path(__file__).parent))
-from graphs import APP, POCKET, apply_effect, node, open_page
+from graphs import APP, PICTURES, POCKET, apply_effect, node, open_page
 
 from collectionlora.collection.catalogue import HEADER_KEY
 from collectionlora.collection.file import read_catalogue
@@ -247,6 +248,9 @@ def test_the_choice_survives_reload_copy_and_a_change_of_mode(picker: Any, reope
     picker.wait_for_timeout(1500)
     assert chosen(picker) == ("neon", "confetti")
     assert "cl-second" in cell(picker, "confetti").get_attribute("class")
+    cell(picker, "sketch").filter(visible=True).click()
+    assert chosen(picker) == ("sketch", "confetti")
+    cell(picker, "neon").filter(visible=True).click()
     copied = picker.evaluate(
         f"() => {{ const copy = {NODE}.clone(); {APP}.graph.add(copy);"
         " const found = ['effect', 'then'].map((n) => copy.widgets.find((w) => w.name === n).value);"
@@ -339,6 +343,258 @@ def test_copies_and_subgraphs_throw_nothing(picker: Any, errors: list[str]) -> N
     assert errors == []
 
 
+HOST = f"{APP}.graph.rootGraph.nodes.find((n) => n.isSubgraphNode?.())"
+INSIDE = f"{HOST}.subgraph.nodes.find((n) => n.comfyClass === 'CollectionLoraEffect')"
+PROMOTE = (
+    f"() => {{ {APP}.graph.convertToSubgraph(new Set([{NODE}])); const node = {INSIDE};"
+    " node.graph.addInput('effect', 'COMBO').connect(node.inputs[node.findInputSlot('effect')], node); }"
+)
+OPEN = f"() => {APP}.canvas.openSubgraph({HOST}.subgraph, {HOST})"
+SHOW_INSIDE = SHOW_NODE.replace(f"{APP}.graph.nodes", f"{APP}.canvas.graph.nodes")
+LEAVE = f"() => {APP}.canvas.setGraph({APP}.graph.rootGraph)"
+
+
+def test_gallery_and_subgraph_node_have_one_choice(picker: Any, server: Any, errors: list[str]) -> None:
+    cell(picker, "sketch").click()
+    picker.evaluate(PROMOTE)
+    picker.evaluate(OPEN)
+    picker.wait_for_timeout(800)
+    picker.evaluate(SHOW_INSIDE)
+    cell(picker, "thermal").filter(visible=True).click()
+    assert picker.evaluate(f"() => {HOST}.widgets[0].value") == "thermal"
+    assert chosen(picker) == ("thermal", "none")
+
+    picker.evaluate(LEAVE)
+    picker.evaluate(
+        f"() => {{ {APP}.canvas.emitBeforeChange(); {HOST}.widgets[0].value = 'neon';"
+        f" {APP}.canvas.emitAfterChange(); }}"
+    )
+    assert chosen(picker) == ("neon", "none")
+    shows = f"() => {INSIDE}.collectionLoraGallery.choice.first"
+    picker.wait_for_function(f"() => ({shows})() === 'neon'")
+    graph = picker.evaluate(f"() => {APP}.graph.rootGraph.serialize()")
+    picker.evaluate(f"(graph) => {APP}.loadGraphData(graph)", json.loads(json.dumps(graph)))
+    picker.wait_for_function(f"() => ({shows})() === 'neon'")
+    assert chosen(picker) == ("neon", "none")
+    assert errors == []
+
+
+CHANGE_SOURCE = {
+    "a list by a link": (
+        "const list = LiteGraph.createNode('PrimitiveNode'); graph.add(list);"
+        " list.connect(0, loader, loader.findInputSlot('file'));",
+        "Load Collection gets its file by a link",
+    ),
+    "a distillation": (
+        "const distil = LiteGraph.createNode('CollectionLoraDistil'); graph.add(distil);"
+        " distil.connect(distil.outputs.findIndex((o) => o.type === 'COLLECTION_LORA'), chooser, 0);",
+        "distilled in this graph",
+    ),
+    "nothing": ("chooser.disconnectInput(0);", "Connect Load Collection"),
+}
+
+
+@pytest.mark.parametrize("source", CHANGE_SOURCE)
+def test_a_sentence_says_why_no_effects_are_seen(picker: Any, source: str) -> None:
+    change, expected = CHANGE_SOURCE[source]
+    picker.evaluate(
+        f"() => {{ const graph = {APP}.graph, loader = {LOADER}, chooser = {NODE}, {{ LiteGraph }} = window;"
+        f" {change} }}"
+    )
+    picker.locator(".cl-message").filter(has_text=expected).wait_for()
+    assert shown(picker) == []
+
+
+def test_the_gallery_is_drawn_on_the_users_picture(picker: Any, server: Any, errors: list[str]) -> None:
+    changed_catalogue(server, "mine.safetensors", lambda effects: effects[:3])
+    load(picker, "mine.safetensors")
+    names = shown(picker)
+    assert len(names) == 3
+    assert not picker.locator(".cl-mine").is_visible()
+    use = picker.get_by_role("button", name="use my image")
+    use.focus()
+    with picker.expect_file_chooser() as chooser:
+        picker.keyboard.press("Enter")
+    chooser.value.set_files(PICTURES[1])
+    picker.locator(".cl-news").filter(has_text="Drawn on your picture.").wait_for(timeout=120_000)
+    picker.locator(".cl-cell img[src*='own=']").nth(2).wait_for()
+    loaded = "(images) => images.every((one) => one.complete && one.naturalWidth === 2 * one.naturalHeight)"
+    picker.wait_for_timeout(500)
+    assert picker.locator(".cl-cell img").evaluate_all(loaded)
+    assert (server.base_directory / "input" / PICTURES[1].name).is_file()
+    assert not any("galleries" in str(path) for path in (server.base_directory / "models").rglob("*"))
+    assert errors == []
+
+
+def test_the_gallery_says_what_it_needs_for_the_users_picture(picker: Any) -> None:
+    picker.evaluate(
+        f"() => {{ const graph = {APP}.graph;"
+        " graph.remove(graph.nodes.find((n) => n.comfyClass === 'CollectionLoraEncode')); }"
+    )
+    with picker.expect_file_chooser() as chooser:
+        picker.locator(".cl-use").click()
+    chooser.value.set_files(PICTURES[1])
+    picker.locator(".cl-news").filter(has_text="Connect Encode Effect").wait_for()
+
+
+def focused(page: Any) -> str | None:
+    """The effect that has the focus, or the class of what else has it."""
+    name: str | None = page.evaluate(
+        "() => document.activeElement.dataset.name ?? document.activeElement.className"
+    )
+    return name
+
+
+def test_the_focus_stays_in_the_gallery(picker: Any) -> None:
+    names = [effect.name for effect in read_catalogue(SHIPPED).effects]
+    for name in names[:2]:
+        cell(picker, name).focus()
+        picker.keyboard.press("f")
+    picker.locator(".cl-category").select_option("favourites")
+    cell(picker, names[0]).focus()
+    picker.keyboard.press("f")
+    assert focused(picker) == names[1]
+    picker.keyboard.press("Delete")
+    assert picker.evaluate(f"() => Boolean({NODE})")
+    picker.keyboard.press("f")
+    assert focused(picker) == "cl-search"
+    picker.locator(".cl-category").select_option("all")
+
+    cell(picker, names[-1]).focus()
+    scrolled = "(grid) => grid.scrollTop"
+    before = picker.locator(".cl-grid").evaluate(scrolled)
+    assert before > 100
+    picker.evaluate(
+        f"() => {{ const gallery = {NODE}.collectionLoraGallery;"
+        " gallery.show(gallery.effects.map((one) => ({ ...one, title: one.title + '!' }))); }"
+    )
+    assert focused(picker) == names[-1]
+    assert abs(picker.locator(".cl-grid").evaluate(scrolled) - before) < 30
+    assert cell(picker, names[-1]).inner_text().strip().endswith("!")
+
+
+def test_the_latest_come_first_for_the_keyboard_too(picker: Any) -> None:
+    for name in ("sketch", "neon", "thermal"):
+        cell(picker, name).click()
+    picker.locator(".cl-category").select_option("recent")
+    assert shown(picker)[:3] == ["thermal", "neon", "sketch"]
+    cell(picker, "thermal").focus()
+    picker.keyboard.press("ArrowRight")
+    assert focused(picker) == "neon"
+    picker.keyboard.press("Enter")
+    assert shown(picker)[:3] == ["neon", "thermal", "sketch"]
+    assert focused(picker) == "neon"
+    picker.locator(".cl-category").select_option("all")
+
+
+def test_the_pages_own_keys_go_through(picker: Any) -> None:
+    cell(picker, "sketch").click()
+    picker.evaluate(
+        "() => { window.passed = []; window.addEventListener('keydown', (event) =>"
+        " window.passed.push(event.key), { once: false }); }"
+    )
+    picker.keyboard.press("Control+m")
+    picker.keyboard.press("Control+f")
+    assert "cl-favourite" not in cell(picker, "sketch").get_attribute("class")
+    picker.keyboard.press("x")
+    assert {"m", "f"} <= set(picker.evaluate("() => window.passed"))
+    assert "x" not in picker.evaluate("() => window.passed")
+
+
+def test_a_second_pick_without_a_first_is_the_first(picker: Any) -> None:
+    picker.evaluate(f"() => {NODE}.collectionLoraGallery.choose({{ first: '', second: null }})")
+    cell(picker, "neon").click(modifiers=["Shift"])
+    assert chosen(picker) == ("neon", "none")
+
+
+def test_the_source_is_seen_under_pointer_and_focus(picker: Any) -> None:
+    position = "(image) => getComputedStyle(image).objectPosition"
+    picture = cell(picker, "sketch").locator("img")
+    picker.mouse.move(5, 5)
+    assert picture.evaluate(position) == "100% 50%"
+    cell(picker, "sketch").hover()
+    assert picture.evaluate(position) == "0px 50%"
+    picker.mouse.move(5, 5)
+    picker.locator(".cl-cell[tabindex='0']").focus()
+    picker.keyboard.press("Home")  # as the keyboard brings it
+    first = picker.locator(".cl-cell").first.locator("img")
+    assert first.evaluate(position) == "0px 50%"
+    assert picture.evaluate(position) == "100% 50%"
+
+
+def changed_catalogue(server: Any, name: str, change: Callable[[list[dict[str, Any]]], Any]) -> None:
+    """The shipped collection under another name, its list of effects changed."""
+    content = json.loads(read_catalogue(SHIPPED).to_header()[HEADER_KEY])
+    content["effects"] = change(content["effects"])
+    path = server.base_directory / "models" / "loras" / name
+    save_file(load_file(SHIPPED), path, {"format": "pt", HEADER_KEY: json.dumps(content)})
+
+
+def test_categories_may_be_called_as_the_pickers_own_kinds(picker: Any, server: Any) -> None:
+    kinds = ["all", "recent", "picture"]
+    changed_catalogue(
+        server, "kinds.safetensors", lambda effects: [e | {"category": k} for e, k in zip(effects, kinds)]
+    )
+    load(picker, "kinds.safetensors")
+    names = shown(picker)
+    for kind, name in zip(kinds, names):
+        picker.locator(".cl-category").select_option(f"category {kind}")
+        assert shown(picker) == [name]
+    picker.locator(".cl-category").select_option("all")
+    assert shown(picker) == names
+
+
+def test_a_missing_effect_is_named_and_kept(picker: Any, server: Any) -> None:
+    cell(picker, "sketch").click()
+    changed_catalogue(
+        server, "less.safetensors", lambda effects: [e for e in effects if e["name"] != "sketch"]
+    )
+    load(picker, "less.safetensors")
+    assert picker.locator(".cl-chip.cl-missing").inner_text() == "sketch (not in this file)"
+    assert chosen(picker) == ("sketch", "none")
+
+
+def test_titles_that_were_just_saved_are_seen(picker: Any, server: Any) -> None:
+    changed_catalogue(server, "titled.safetensors", lambda effects: effects)
+    load(picker, "titled.safetensors")
+    changed_catalogue(server, "titled.safetensors", lambda effects: [e | {"title": "New"} for e in effects])
+    picker.evaluate(
+        "async () => { const place = [...document.querySelectorAll('link')].find((one) =>"
+        " one.href.endsWith('/picker/picker.css')).href;"
+        " (await import(new URL('catalogue.js', place))).changed('titled.safetensors'); }"
+    )
+    cell(picker, "sketch").filter(has_text="New").wait_for()
+
+
+def test_a_late_error_of_one_file_leaves_the_other(picker: Any) -> None:
+    picker.route("**/catalogue?file=gone*", lambda route: (time.sleep(1), route.continue_()))
+    picker.evaluate(SET_FILE, "gone.safetensors")
+    load(picker, "pocket (built in)")
+    picker.wait_for_timeout(1500)
+    picker.unroute("**/catalogue?file=gone*")
+    assert not picker.locator(".cl-message").is_visible()
+    assert len(shown(picker)) == len(read_catalogue(SHIPPED).effects)
+
+
+def test_what_was_kept_outlives_a_pick_before_it_is_known(picker: Any, server: Any, reopen: Any) -> None:
+    path = server.base_directory / "user" / "default" / "collectionlora.json"
+    before = {"favourites": ["neon"], "recent": ["neon"], "pairs": [["neon", "thermal"]]}
+    path.write_text(json.dumps(before))
+    held: list[Any] = []
+    address = "**/userdata/collectionlora.json*"
+    picker.route(address, lambda route: route.abort() if not held else route.continue_())
+    reopen()
+    cell(picker, "sketch").click()  # what was kept cannot be read
+    picker.wait_for_timeout(300)
+    assert json.loads(path.read_text()) == before
+    held.append(True)
+    cell(picker, "thermal").click()
+    picker.wait_for_timeout(800)
+    picker.unroute(address)
+    assert json.loads(path.read_text()) == before | {"recent": ["thermal", "neon"]}
+    path.unlink()
+
+
 MEASURE = (
     "async () => { const gallery = NODE.collectionLoraGallery; const frame = () => new"
     " Promise(requestAnimationFrame); await frame(); const start = performance.now();"
@@ -353,14 +609,14 @@ MEASURE = (
 
 
 def test_many_effects_open_at_once(picker: Any, server: Any, record_property: Any) -> None:
-    content = json.loads(read_catalogue(SHIPPED).to_header()[HEADER_KEY])
-    small = content["effects"]
-    content["effects"] = [
-        {**small[i % len(small)], "name": f"effect_{i}", "title": f"Effect {i}", "tag": f"<tag_{i}>"}
-        for i in range(180)
-    ]
-    path = server.base_directory / "models" / "loras" / "many.safetensors"
-    save_file(load_file(SHIPPED), path, {"format": "pt", HEADER_KEY: json.dumps(content)})
+    changed_catalogue(
+        server,
+        "many.safetensors",
+        lambda small: [
+            {**small[i % len(small)], "name": f"effect_{i}", "title": f"Effect {i}", "tag": f"<tag_{i}>"}
+            for i in range(180)
+        ],
+    )
     load(picker, "many.safetensors")
     assert len(shown(picker)) == 180
     cell(picker, "effect_179").scroll_into_view_if_needed()

@@ -9,6 +9,7 @@ import { isFavourite, isKept, noteUse, onChange, pairs, recent, remember, toggle
 const ALL = "all";
 const FAVOURITES = "favourites";
 const RECENT = "recent";
+const CATEGORY = "category "; // before a category's name, which a stranger chose, in the list's values
 const SIZES = { min: 56, max: 192, start: 88 };
 
 /**
@@ -22,10 +23,19 @@ export function drawn(seed, count) {
   return ((mixed ^ (mixed >>> 14)) >>> 0) % count;
 }
 
+/** The page's own: run, save, undo. @param {KeyboardEvent} event */
+const isPages = (event) => event.ctrlKey || event.metaKey || event.altKey;
+
 export class Gallery {
-  /** @param {(choice: Choice) => void} onChoice told of every choice the user makes */
-  constructor(onChoice) {
+  /**
+   * @param {object} told
+   * @param {(choice: Choice) => void} told.onChoice of every choice the user makes
+   * @param {(picture: File) => void} told.onPicture of a picture to show all effects on
+   */
+  constructor({ onChoice, onPicture }) {
     this.onChoice = onChoice;
+    /** Whose effects are shown, for those who ask. */
+    this.file = "";
     /** @type {Effect[]} */
     this.effects = [];
     /** @type {Choice} */
@@ -65,11 +75,20 @@ export class Gallery {
       const [first, second] = pairs()[Number(this.pairs.value)];
       this.#set({ first, second });
     });
-    bar.append(this.search, this.category, this.pairs, this.size, random, this.seed, this.mine);
+    const picture = element("input", "", { type: "file", accept: "image/*", hidden: "" });
+    picture.addEventListener("change", () => {
+      if (picture.files?.length) onPicture(picture.files[0]);
+      picture.value = ""; // the same one may be chosen again
+    });
+    const use = element("button", t("use my image"), { class: "cl-use", type: "button" });
+    use.title = t("Draw all effects on a picture of yours; it takes as long as running each once");
+    use.addEventListener("click", () => picture.click());
+    bar.append(this.search, this.category, this.pairs, this.size, random, this.seed, use, picture, this.mine);
 
     this.chosen = element("div", "", { class: "cl-chosen", role: "group", "aria-label": t("Chosen effects") });
     this.message = element("div", "", { class: "cl-message", role: "status" });
     this.message.hidden = true;
+    this.news = element("div", "", { class: "cl-news", role: "status" });
     this.count = element("div", "", { class: "cl-unseen", role: "status" });
     this.grid = element("div", "", {
       class: "cl-grid",
@@ -79,13 +98,13 @@ export class Gallery {
       "aria-description": t("Enter picks, Shift and Enter picks the second, F marks a favourite"),
     });
     this.grid.addEventListener("keydown", (event) => this.#key(event));
-    this.root.append(bar, this.chosen, this.message, this.count, this.grid);
+    this.root.append(bar, this.chosen, this.message, this.news, this.count, this.grid);
     // The canvas behind would zoom and pan.
     this.root.addEventListener("wheel", (event) => event.stopPropagation());
-    for (const kind of ["pointerdown", "keydown"]) {
-      this.root.addEventListener(kind, (event) => event.stopPropagation());
-    }
+    this.root.addEventListener("pointerdown", (event) => event.stopPropagation());
     this.root.addEventListener("keydown", (event) => {
+      if (isPages(event)) return;
+      event.stopPropagation(); // Delete is for nodes
       if (event.key === "Escape" && !event.isComposing) this.#leave();
     });
     this.#resize();
@@ -111,35 +130,66 @@ export class Gallery {
 
   /** @param {Effect[]} effects */
   show(effects) {
-    this.effects = effects;
     this.message.hidden = true;
+    if (JSON.stringify(effects) === JSON.stringify(this.effects)) return;
+    this.effects = effects;
     const categories = [...new Set(effects.map((effect) => effect.category).filter(Boolean))].sort();
     const found = this.category.value;
     this.category.replaceChildren(
-      ...[ALL, FAVOURITES, RECENT, ...categories].map((name) => {
-        const option = document.createElement("option");
-        option.value = name;
-        option.textContent = t(name);
-        return option;
-      }),
+      ...[ALL, FAVOURITES, RECENT].map((kind) => element("option", t(kind), { value: kind })),
+      ...categories.map((name) => element("option", name, { value: CATEGORY + name })),
     );
-    if ([ALL, FAVOURITES, RECENT, ...categories].includes(found)) this.category.value = found;
-    this.cells.clear();
-    this.grid.replaceChildren(...effects.map((effect) => this.#cell(effect)));
-    this.mine.hidden = !effects.some((effect) => effect.own);
-    this.#pictures();
-    this.#filter();
+    this.category.value = found;
+    if (this.category.selectedIndex < 0) this.category.value = ALL;
+    this.#keepPlace(() => {
+      this.cells.clear();
+      this.grid.replaceChildren(...effects.map((effect) => this.#cell(effect)));
+      this.mine.hidden = !effects.some((effect) => effect.own);
+      this.#pictures();
+      this.#filter();
+    });
     this.#mark();
   }
 
   /** Say why there is nothing to show; the choice stays as it is. @param {string} text */
   complain(text) {
     this.effects = [];
-    this.cells.clear();
-    this.grid.replaceChildren();
+    this.#keepPlace(() => {
+      this.cells.clear();
+      this.grid.replaceChildren();
+    });
     this.message.textContent = text;
     this.message.hidden = false;
     this.#mark();
+  }
+
+  /**
+   * Change the grid. It stays scrolled, and the focus stays on its effect, or goes to the next one or to the search:
+   * never to the page, where Delete would be for nodes.
+   * @param {() => void} change
+   */
+  #keepPlace(change) {
+    const { scrollTop } = this.grid;
+    const focused = this.#shown().findIndex((cell) => cell === document.activeElement);
+    const name = this.#shown()[focused]?.dataset.name ?? "";
+    change();
+    this.grid.scrollTop = scrollTop;
+    if (focused < 0) return;
+    const same = this.cells.get(name);
+    const shown = this.#shown();
+    const next = same && !same.hidden ? same : shown[Math.min(focused, shown.length - 1)];
+    (next ?? this.search).focus({ preventScroll: next === same });
+  }
+
+  /** Say how far the pictures on the user's own are. @param {string} text */
+  tell(text) {
+    this.news.textContent = text;
+  }
+
+  /** Show the effects on the user's own picture, as soon as there are some. */
+  showMine() {
+    this.mine.setAttribute("aria-pressed", "true");
+    this.#pictures();
   }
 
   /** Show a choice that was made elsewhere. @param {Choice} choice */
@@ -200,7 +250,7 @@ export class Gallery {
   #pick(name, asSecond = false) {
     const second = asSecond || this.choosesSecond;
     this.choosesSecond = false;
-    this.#set(second ? { first: this.choice.first || name, second: name } : { ...this.choice, first: name });
+    this.#set(second && this.choice.first ? { ...this.choice, second: name } : { ...this.choice, first: name });
   }
 
   /** @param {Choice} choice */
@@ -234,31 +284,39 @@ export class Gallery {
   }
 
   #shown() {
-    return [...this.cells.values()].filter((cell) => !cell.hidden);
+    const cells = /** @type {HTMLButtonElement[]} */ ([...this.grid.children]);
+    return cells.filter((cell) => !cell.hidden);
   }
 
   #filter() {
+    this.#keepPlace(() => this.#sift());
+    const shown = this.#shown();
+    if (shown.length && !shown.some((cell) => cell.tabIndex === 0)) this.#rove(shown[0]);
+    if (this.effects.length) this.count.textContent = t("effects shown: {n}", { n: shown.length });
+  }
+
+  /** Show what is searched for, in its order. */
+  #sift() {
     const words = this.search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const kind = this.category.value || ALL;
     const lately = recent();
-    for (const effect of this.effects) {
-      const cell = this.cells.get(effect.name);
-      if (!cell) continue;
+    const ordered = [...this.effects];
+    if (kind === RECENT) ordered.sort((one, other) => lately.indexOf(one.name) - lately.indexOf(other.name));
+    const cells = ordered.map((effect) => {
+      const cell = /** @type {HTMLButtonElement} */ (this.cells.get(effect.name));
       const text = `${effect.name} ${effect.title} ${effect.category} ${effect.prompt}`.toLowerCase();
       const ofKind =
         kind === ALL ||
         (kind === FAVOURITES && isFavourite(effect.name)) ||
         (kind === RECENT && lately.includes(effect.name)) ||
-        effect.category === kind;
+        kind === CATEGORY + effect.category;
       cell.hidden = !ofKind || !words.every((word) => text.includes(word));
       cell.classList.toggle("cl-favourite", isFavourite(effect.name));
       if (isFavourite(effect.name)) cell.setAttribute("aria-description", t("favourite"));
       else cell.removeAttribute("aria-description");
-      cell.style.order = kind === RECENT ? String(lately.indexOf(effect.name)) : "";
-    }
-    const shown = this.#shown();
-    if (shown.length && !shown.some((cell) => cell.tabIndex === 0)) this.#rove(shown[0]);
-    if (this.effects.length) this.count.textContent = t("effects shown: {n}", { n: shown.length });
+      return cell;
+    });
+    if (cells.some((cell, at) => cell !== this.grid.children[at])) this.grid.append(...cells);
   }
 
   #mark() {
@@ -325,6 +383,7 @@ export class Gallery {
 
   /** @param {KeyboardEvent} event */
   #key(event) {
+    if (isPages(event)) return;
     const shown = this.#shown();
     const at = shown.indexOf(/** @type {HTMLButtonElement} */ (document.activeElement));
     if (at < 0) return;

@@ -1,8 +1,17 @@
-// What feeds a node: through reroutes, into and out of subgraphs.
+// What a node gets: through reroutes, into and out of subgraphs.
+import { t } from "../words.js";
 
 /** @typedef {any} Node ComfyUI's published types lack much of what its page gives a node. */
 
 const OUTSIDE = -10; // where links come from that enter a subgraph
+
+/** The subgraph node through which each subgraph was opened last. @type {WeakMap<Node, Node>} */
+const opened = new WeakMap();
+
+/** Note through which node a subgraph is looked into: there may be several. @param {Node} subgraph @param {Node} holder */
+export function noteOpened(subgraph, holder) {
+  opened.set(subgraph, holder);
+}
 
 /** All nodes of a graph and of the subgraphs in it. @param {Node} graph @returns {Generator<Node>} */
 export function* nodesOf(graph) {
@@ -12,15 +21,57 @@ export function* nodesOf(graph) {
   }
 }
 
-/** Upstream, through reroutes and out of subgraphs, to the node that names a file. @param {Node} node */
+/** The subgraph node that stands for a graph, if it is a subgraph. @param {Node} graph @returns {Node | null} */
+function holderOf(graph) {
+  const holders = [...nodesOf(graph.rootGraph ?? graph)].filter((node) => node.subgraph === graph);
+  return holders.find((node) => node === opened.get(graph)) ?? holders[0] ?? null;
+}
+
+/** What a node is called in a prompt. @param {Node} node @returns {string} */
+export function idInPrompt(node) {
+  const holder = holderOf(node.graph);
+  return holder ? `${idInPrompt(holder)}:${node.id}` : String(node.id);
+}
+
+/**
+ * The file whose effects a Choose Effect node offers, or why that cannot be known here.
+ * @param {Node} node
+ * @returns {{file: string, why: string}}
+ */
 export function fileOf(node) {
   let found = before(node, node.findInputSlot("collection"));
   for (let hops = 0; found && hops < 32; hops++) {
-    const widget = found.widgets?.find((/** @type {Node} */ one) => one.name === "file");
-    if (widget) return widget.value;
+    if (found.comfyClass === "CollectionLoraLoad") {
+      const widget = widgetOf(found, "file");
+      if (widget) return { file: String(widget.value), why: "" };
+      return { file: "", why: t("Load Collection gets its file by a link: choose the file in the node to see its effects.") };
+    }
+    if (found.comfyClass === "CollectionLoraDistil") {
+      return { file: "", why: t("Effects that are distilled in this graph can be seen once they are saved: use Load Collection.") };
+    }
     found = before(found, 0);
   }
-  return null;
+  return { file: "", why: t("Connect Load Collection to see its effects.") };
+}
+
+/** The widget that decides an input of a node. @param {Node} node @param {string} name */
+export function widgetOf(node, name) {
+  return widgetAt(node, node.findInputSlot(name), name);
+}
+
+/**
+ * The node's own widget, or the one that a subgraph node shows in its place; none where a link brings the value.
+ * @param {Node} node @param {number} slot @param {string} name
+ * @returns {Node | null}
+ */
+function widgetAt(node, slot, name) {
+  const input = node.inputs?.[slot];
+  const link = node.graph?.getLink(input?.link);
+  if (!link) {
+    return (input && node.getWidgetFromSlot?.(input)) ?? node.widgets?.find((/** @type {Node} */ one) => one.name === name);
+  }
+  const holder = Number(link.origin_id) === OUTSIDE ? holderOf(node.graph) : null;
+  return holder && widgetAt(holder, link.origin_slot, name);
 }
 
 /**
@@ -31,12 +82,10 @@ export function fileOf(node) {
 function before(node, slot) {
   const link = node.graph?.getLink(node.inputs?.[slot]?.link); // getInputLink looks into subgraphs
   if (!link) return null;
-  if (Number(link.origin_id) !== OUTSIDE) {
-    const found = node.graph.getNodeById(link.origin_id);
-    return found?.resolveSubgraphOutputLink?.(link.origin_slot)?.outputNode ?? found;
+  if (Number(link.origin_id) === OUTSIDE) {
+    const holder = holderOf(node.graph);
+    return holder && before(holder, link.origin_slot);
   }
-  for (const holder of nodesOf(node.graph.rootGraph ?? node.graph)) {
-    if (holder.subgraph === node.graph) return before(holder, link.origin_slot);
-  }
-  return null;
+  const found = node.graph.getNodeById(link.origin_id);
+  return found?.resolveSubgraphOutputLink?.(link.origin_slot)?.outputNode ?? found;
 }
