@@ -124,7 +124,8 @@ class RunEvents:
 
     def preview(self, cycle: int, pictures: Mapping[str, Image.Image], likeness: Tensor) -> None:
         """Keep pictures of what the student makes of some effects after `cycle` cycles, and how near each is
-        to every effect's wanted result, (pictures, effects). Of many pictures every second one goes."""
+        to every effect's wanted result, (pictures, effects). Of too many pictures the one goes that
+        others are nearest to."""
         previews = {}
         for (name, picture), like in zip(pictures.items(), _rounded(likeness)):
             self.keep_picture(name, f"{cycle:07d}", picture)
@@ -133,10 +134,11 @@ class RunEvents:
             made = [one for one in self.story["previews"][name] if one["cycle"] != cycle]
             made.append({"cycle": cycle, "like": like})
             if len(made) > KEPT:
-                for one in made[1:-1:2]:
-                    for file in self._folder(name).glob(f"{one['cycle']:07d}.*"):
-                        file.unlink()
-                made = [*made[:-1:2], made[-1]]
+                cycles = [one["cycle"] for one in made]
+                gone = min(range(1, KEPT), key=lambda at: cycles[at + 1] - cycles[at - 1])
+                for file in self._folder(name).glob(f"{cycles[gone]:07d}.*"):
+                    file.unlink()
+                del made[gone]
             previews[name] = made
         self._tell(previews=previews)
 

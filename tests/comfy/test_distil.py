@@ -235,6 +235,16 @@ def test_the_page_hears_of_every_end(
     assert (told["phase"], told["ended"], told["kept"]) == ("ended", failed["message"], None)
 
 
+def test_previews_are_bounded_and_spread_over_the_run(
+    run_inside: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    made = run_inside("many_previews.py", tmp_path)
+    assert made["told"] == made["read"] == made["kept"]
+    assert (len(made["told"]), made["told"][0], made["told"][-1]) == (32, 0, 990)
+    gaps = [later - earlier for earlier, later in zip(made["told"], made["told"][1:])]
+    assert max(gaps) <= 80
+
+
 @pytest.mark.usefixtures("lessons")
 def test_effects_are_added_to_a_finished_collection(server: Any) -> None:
     one = (server.base_directory / "input" / "two.jsonl").read_text().splitlines()[0]
