@@ -164,6 +164,11 @@ function watchFile(node) {
     changed(file.value);
     return result;
   };
+  const connected = node.onConnectionsChange;
+  node.onConnectionsChange = function (/** @type {any[]} */ ...args) {
+    connected?.apply(this, args);
+    setTimeout(follow, 0); // the file may come by a link now
+  };
 }
 
 onChanged((file) => {

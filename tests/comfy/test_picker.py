@@ -469,7 +469,7 @@ def test_the_focus_stays_in_the_gallery(picker: Any) -> None:
         " gallery.show(gallery.effects.map((one) => ({ ...one, title: one.title + '!' }))); }"
     )
     assert focused(picker) == names[-1]
-    assert abs(picker.locator(".cl-grid").evaluate(scrolled) - before) < 30
+    assert abs(picker.locator(".cl-grid").evaluate(scrolled) - before) < 100  # unseen rows are estimated
     assert cell(picker, names[-1]).inner_text().strip().endswith("!")
 
 
