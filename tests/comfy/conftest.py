@@ -195,6 +195,23 @@ FLAGS = [
 ]
 
 
+_errors: list[str] = []
+
+
+def _note_error(message: Any) -> None:
+    """Core logs errors of its own at its start; those that our scripts log are ours."""
+    if message.type == "error" and "/extensions/" in message.location.get("url", ""):
+        _errors.append(message.text)
+
+
+@pytest.fixture(autouse=True)
+def no_script_fails(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test in which a script of the page threw, or one of ours logged an error."""
+    _errors.clear()
+    yield
+    assert "page" not in request.fixturenames or not _errors
+
+
 @pytest.fixture(scope="session")
 def page(server: Server) -> Iterator[Any]:
     """ComfyUI's page in a browser."""
@@ -207,6 +224,8 @@ def page(server: Server) -> Iterator[Any]:
         browser = run.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
         page.set_default_timeout(8_000)
+        page.on("pageerror", lambda error: _errors.append(str(error.stack or error)))
+        page.on("console", _note_error)
         open_page(page, server.url)
         yield page
         browser.close()
