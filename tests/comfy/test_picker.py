@@ -406,6 +406,7 @@ def test_a_sentence_says_why_no_effects_are_seen(picker: Any, source: str) -> No
 
 
 def test_the_gallery_is_drawn_on_the_users_picture(picker: Any, server: Any, errors: list[str]) -> None:
+    shutil.rmtree(server.base_directory / "user" / "collectionlora" / "galleries", ignore_errors=True)
     changed_catalogue(server, "mine.safetensors", lambda effects: effects[:3])
     load(picker, "mine.safetensors")
     names = shown(picker)
