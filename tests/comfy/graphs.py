@@ -148,3 +148,23 @@ def open_page(page: Any, url: str) -> None:
         timeout=120_000,
     )
     page.wait_for_timeout(1500)
+
+
+_DROP = """
+async ([name, text]) => {
+  const data = new DataTransfer();
+  data.items.add(new File([text], name, { type: "application/json" }));
+  APP.graph.extra.dropped = true; // gone with the graph that is there now
+  document.querySelector("#graph-canvas").dispatchEvent(
+    new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
+  );
+  for (let i = 0; i < 80 && APP.graph.extra.dropped; i++) await new Promise((done) => setTimeout(done, 100));
+  return !APP.graph.extra.dropped;
+}
+""".replace("APP", APP)
+
+
+def drop(page: Any, file: Path) -> None:
+    """Drop a workflow file on the page's canvas, and wait until it is open."""
+    assert page.evaluate(_DROP, [file.name, file.read_text("utf-8")]), f"{file.name} was not opened"
+    page.wait_for_timeout(500)  # our own script fills lists in

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parent))
-from graphs import APP, PICTURES, POCKET, Graph, node
+from graphs import APP, PICTURES, POCKET, Graph, drop, node
 
 from collectionlora.collection.file import load_collection, read_catalogue
 from collectionlora.pocket import WEIGHTS
@@ -33,12 +33,10 @@ WORKFLOWS = sorted((POCKET.parent / "workflows").glob("*.json"))
 
 @pytest.fixture
 def converted(page: Any) -> Callable[[str], Graph]:
-    """Open a workflow file in the page and let the page turn it into a graph in API format."""
+    """Drop a workflow file on the page and let the page turn it into a graph in API format."""
 
     def convert(name: str) -> Graph:
-        content = json.loads((POCKET.parent / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
-        page.evaluate(f"(graph) => {APP}.loadGraphData(graph)", content)
-        page.wait_for_timeout(500)  # our own script fills lists in
+        drop(page, POCKET.parent / "workflows" / f"{name}.json")
         graph: Graph = page.evaluate(f"async () => (await {APP}.graphToPrompt()).output")
         return graph
 
