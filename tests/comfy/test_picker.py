@@ -44,7 +44,7 @@ def picker(page: Any, request: Any) -> Any:
     content = json.loads((POCKET.parent / "workflows" / "apply_effect_pocket.json").read_text("utf-8"))
     page.evaluate(f"(graph) => {APP}.loadGraphData(graph)", content)
     page.evaluate(SHOW_NODE)
-    page.locator(".cl-cell").first.wait_for(timeout=5_000)
+    page.locator(".cl-cell").first.wait_for()
     page.wait_for_timeout(300)
     return page
 
@@ -231,7 +231,7 @@ def reopen(page: Any, server: Any) -> Callable[[], None]:
         graph = page.evaluate(f"() => {APP}.graph.serialize()")
         open_page(page, server.url)
         page.evaluate(f"(graph) => {APP}.loadGraphData(graph)", graph)
-        page.locator(".cl-cell").first.wait_for(timeout=5_000)
+        page.locator(".cl-cell").first.wait_for()
         page.wait_for_timeout(300)
 
     return run
