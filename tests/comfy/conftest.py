@@ -200,7 +200,8 @@ _errors: list[str] = []
 
 def _note_error(message: Any) -> None:
     """Core logs errors of its own at its start; those that our scripts log are ours."""
-    if message.type == "error" and "/extensions/" in message.location.get("url", ""):
+    place = message.location.get("url", "")
+    if message.type == "error" and "/extensions/" in place and place.endswith(".js"):
         _errors.append(message.text)
 
 
