@@ -17,8 +17,11 @@ export function drawMatrix(canvas, names, matrix, diagonal) {
   const named = (width - LABELS) / names.length >= ROOM;
   const edge = named ? LABELS : 0;
   const cell = (width - edge) / names.length;
-  canvas.style.height = `${width}px`;
-  canvas.width = canvas.height = width * ratio;
+  const rows = 1 + matrix.findLastIndex((line) => line);
+  const height = edge + rows * cell; // no room for what comes later
+  canvas.style.height = `${height}px`;
+  canvas.width = width * ratio;
+  canvas.height = height * ratio;
   const pen = canvas.getContext("2d");
   if (!pen || !width) return;
   pen.scale(ratio, ratio);
@@ -28,7 +31,7 @@ export function drawMatrix(canvas, names, matrix, diagonal) {
   pen.fillStyle = color;
   if (named) {
     names.forEach((name, at) => {
-      pen.fillText(name, 0, edge + (at + 0.5) * cell, LABELS - 6);
+      if (at < rows) pen.fillText(name, 0, edge + (at + 0.5) * cell, LABELS - 6);
       pen.save();
       pen.translate(edge + (at + 0.5) * cell, edge - 6);
       pen.rotate(-Math.PI / 2);
