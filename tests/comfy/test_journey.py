@@ -29,6 +29,7 @@ DRAWN = f"() => {SAVED}.imgs?.[0]?.naturalWidth === 128"
 @pytest.mark.parametrize("mode", ["canvas", "vue"])
 def test_drop_pick_run_see_save_and_reload(page: Any, server: Any, mode: str) -> None:
     page.evaluate(f"(on) => {APP}.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", mode == "vue")
+    open_page(page, server.url)
     drop(page, WORKFLOW)
     page.evaluate(SHOW, "CollectionLoraEffect")
     page.locator(".cl-cell[data-name=bokeh]").click()

@@ -248,9 +248,10 @@ export class Gallery {
 
   /** @param {string} name @param {boolean} [asSecond] */
   #pick(name, asSecond = false) {
-    const second = asSecond || this.choosesSecond;
+    const { first } = this.choice;
+    const second = (asSecond || this.choosesSecond) && first && first !== name; // no effect after itself
     this.choosesSecond = false;
-    this.#set(second && this.choice.first ? { ...this.choice, second: name } : { ...this.choice, first: name });
+    this.#set(second ? { ...this.choice, second: name } : { ...this.choice, first: name });
   }
 
   /** @param {Choice} choice */
