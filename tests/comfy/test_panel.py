@@ -251,8 +251,7 @@ def test_the_matrix_names_its_columns_and_has_every_effect(told: Told) -> None:
     matrix = panel.locator("canvas.cl-matrix").first
     above = "(canvas) => canvas.getContext('2d').getImageData(canvas.width / 2, 0, canvas.width / 2, 60)"
     assert matrix.evaluate(f"{above}.data.some(value => value > 0)")
-    box = matrix.bounding_box()
-    matrix.hover(position={"x": 92, "y": 92 * box["height"] / box["width"]})
+    matrix.hover(position={"x": 92, "y": 92})
     assert matrix.get_attribute("title") == "effect 0 and effect 0: 1.00"
 
 
