@@ -2,6 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { wear } from "./element.js";
 import { Panel } from "./panel/panel.js";
+import { idInPrompt } from "./picker/upstream.js";
 import { addTab } from "./tab.js";
 import { ready, t } from "./words.js";
 
@@ -11,23 +12,9 @@ const HEIGHT = 240;
 
 wear("./panel/panel.css");
 
-/**
- * A node's id as the server names it: those of the subgraphs around it come first.
- * @param {Node} node @param {Node} [graph] where to look
- * @returns {string} empty while the node is in no graph
- */
-function idOf(node, graph = node.graph?.rootGraph ?? node.graph) {
-  for (const one of graph?.nodes ?? []) {
-    if (one === node) return String(one.id);
-    const within = one.subgraph && idOf(node, one.subgraph);
-    if (within) return `${one.id}:${within}`;
-  }
-  return "";
-}
-
 /** @param {Node} node */
 function addPanel(node) {
-  const panel = new Panel(() => idOf(node) || "none yet");
+  const panel = new Panel(() => (node.graph ? idInPrompt(node) : "none yet"));
   panel.root.classList.add("cl-on-node");
   for (const kind of ["wheel", "pointerdown", "keydown"]) {
     panel.root.addEventListener(kind, (event) => event.stopPropagation()); // the canvas behind would take them
