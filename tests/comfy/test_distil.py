@@ -190,20 +190,23 @@ def test_a_run_that_cannot_go_on_leaves_the_earlier_one_alone(server: Any) -> No
     assert now == kept
 
 
+@pytest.fixture
+def failing(
+    server: Any, lessons: tuple[str, str], run_inside: Callable[..., dict[str, Any]], tmp_path: Path
+) -> Callable[[str], dict[str, Any]]:
+    """A run in `tmp_path` that fails in a way of ``inside/failing.py``: its message, and what was told."""
+    lists = [server.base_directory / "input" / name for name in lessons]
+    return lambda kind: run_inside("failing.py", *lists, tmp_path, kind)
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [("memory", "RuntimeError: out of memory; what was trained is in"), ("numbers", "DivergedError: ")],
 )
 def test_a_run_that_fails_keeps_what_was_trained_and_says_what_to_do(
-    server: Any,
-    lessons: tuple[str, str],
-    run_inside: Callable[..., dict[str, Any]],
-    tmp_path: Path,
-    kind: str,
-    message: str,
+    failing: Callable[[str], dict[str, Any]], tmp_path: Path, kind: str, message: str
 ) -> None:
-    lists = [server.base_directory / "input" / name for name in lessons]
-    failed = run_inside("failing.py", *lists, tmp_path, kind)
+    failed = failing(kind)
     told = failed["message"]
     assert told.startswith(message)
     assert (failed["told"]["ended"], failed["told"]["kept"]) == (
@@ -221,15 +224,9 @@ def test_a_run_that_fails_keeps_what_was_trained_and_says_what_to_do(
     [("start", "ConfigError: titles.nothing: no effect"), ("disk", "OSError: no space left")],
 )
 def test_the_page_hears_of_every_end(
-    server: Any,
-    lessons: tuple[str, str],
-    run_inside: Callable[..., dict[str, Any]],
-    tmp_path: Path,
-    kind: str,
-    message: str,
+    failing: Callable[[str], dict[str, Any]], kind: str, message: str
 ) -> None:
-    lists = [server.base_directory / "input" / name for name in lessons]
-    failed = run_inside("failing.py", *lists, tmp_path, kind)
+    failed = failing(kind)
     assert failed["message"].startswith(message)
     told = failed["told"]
     assert (told["phase"], told["ended"], told["kept"]) == ("ended", failed["message"], None)
