@@ -17,6 +17,7 @@ from .flow import few_step_sigmas, seeded_sigmas
 from .lora import PAPER_TARGETS
 
 Anchor = Literal["path", "image"]
+FakeBase = Literal["teacher", "base"]
 OptimizerName = Literal["adamw", "adamw8bit"]
 LrSchedule = Literal["constant", "cosine", "hold"]
 
@@ -55,6 +56,10 @@ class Objective:
     """Where TA-FM starts from: "image", the teacher's image with fresh noise, is the paper; "path", where the
     teacher itself passed on its way to the image, at the steps of the schedule. An image whose path is not
     known, because the user made it, is noised in either case."""
+
+    fake_base: FakeBase = "base"
+    """What the fake score's LoRA is added to: "base" is the paper; "teacher", each sample's own teacher with
+    its prompt, so that the LoRA need not learn the effects once more but only how the student differs."""
 
     @property
     def sigmas(self) -> tuple[float, ...]:
@@ -157,6 +162,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "anchor": get_args(Anchor),
+    "fake_base": get_args(FakeBase),
     "optimizer": get_args(OptimizerName),
     "lr_schedule": get_args(LrSchedule),
 }

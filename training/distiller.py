@@ -85,8 +85,8 @@ class Distiller:
     def student_terms(self, batch: Batch, draws: Draws) -> Iterator[Term]:
         """The student's terms "bs", "ts", "fm", one at a time, so that one graph is alive at a time.
 
-        Consume inside `roles.use("student")` and run backward there before asking for the next. Terms with
-        weight 0 are neither computed nor yielded. A sample without teacher image has no TS and no TA-FM term.
+        Run backward inside `use("student", batch)` before asking for the next. Terms with weight 0 are
+        neither computed nor yielded. A sample without teacher image has no TS and no TA-FM term.
         """
         o = self.objective
         times = torch.zeros(len(batch))
@@ -153,14 +153,25 @@ class Distiller:
     def fake_term(self, batch: Batch, x0: Tensor, draws: Draws) -> Term:
         """The fake score's loss on the student's samples `x0` (B,C,h,w).
 
-        Run backward inside `roles.use("fake")`.
+        Run backward inside `use("fake", batch)`.
         """
         sigma = uniform_shifted(draws.generators(batch, "fake time"), s=self.objective.shift).to(x0.device)
         noise = noise_like(x0, draws.generators(batch, "fake noise"))
         everyone = range(len(batch))
-        with self.roles.use(FAKE):
-            v = self._velocity(batch, everyone, batch.student, add_noise(x0, noise, sigma), sigma)
+        with self.use(FAKE, batch):
+            v = self._velocity(batch, everyone, self._fake_text(batch), add_noise(x0, noise, sigma), sigma)
         return Term("fake", tuple(everyone), flow_matching_loss(v, x0, noise))
+
+    def use(
+        self, role: str, batch: Batch, positions: Sequence[int] | None = None
+    ) -> AbstractContextManager[None]:
+        """Be the student or the fake score for the samples at `positions`, by default the whole batch."""
+        if role == STUDENT or self.objective.fake_base == "base":
+            return self.roles.use(role)
+        return self._teachers(batch, range(len(batch)) if positions is None else positions, role)
+
+    def _fake_text(self, batch: Batch) -> Tensor:
+        return batch.student if self.objective.fake_base == "base" else batch.teacher
 
     def _teacher_seeded(self, batch: Batch, draws: Draws) -> Term:
         """L_DMD_TS: noise the teacher's image, take one student step, match distributions at high noise."""
@@ -182,8 +193,9 @@ class Distiller:
         with torch.no_grad():
             noise = noise_like(x0, draws.generators(batch, f"{name} noise", positions))
             x = add_noise(x0, noise, sigma)
-            with self.roles.use(FAKE):
-                fake = x0_from_velocity(x, self._velocity(batch, positions, batch.student, x, sigma), sigma)
+            with self.use(FAKE, batch, positions):
+                v = self._velocity(batch, positions, self._fake_text(batch), x, sigma)
+                fake = x0_from_velocity(x, v, sigma)
             real = x0_from_velocity(x, self._real_velocity(batch, positions, x, sigma), sigma)
             direction = dmd_direction(x0, fake, real, self.objective.floor)
         return Term(name, tuple(positions), dmd_loss(x0, direction), x0.detach() if name == "bs" else None)
@@ -200,13 +212,15 @@ class Distiller:
             uncond = self._velocity(batch, positions, batch.empty, x, sigma)
             return guided(cond, uncond, self.objective.guidance)
 
-    def _teachers(self, batch: Batch, positions: Sequence[int]) -> AbstractContextManager[None]:
+    def _teachers(
+        self, batch: Batch, positions: Sequence[int], plus: str = BASE
+    ) -> AbstractContextManager[None]:
         names = [batch.effects[i] for i in positions]
         if all(name is None for name in names):
-            return self.roles.use(BASE)
+            return self.roles.use(plus)
         # All of the batch's teachers, so that the terms of a batch share one stack.
         stack = self.bank.stack(batch.teachers())
-        return self.roles.use_teachers(stack, stack.index(names))
+        return self.roles.use_teachers(stack, stack.index(names), None if plus == BASE else plus)
 
     def _student_x0(self, batch: Batch, positions: Sequence[int], x: Tensor, sigma: Tensor) -> Tensor:
         def velocity(x: Tensor, sigma: Tensor, _: Tensor) -> Tensor:

@@ -87,27 +87,26 @@ class Roles:
         Raises:
             RoleError: unknown role, or not attached.
         """
-        if role == BASE:
-            chosen = _Role(BASE)
-        elif role in self.adapters:
-            chosen = _AdapterRole(role, self.adapters[role])
-        else:
-            raise RoleError(f"unknown role {role!r}; known are {', '.join([BASE, *self.adapters])}")
-        with self._activate(chosen):
+        with self._activate(self._role(role)):
             yield
 
     @contextmanager
-    def use_teachers(self, stack: TeacherStack, index: Tensor) -> Iterator[None]:
+    def use_teachers(self, stack: TeacherStack, index: Tensor, plus: str | None = None) -> Iterator[None]:
         """Give each sample its own teacher: ``index`` (B,) long into the stack, -1 for the base alone.
+
+        With `plus`, the name of an adapter, its delta is added to each sample's.
 
         Inside, dimension 0 of every adapted Linear's input must be B (for cond and uncond in one batch,
         repeat the index). Mixed batches cost a batched matmul on the low rank; a batch of one teacher costs a
         plain one.
 
         Raises:
-            RoleError: index out of range, a module of the stack that does not fit, or not attached.
+            RoleError: index out of range, a module of the stack that does not fit, an unknown adapter, or
+                not attached.
         """
-        chosen = _TeacherRole(stack, index)
+        chosen: _Role = _TeacherRole(stack, index)
+        if plus is not None:
+            chosen = _SumRole(chosen, self._role(plus))
         if self._handles is not None:
             for path, up in stack.up.items():
                 self._hook(path, (up.shape[1], stack.down[path].shape[2]))
@@ -131,6 +130,13 @@ class Roles:
             yield
         finally:
             self._active = found
+
+    def _role(self, name: str) -> _Role:
+        if name == BASE:
+            return _Role(BASE)
+        if name in self.adapters:
+            return _AdapterRole(name, self.adapters[name])
+        raise RoleError(f"unknown role {name!r}; known are {', '.join([BASE, *self.adapters])}")
 
     def _hook(self, path: str, shape: tuple[int, int]) -> None:
         assert self._handles is not None
@@ -186,10 +192,15 @@ class _TeacherRole(_Role):
         super().__init__("teachers " + ", ".join(BASE if n < 0 else stack.names[n] for n in numbers))
         self._stack = stack
         self._index = index
+        self._numbers = numbers
         self._shared = numbers[0] if len(set(numbers)) == 1 else None
 
     def same(self, other: _Role) -> bool:
-        return self is other
+        return (
+            isinstance(other, _TeacherRole)
+            and self._stack is other._stack
+            and self._numbers == other._numbers
+        )
 
     def delta(self, path: str, x: Tensor) -> Tensor | None:
         if x.shape[0] != len(self._index):
@@ -208,6 +219,21 @@ class _TeacherRole(_Role):
         low = x.reshape(x.shape[0], -1, x.shape[-1]) @ down[chosen].to(x.dtype).transpose(1, 2)
         low = low * (self._index >= 0).to(low.dtype).reshape(-1, 1, 1)
         return (low @ up[chosen].to(x.dtype).transpose(1, 2)).reshape(*x.shape[:-1], -1)
+
+
+class _SumRole(_Role):
+    """Teachers and an adapter at once."""
+
+    def __init__(self, teachers: _Role, adapter: _Role) -> None:
+        super().__init__(f"{teachers.name} + {adapter.name}")
+        self._parts = teachers, adapter
+
+    def same(self, other: _Role) -> bool:
+        return isinstance(other, _SumRole) and all(a.same(b) for a, b in zip(self._parts, other._parts))
+
+    def delta(self, path: str, x: Tensor) -> Tensor | None:
+        first, second = (part.delta(path, x) for part in self._parts)
+        return second if first is None else first if second is None else first + second
 
 
 class _Guard(torch.autograd.Function):

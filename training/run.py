@@ -118,8 +118,8 @@ class DistillationRun:
             FAKE: LoraAdapter.create(targets, config.rank, config.alpha, config.seed + 1).to(host.device),
         }
         if first is not None:
-            for adapter in self.adapters.values():
-                adapter.load(first)
+            for role in (STUDENT, FAKE) if config.objective.fake_base == "base" else (STUDENT,):
+                self.adapters[role].load(first)
         self.roles = Roles(host.transformer, self.adapters)
         self.losses: Losses = {}
         self.effect_losses: Losses = {}

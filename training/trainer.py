@@ -37,7 +37,7 @@ MAY_DIFFER = ("cycles", "save_every", "micro_batch", "bank_ram", "lr", "fake_lr"
 """Settings that a resumed run may change. Learning rates are the user's to lower as the run goes; the others
 do not change what a cycle computes (`micro_batch`: up to rounding; `cycles`: but for a rate that falls)."""
 
-ONCE = {"anchor": "image"}
+ONCE = {"anchor": "image", "fake_base": "base"}
 """What a run did before there was a setting for it: its states do not name these."""
 
 
@@ -164,7 +164,7 @@ class Trainer:
             else:
                 self._in_a_row = 0
             self.cycle += 1
-            if self.cycle == self.config.warm_cycles:
+            if self.cycle == self.config.warm_cycles and self.config.objective.fake_base == "base":
                 self.fake.load_state_dict(self.student.state_dict())
             self._kept = self._state()
             record.memory = peak_memory(next(self.student.parameters()).device)
@@ -246,12 +246,12 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         done: list[tuple[str, str]] = []  # term and effect of each loss
         losses: list[torch.Tensor] = []
-        with self.distiller.roles.use(role):
-            for batch, term, weight in terms:
-                self._ask()
+        for batch, term, weight in terms:
+            self._ask()
+            with self.distiller.use(role, batch):
                 torch.autograd.backward(weight * term.losses.sum() / self.config.batch)
-                done += [(term.name, batch.effects[i] or "general") for i in term.positions]
-                losses.append(term.losses.detach())
+            done += [(term.name, batch.effects[i] or "general") for i in term.positions]
+            losses.append(term.losses.detach())
         if self.workers.count > 1:
             for parameter in adapter.parameters():
                 if parameter.grad is None:  # no sample of this process had the term

@@ -86,8 +86,9 @@ def test_shared_rollouts_cost_at_most_30_a_cycle_over_both_streams(tiny, teacher
 # -- roles and prompts ---------------------------------------------------------------------------------------
 
 
-def test_every_evaluation_has_its_role_and_its_prompt(tiny, teachers):
-    world = tiny.world(teachers)
+@pytest.mark.parametrize("fake_base", ["base", "teacher"])
+def test_every_evaluation_has_its_role_and_its_prompt(fake_base, tiny, teachers):
+    world = tiny.world(teachers, {"objective": {"fake_base": fake_base}})
     batch = batch_of(world, "neon", GENERAL, "frost")
     draws = Draws(0, 0, "student")
     prompts = ("student:neon", "general:1", "student:frost")
@@ -100,28 +101,33 @@ def test_every_evaluation_has_its_role_and_its_prompt(tiny, teachers):
             world.calls.clear()
     depth = int(stops_of(batch, draws).max())
     call = tiny.Call
+
+    def fake_call(teachers, step, graph):
+        if fake_base == "base":
+            return call(FAKE, prompts[::step], graph)
+        return call(f"{teachers} + {FAKE}", taught[::step], graph)
+
     bs, ts, fm = (terms[name][0] for name in ("bs", "ts", "fm"))
     assert len(bs) == depth + 4
     assert all(c.role == STUDENT and not c.graph and set(c.prompts) <= set(prompts) for c in bs[:depth])
     mixed = "teachers neon, base, frost"
     assert bs[depth:] == [
         call(STUDENT, prompts, True),
-        call(FAKE, prompts, False),
+        fake_call(mixed, 1, False),
         call(mixed, taught, False),
         call(mixed, ("empty",) * 3, False),
     ]
     some = "teachers neon, frost"
     assert ts == [
         call(STUDENT, prompts[::2], True),
-        call(FAKE, prompts[::2], False),
+        fake_call(some, 2, False),
         call(some, taught[::2], False),
         call(some, ("empty",) * 2, False),
     ]
     assert fm == [call(STUDENT, prompts[::2], True)]
 
-    with world.roles.use(FAKE):
-        world.distiller.fake_term(batch, terms["bs"][1].samples, draws)
-    assert world.calls == [call(FAKE, prompts, True)]
+    world.distiller.fake_term(batch, terms["bs"][1].samples, draws)
+    assert world.calls == [fake_call(mixed, 1, True)]
     assert world.roles.active == "base"
 
 
@@ -184,7 +190,7 @@ def test_gradients_reach_only_the_adapter_that_learns(tiny, teachers):
             assert all(parameter.grad.abs().sum() > 0 for parameter in student.parameters())
     assert all(parameter.grad is None for parameter in fake.parameters())
     student.zero_grad()
-    with world.roles.use(FAKE):
+    with world.distiller.use(FAKE, batch):
         world.distiller.fake_term(batch, samples, draws).losses.sum().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in fake.parameters())
     assert all(parameter.grad is None for parameter in student.parameters())
@@ -220,23 +226,29 @@ class Plain:
         with self.world.roles.use(role):
             return self.net(x, torch.full((1,), sigma, dtype=x.dtype), text, self.source)
 
+    def taught(self, x, sigma, prompt, plus=None):
+        names = [] if self.effect is None else [self.effect]
+        stack = self.world.bank.stack(names)
+        with self.world.roles.use_teachers(stack, torch.tensor([0 if names else -1]), plus):
+            return self.net(x, torch.full((1,), sigma, dtype=x.dtype), self.prompts[prompt], self.source)
+
     def x0(self, role, x, sigma, prompt="student"):
         return x - sigma * self.velocity(role, x, sigma, prompt)
 
+    def fake(self, x, sigma):
+        if self.objective.fake_base == "base":
+            return self.velocity("fake", x, sigma, "student")
+        return self.taught(x, sigma, "teacher", "fake")
+
     def real(self, x, sigma):
-        names = [] if self.effect is None else [self.effect]
-        stack = self.world.bank.stack(names)
-        text = {"cond": self.prompts["teacher"], "uncond": self.prompts["empty"]}
-        with self.world.roles.use_teachers(stack, torch.tensor([0 if names else -1])):
-            at = torch.full((1,), sigma, dtype=x.dtype)
-            cond, uncond = (x - sigma * self.net(x, at, text[name], self.source) for name in text)
+        cond, uncond = (x - sigma * self.taught(x, sigma, prompt) for prompt in ("teacher", "empty"))
         return cond + self.objective.guidance * (cond - uncond)
 
     def matching(self, x0, name, low):
         u = float(uniform(self.generator(f"{name} time"), low, 1.0))
         t = 3 * u / (1 + 2 * u)
         x = (1 - t) * x0.detach() + t * self.noise(f"{name} noise")
-        fake, real = self.x0("fake", x, t), self.real(x, t)
+        fake, real = x - t * self.fake(x, t), self.real(x, t)
         g = (fake - real) / (x0 - real).abs().mean()
         return 0.5 * mse_loss(x0, (x0 - g).detach()), t
 
@@ -267,8 +279,9 @@ class Plain:
         return mse_loss(self.velocity("student", x, sigma, "student"), (x - self.target) / sigma)
 
 
-def test_the_losses_are_the_papers(tiny, teachers):
-    world = tiny.world(teachers, dtype=torch.float64, stir=True)
+@pytest.mark.parametrize("fake_base", ["base", "teacher"])
+def test_the_losses_are_the_papers(fake_base, tiny, teachers):
+    world = tiny.world(teachers, {"objective": {"fake_base": fake_base}}, dtype=torch.float64, stir=True)
     draws = Draws(7, 3, "student")
     batch = batch_of(world, "neon", GENERAL, "frost", "neon", first=40)
     terms = terms_of(world, batch, draws)
@@ -304,8 +317,9 @@ def test_where_the_teachers_path_is_known_the_anchor_is_on_it(tiny, teachers):
             torch.testing.assert_close(loss, expected, rtol=2e-5, atol=1e-6)
 
 
-def test_the_fake_score_regresses_on_the_students_samples(tiny, teachers):
-    world = tiny.world(teachers, dtype=torch.float64, stir=True)
+@pytest.mark.parametrize("fake_base", ["base", "teacher"])
+def test_the_fake_score_regresses_on_the_students_samples(fake_base, tiny, teachers):
+    world = tiny.world(teachers, {"objective": {"fake_base": fake_base}}, dtype=torch.float64, stir=True)
     batch, draws = batch_of(world, "neon", GENERAL), Draws(0, 0, "fake 1")
     x0 = world.distiller.sample(batch, draws).detach()
     term = world.distiller.fake_term(batch, x0, draws)
@@ -314,7 +328,7 @@ def test_the_fake_score_regresses_on_the_students_samples(tiny, teachers):
         u = float(uniform(plain.generator("fake time")))
         t = 3 * u / (1 + 2 * u)
         noise = plain.noise("fake noise")
-        v = plain.velocity("fake", (1 - t) * x0[i] + t * noise, t, "student")
+        v = plain.fake((1 - t) * x0[i] + t * noise, t)
         torch.testing.assert_close(term.losses[i], mse_loss(v, noise - x0[i : i + 1]), rtol=2e-5, atol=1e-6)
 
 

@@ -179,17 +179,20 @@ def test_a_resumed_run_may_take_another_learning_rate(tiny, teachers, tmp_path):
     assert other.optimizers["fake"].param_groups[0]["lr"] == 0.001
 
 
-def test_a_state_older_than_the_anchor_setting_goes_on_where_it_was_made(tiny, teachers, tmp_path):
-    path, image = tmp_path / "state.safetensors", {"objective": {"anchor": "image"}}
-    first = tiny.world(teachers, image).trainer
+@pytest.mark.parametrize(
+    ("setting", "then", "now"), [("anchor", "image", "path"), ("fake_base", "base", "teacher")]
+)
+def test_a_state_older_than_a_setting_goes_on_where_it_was_made(setting, then, now, tiny, teachers, tmp_path):
+    path, old = tmp_path / "state.safetensors", {"objective": {setting: then}}
+    first = tiny.world(teachers, old).trainer
     run_to(first, 1)
     first.save(path)
     state = load_state(path)
-    del state["config"]["objective"]["anchor"]
+    del state["config"]["objective"][setting]
     save_state(path, state)
-    tiny.world(teachers, image).trainer.resume(path)
-    with pytest.raises(CheckpointError, match=r"objective\.anchor = 'image' where this run has 'path'"):
-        tiny.world(teachers, {"objective": {"anchor": "path"}}).trainer.resume(path)
+    tiny.world(teachers, old).trainer.resume(path)
+    with pytest.raises(CheckpointError, match=rf"objective\.{setting} = '{then}' where this run has '{now}'"):
+        tiny.world(teachers, {"objective": {setting: now}}).trainer.resume(path)
 
 
 def test_a_checkpoint_of_other_lessons_is_refused(tiny, teachers, tmp_path):

@@ -121,6 +121,41 @@ def test_one_shared_teacher_equals_the_mixed_path(net: Net, roles: Roles, name: 
     torch.testing.assert_close(shared[:2], mixed[:2], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("names", [["comic", None, "frost"], ["frost"] * 3, [None] * 3])
+def test_an_adapter_on_top_of_teachers_adds_its_delta_to_each(
+    net: Net, roles: Roles, names: list[str | None]
+) -> None:
+    teachers = {"frost": adapter(net, 3), "comic": adapter(net, 5, ("up",))}
+    stack = TeacherStack.of({name: made.weights() for name, made in teachers.items()})
+    x, vector = batch(3)
+    with roles.use_teachers(stack, stack.index(names), plus="fake"):
+        together = net(x, vector)
+    for i, name in enumerate(names):
+        alone = merged(Net(), roles.adapters["fake"])
+        alone = alone if name is None else merged(alone, teachers[name])
+        torch.testing.assert_close(together[i], alone(x, vector)[i], rtol=1e-5, atol=1e-5)
+    with pytest.raises(RoleError, match="unknown role 'real'"):
+        roles.use_teachers(stack, stack.index(names), plus="real").__enter__()
+
+
+def test_backward_of_a_sum_needs_the_same_teachers_and_adapter(net: Net, roles: Roles) -> None:
+    stack = TeacherStack.of({"frost": adapter(net, 3).weights(), "neon": adapter(net, 4).weights()})
+    index = stack.index(["frost", "neon"])
+    x, vector = batch(2)
+    with roles.use_teachers(stack, index, plus="fake"):
+        output = roles.guard(net(x, vector))
+    for other, plus in ((index, None), (index, "student"), (index.flip(0), "fake")):
+        with (
+            roles.use_teachers(stack, other, plus=plus),
+            pytest.raises(RoleError, match=r"teachers frost, neon \+ fake"),
+        ):
+            output.sum().backward(retain_graph=True)
+    with roles.use_teachers(stack, index.clone(), plus="fake"):
+        output.sum().backward()
+    assert gradients(roles.adapters["fake"])
+    assert all(p.grad is None for p in roles.adapters["student"].parameters())
+
+
 def test_teachers_may_adapt_modules_that_no_adapter_does() -> None:
     net = Net()
     teacher = adapter(net, 3)

@@ -206,7 +206,7 @@ def test_without_moving_average_the_student_itself_is_the_result(tiny, teachers)
 
 
 def test_warm_cycles_regress_only_and_then_the_fake_score_starts_as_the_student(tiny, teachers):
-    world = tiny.world(teachers, {"warm_cycles": 2, "cycles": 3})
+    world = tiny.world(teachers, {"warm_cycles": 2, "cycles": 3, "objective": {"fake_base": "base"}})
     trainer = world.trainer
     start = copied(trainer.fake.state_dict())
     run = trainer.run()
@@ -218,6 +218,19 @@ def test_warm_cycles_regress_only_and_then_the_fake_score_starts_as_the_student(
     assert tiny.same(copied(trainer.fake.state_dict()), copied(trainer.student.state_dict()))
     assert set(next(run).values) == {"bs", "ts", "fm", "fake"}
     assert not tiny.same(copied(trainer.fake.state_dict()), copied(trainer.student.state_dict()))
+
+
+def test_over_teachers_the_fake_score_starts_as_they_are_and_pulls_nowhere(tiny, teachers):
+    objective = {"guidance": 0.0, "fm_weight": 0.0, "fake_base": "teacher"}
+    world = tiny.world(teachers, {"warm_cycles": 1, "cycles": 2, "objective": objective})
+    run = world.trainer.run()
+    next(run)
+    fake = copied(world.trainer.fake.state_dict())
+    assert not any(tensor.any() for name, tensor in fake.items() if name.startswith("up."))
+    record = next(run)
+    assert record.losses["bs"] == record.losses["ts"] == pytest.approx(0, abs=1e-12)
+    assert record.losses["fake"] > 0
+    assert not tiny.same(copied(world.trainer.fake.state_dict()), fake)
 
 
 def test_8_bit_adam_without_its_package_says_what_to_install(tiny, teachers, monkeypatch):
