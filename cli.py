@@ -170,6 +170,8 @@ def _host(
 
 
 def _distill(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
     from .console import Console, distil
     from .training.run_config import ConfigError, read_run
     from .training.trainer import Cancelled, DivergedError
@@ -184,6 +186,15 @@ def _distill(args: argparse.Namespace) -> int:
     folder = None if run.base == "pocket" else Path(run.base)
     host = _host(folder, False, run.long_side, run.base_dtype, run.offload, run.checkpointing)
     workers = Workers.start()
+    if run.shard:
+        if workers.count == 1:
+            raise ConfigError(
+                f"{args.config}: shard = true splits the base over several processes; start them with "
+                "torchrun --nproc-per-node N -m collectionlora distill ..."
+            )
+        from .training.hosts.diffusers import shard
+
+        workers = replace(workers, pace=shard(host.transformer, host.device))
     with Console(silent=not workers.leads) as console:
         try:
             report = distil(run, host, console, args.resume, workers)

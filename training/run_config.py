@@ -77,6 +77,8 @@ class Run:
     """"fp8" packs the base's blocks into 8 bits, half the memory; "bf16" leaves the weights as they are."""
     offload: bool | int = False
     """Blocks of the base that wait in host memory and are on the device only while they run; True: all."""
+    shard: bool = False
+    """Split the blocks of the base over the processes that torchrun starts, instead of one base in each."""
     checkpointing: Checkpointing = "full"
     """Of the full-size base; the pocket keeps everything."""
     long_side: int = 1024
@@ -117,6 +119,7 @@ _KNOWN = (
     "base",
     "base_dtype",
     "offload",
+    "shard",
     "checkpointing",
     "long_side",
     "preset",
@@ -180,9 +183,9 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
     offload = values.get("offload", Run.offload)
     if not isinstance(offload, int) or (offload is not False and offload < 1):
         raise ConfigError(f"offload = {offload!r} must be true, false or a number of blocks, at least 1")
-    thumbnails = values.get("thumbnails", Run.thumbnails)
-    if not isinstance(thumbnails, bool):
-        raise ConfigError(f"thumbnails = {thumbnails!r} must be true or false")
+    shard, thumbnails = (_switch(values, key) for key in ("shard", "thumbnails"))
+    if shard and (offload or base_dtype == PACKED):
+        raise ConfigError("shard = true splits the base as it was loaded: leave out offload and base_dtype")
     titles = values.get("titles", {})
     for name, title in titles.items():
         if not isinstance(title, str):
@@ -195,6 +198,7 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
         base=base if base == "pocket" else str(folder / base),
         base_dtype=base_dtype,
         offload=offload,
+        shard=shard,
         checkpointing=checkpointing,
         long_side=long_side,
         distill=distillation(distill if cycles is None else {**distill, "cycles": cycles}, preset),
@@ -212,6 +216,13 @@ def _whole(values: Mapping[str, Any], key: str, default: int, low: int, high: in
     value = values.get(key, default)
     if type(value) is not int or not low <= value <= high:
         raise ConfigError(f"{key} = {value!r} must be a whole number from {low} to {high}")
+    return value
+
+
+def _switch(values: Mapping[str, Any], key: str) -> bool:
+    value = values.get(key, False)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key} = {value!r} must be true or false")
     return value
 
 

@@ -248,6 +248,7 @@ class Trainer:
         losses: list[torch.Tensor] = []
         for batch, term, weight in terms:
             self._ask()
+            self.workers.before_backward()
             with self.distiller.use(role, batch):
                 torch.autograd.backward(weight * term.losses.sum() / self.config.batch)
             done += [(term.name, batch.effects[i] or "general") for i in term.positions]

@@ -1,9 +1,9 @@
 """One run in several processes, as torchrun starts them: each takes a share of every batch.
 
-Base and teachers are held by every process, only the gradients of the adapters travel. All processes then
-take the same step, so that student, fake score and optimizers are the same everywhere, and a checkpoint of
-one is a checkpoint of all. Random numbers are named by the sample and not by the process: the number of
-processes changes a result by rounding alone.
+Base and teachers are held by every process (but see :mod:`.sharding`), only the gradients of the adapters
+travel. All processes then take the same step, so that student, fake score and optimizers are the same
+everywhere, and a checkpoint of one is a checkpoint of all. Random numbers are named by the sample and not by
+the process: the number of processes changes a result by rounding alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from .sharding import Pace, Wish
+
 Thing = TypeVar("Thing")
 
 
@@ -27,6 +29,8 @@ class Workers:
 
     rank: int = 0
     count: int = 1
+    pace: Pace | None = None
+    """Where they hold parts of one base."""
 
     @classmethod
     def start(cls) -> Workers:
@@ -51,6 +55,7 @@ class Workers:
         """Replace tensors of one dtype, in place, by their sums over the processes; one message."""
         if self.count == 1:
             return
+        self._meet()
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         torch.distributed.all_reduce(flat)
         for tensor, total in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors])):
@@ -60,6 +65,7 @@ class Workers:
         """Every process' thing, in the order of ranks."""
         if self.count == 1:
             return [thing]
+        self._meet()
         things: list[Thing] = [thing] * self.count
         torch.distributed.all_gather_object(things, thing)
         return things
@@ -67,7 +73,17 @@ class Workers:
     def wait(self) -> None:
         """Until all processes are here."""
         if self.count > 1:
+            self._meet()
             torch.distributed.barrier()
+
+    def before_backward(self) -> None:
+        """To be called outside of all roles before each backward through the model."""
+        if self.pace:
+            self.pace.agree(Wish.BACKWARD)
+
+    def _meet(self) -> None:
+        if self.pace:
+            self.pace.agree(Wish.MEET)
 
     @contextmanager
     def one_goes_first(self) -> Iterator[None]:

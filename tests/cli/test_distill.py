@@ -43,8 +43,13 @@ def test_distill_writes_a_collection_that_can_be_read_and_sampled(
     assert Image.open(out).size == (128, 128)
 
 
-def test_distill_runs_in_two_processes_that_torchrun_starts(pocket: Any) -> None:
+@pytest.mark.parametrize("base", ["whole", "shared"])
+def test_distill_runs_in_two_processes_that_torchrun_starts(base: str, pocket: Any, fails: Any) -> None:
     pocket.change("micro_batch = 2", "micro_batch = 1")
+    if base == "shared":
+        Path(pocket.config).write_text("shard = true\nthumbnails = true\n" + Path(pocket.config).read_text())
+        line = fails(cli.BAD_INPUT, "distill", pocket.config)
+        assert "shard = true splits the base over several processes; start them with torchrun" in line
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*command, "-m", "collectionlora", "distill", pocket.config],
@@ -56,6 +61,10 @@ def test_distill_runs_in_two_processes_that_torchrun_starts(pocket: Any) -> None
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 effects in 2 cycles") == 1
     assert read_catalogue(pocket.folder / "out" / "collection.safetensors").training["cycles"] == 2
+    if base == "shared":
+        made = read_catalogue(pocket.folder / "out" / "collection.safetensors")
+        assert all(effect.thumbnail for effect in made.effects)  # by one process, the others keeping pace
+        pocket.change("shard = true", "shard = false")
     assert cli.main(["distill", pocket.config, "--resume", "--cycles", "3"]) == cli.OK
 
 

@@ -1,23 +1,39 @@
 """Run by a test, not collected: one process of a tiny distillation in float64.
 
-`python several_workers.py TEACHERS OUT CYCLES [--stop-at N]` with torchrun's environment goes on from
-OUT/state if it is there, and writes OUT/rank<N>.json with the exact values of weights and losses. With
---stop-at the last process is asked to stop in that cycle.
+`python several_workers.py TEACHERS OUT CYCLES [--stop-at N] [--shard]` with torchrun's environment goes on
+from OUT/state if it is there, and writes OUT/rank<N>.json with the exact values of weights and losses. With
+--stop-at the last process is asked to stop in that cycle; with --shard each holds a part of the network.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import tiny
 import torch
+from torch.distributed.tensor import DTensor
 
+from collectionlora.training.sharding import Pace
 from collectionlora.training.trainer import Cancelled
 from collectionlora.training.workers import Workers
 
 VALUES = {"warm_cycles": 2, "batch": 6, "micro_batch": 1, "ema": 0.9, "fake_ratio": 2, "save_every": 1}
+
+
+def sharded(net: tiny.Net) -> Pace:
+    def idle() -> torch.Tensor:
+        x = torch.zeros(1, *tiny.LATENT, dtype=torch.float64, requires_grad=torch.is_grad_enabled())
+        text = x.new_zeros(1, tiny.TOKENS, tiny.EMBEDDING)
+        return net.forward(x, x.new_ones(1), text, x)
+
+    return Pace(net, [net.enter, net.middle, net.leave], idle)
+
+
+def local(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def main() -> None:
@@ -26,6 +42,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("cycles", type=int)
     parser.add_argument("--stop-at", type=int, default=-1)
+    parser.add_argument("--shard", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     workers = Workers.start()
@@ -36,6 +53,8 @@ def main() -> None:
     values = {**VALUES, "cycles": args.cycles}
     world = tiny.world(args.teachers, values, dtype=torch.float64, cancelled=cancelled, stir=True)
     trainer, state = world.trainer, args.out / "state.safetensors"
+    if args.shard:
+        workers = replace(workers, pace=sharded(world.net))
     trainer.workers = workers
     if state.exists():
         trainer.resume(state)
@@ -61,6 +80,7 @@ def main() -> None:
         "norms": [record.grad_norms for record in records],
         "losses": [record.losses for record in records],
         "evaluations": world.cost,
+        "held": sum(local(parameter).numel() for parameter in world.net.parameters()),
     }
     (args.out / f"rank{workers.rank}.json").write_text(json.dumps(content))
 

@@ -77,6 +77,21 @@ def test_a_checkpoint_goes_on_in_another_number_of_processes(
     assert distance(after["weights"], whole["weights"]) < 1e-8
 
 
+def test_processes_that_share_one_base_do_the_same(
+    whole: dict[str, Any], teachers: Path, tmp_path: Path
+) -> None:
+    """Their rollouts and terms differ: half of the micro-batches are of the general stream."""
+    first, second = run(teachers, tmp_path, 2, CYCLES, "--shard")
+    assert first["held"] + second["held"] == whole["held"]
+    assert min(first["held"], second["held"]) > 0.3 * whole["held"]
+    assert first["evaluations"] != second["evaluations"]
+    assert first["evaluations"] + second["evaluations"] == whole["evaluations"]
+    assert first["weights"] == second["weights"]
+    assert distance(first["weights"], whole["weights"]) < 1e-8
+    for ours, theirs in zip(first["norms"], whole["norms"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-10)
+
+
 def test_one_that_is_asked_to_stop_stops_all(whole: dict[str, Any], teachers: Path, tmp_path: Path) -> None:
     stopped = run(teachers, tmp_path, 2, CYCLES, "--stop-at", "4")
     assert [(one["cycle"], one["stopped"]) for one in stopped] == [(4, True), (4, True)]

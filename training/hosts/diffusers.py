@@ -15,7 +15,9 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from ...pocket import TRANSFORMER
 from ..fp8 import PACKED, quantize_base
+from ..frozen import blocks_of
 from ..offload import Offload
+from ..sharding import Pace
 
 PATCH = 2
 
@@ -54,6 +56,28 @@ def keep_small(
     if base_dtype == PACKED:
         quantize_base(transformer, device)
     return made.attach() if made else None
+
+
+def shard(transformer: Any, device: torch.device | str) -> Pace:
+    """Split the blocks of a frozen transformer over the processes of a run."""
+    config = transformer.config
+    # computed in what the model is called with
+    dtype = next(transformer.parameters()).dtype
+    given = {"device": device, "dtype": dtype}
+
+    def tiny() -> Tensor:
+        """One token of noise, one of the source, one word."""
+        tokens = torch.zeros(1, 2, config.in_channels, requires_grad=torch.is_grad_enabled(), **given)
+        output: Tensor = transformer.forward(
+            hidden_states=tokens,
+            encoder_hidden_states=torch.zeros(1, 1, config.joint_attention_dim, **given),
+            timestep=torch.ones(1, **given),
+            img_shapes=[[(1, 1, 1)] * 2],
+            return_dict=False,
+        )[0]
+        return output
+
+    return Pace(transformer, blocks_of(transformer), tiny)
 
 
 def kept_identity(identity: str, base_dtype: str) -> str:

@@ -65,6 +65,7 @@ def test_the_number_of_cycles_can_be_overridden_and_is_checked(project: Any) -> 
         ("offload", "all", "offload = 'all' must be true, false or a number"),
         ("offload", 1.5, "offload = 1.5 must be true, false or a number"),
         ("thumbnails", 1, "thumbnails = 1 must be true or false"),
+        ("shard", "all", "shard = 'all' must be true or false"),
         ("long_side", 32, "long_side = 32 must be a whole number from 64 to 4096"),
         ("long_sied", 512, "unknown key long_sied; did you mean 'long_side'"),
         ("output", 3, "output = 3 must be a text"),
