@@ -31,6 +31,7 @@ from ..training.lora import LoraWeights, linear_shapes
 from ..training.plots import SheetRow, contact_sheet, named_grid, plot_confusion
 from ..training.roles import Roles
 from .effects import EFFECTS
+from .kept_latents import KeptLatents
 from .rows import Made, Progress, Rows, Student, adapter_of, add_to_each, first_pictures, sigmas_of
 
 JUDGE = Path(__file__).resolve().parent / "weights" / "judge.safetensors"
@@ -60,6 +61,7 @@ def evaluate(
     judge: Judge | None = None,
     seed: int = 0,
     few_step: LoraWeights | None = None,
+    kept: Path | None = None,
 ) -> JudgeReport:
     """Judge a collection against its teachers; write report.json, confusion.png, sheet.png and grid.png
     into `out`.
@@ -77,6 +79,7 @@ def evaluate(
         effects: those to measure; by default all of the collection.
         judge: the pocket's own by default.
         few_step: an adapter of few-step sampling alone, to put on each teacher as users do.
+        kept: folder that keeps what is sampled, 16 KiB a picture, and from which it is taken the next time.
 
     Raises:
         ValueError: an effect without truth or teacher, or too few images, named. CollectionError,
@@ -100,7 +103,7 @@ def evaluate(
     bank = TeacherBank(teachers, shapes, host.device, ram=len(teachers))
     out.mkdir(parents=True, exist_ok=True)
     with Roles(host.transformer, {row: a.to(host.device) for row, a in adapters.items()}) as roles:
-        bench = Rows(host, roles, bank, names, pictures, guidance, seed, progress)
+        bench = Rows(host, roles, bank, names, pictures, guidance, seed, progress, KeptLatents(kept))
         truths, again = bench.truth(0), bench.truth(1)
         sources = dict.fromkeys(names, bench.images)
         made = {"truth@ae": again, "source": sources, REFERENCE: bench.teachers(REFERENCE, REFERENCE_STEPS)}

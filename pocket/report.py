@@ -53,6 +53,7 @@ def full_report(
         rows=merged,
         judge=judge_of(weights),
         few_step=read_lora(few_step, shapes) if few_step.exists() else None,
+        kept=out / "latents",
     )
     content = json.loads((out / "report.json").read_text(encoding="utf-8"))
     content["general"] = judge_general(host, student, PICTURES / "test", count, progress=progress)

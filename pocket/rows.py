@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,10 @@ from ..training.lora import LoraAdapter, LoraWeights, Shapes
 from ..training.randomness import generator
 from ..training.roles import BASE, Roles
 from ..training.sampling import sample_collection, sample_teachers
+from ..training.targets import file_hash
 from .effects import EFFECTS
 from .images import FloatImage, load_folder
+from .kept_latents import KeptLatents, weights_hash
 
 BATCH = 32
 
@@ -62,10 +65,13 @@ class Rows:
         guidance: float,
         seed: int,
         progress: Progress,
+        kept: KeptLatents | None = None,
     ) -> None:
         self.host, self.roles, self.bank, self.effects = host, roles, bank, effects
         self.pictures, self.guidance, self.seed, self.progress = pictures, guidance, seed, progress
+        self.kept = kept or KeptLatents(None)
         self.images = picture_tensor(list(pictures.values()))
+        self._hashes = [hashlib.sha256(one.tobytes()).hexdigest() for one in pictures.values()]
         self._latents = host.encode_image(self.images)
         self._empty = host.encode_text([""], self.images[0])[0]
 
@@ -103,7 +109,9 @@ class Rows:
                 fresh_noise,
             )
 
-        return self._row(row, prompts, sample)
+        how = ["teachers", steps, self.guidance, fresh_noise]
+        made_by = {effect: file_hash(self.bank.files[effect]) for effect in self.effects}
+        return self._row(row, prompts, sample, how, made_by)
 
     def student(self, row: str, student: Student) -> Made:
         """Each effect by one adapter, the row's own, by consistency sampling without guidance."""
@@ -112,25 +120,43 @@ class Rows:
             row,
             student.prompts,
             lambda _, *inputs: sample_collection(self.host, self.roles, role, *inputs, student.sigmas),
+            ["student", weights_hash(student.loras), student.sigmas],
+            {},
         )
 
-    def _row(self, row: str, prompts: Mapping[str, str], sample: Callable[..., Tensor]) -> Made:
-        """`sample(effects, texts, sources, generators)` in batches; an effect's pictures stand together."""
+    def _row(
+        self,
+        row: str,
+        prompts: Mapping[str, str],
+        sample: Callable[..., Tensor],
+        how: Sequence[Any],
+        made_by: Mapping[str, str],
+    ) -> Made:
+        """`sample(effects, texts, sources, generators)` in batches; an effect's pictures stand together.
+
+        how, made_by: what the latents depend on beside their inputs, for all effects and for each.
+        """
         effects = [effect for effect in self.effects if effect in prompts]
         jobs = [(effect, i) for effect in effects for i in range(len(self.pictures))]
         names, parts = list(self.pictures), []
         for start in range(0, len(jobs), BATCH):
             part = jobs[start : start + BATCH]
-            # encoded anew for each batch: a real encoder may look at the image, this one is cheap
-            texts = [self.host.encode_text([prompts[e]], self.images[i])[0] for e, i in part]
-            draws = [generator(self.seed, "noise", e, names[i]) for e, i in part]
-            sources = self._latents[[i for _, i in part]]
-            parts.append(self._decode(sample([e for e, _ in part], torch.stack(texts), sources, draws)))
+
+            def make(part: Sequence[tuple[str, int]] = part) -> Tensor:
+                # encoded anew for each batch: a real encoder may look at the image, this one is cheap
+                texts = [self.host.encode_text([prompts[e]], self.images[i])[0] for e, i in part]
+                draws = [generator(self.seed, "noise", e, names[i]) for e, i in part]
+                sources = self._latents[[i for _, i in part]]
+                return sample([e for e, _ in part], torch.stack(texts), sources, draws)
+
+            asked = [[e, prompts[e], made_by.get(e), names[i], self._hashes[i]] for e, i in part]
+            latents = self.kept.get([self.host.identity, self.seed, how, asked], make)
+            parts.append(self._decode(latents))
             self.progress(row, start + len(part), len(jobs))
         return dict(zip(effects, torch.cat(parts).split(len(names))))
 
     def _decode(self, latents: Tensor) -> Tensor:
-        return self.host.decode(latents).float().cpu()
+        return self.host.decode(latents.to(self.host.device)).float().cpu()
 
 
 def add_to_each(

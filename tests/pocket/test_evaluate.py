@@ -38,7 +38,7 @@ class ToyHost:
     """Whatever the sampler, the outcome is the source's latent plus the active adapter's delta and the text's
     mean: so a test sees which adapter, prompt and source made a picture."""
 
-    name, text_sees_image, device = "toy", False, torch.device("cpu")
+    name, identity, text_sees_image, device = "toy", "toy 1", False, torch.device("cpu")
 
     def __init__(self):
         self.transformer = nn.Module()
@@ -214,6 +214,30 @@ def test_a_few_step_adapter_is_put_on_each_teacher(setting, made):
         added = gain(made["teacher + few-step@8"][effect], host, prompt) - base
         assert added == pytest.approx(own + 0.1, abs=1e-3)
         assert gain(made["teacher@8"][effect], host, prompt) - base == pytest.approx(own, abs=1e-3)
+
+
+def test_what_was_sampled_is_kept_and_not_sampled_again(setting, made, tmp_path):
+    host, kept = setting["host"], tmp_path / "kept"
+    evaluate(**setting, kept=kept)
+    first, sampled = {row: dict(pictures) for row, pictures in made.items()}, len(host.noise)
+    evaluate(**setting, kept=kept)
+    assert len(host.noise) == sampled
+    for row, pictures in made.items():
+        for effect, images in pictures.items():
+            assert torch.equal(images, first[row][effect])
+    # another collection: its two rows alone
+    shapes = linear_shapes(host.transformer)
+    save_collection(setting["collection"], constant(0.3, rank=2), catalogue_of(NAMES, shapes))
+    evaluate(**setting, kept=kept)
+    assert len(host.noise) == sampled + 2
+    # another teacher: all rows of teachers, and their sum
+    write_lora(constant(0.05), setting["teachers"]["sketch"], "comfy", {})
+    evaluate(**setting, kept=kept)
+    assert len(host.noise) == sampled + 2 + 6
+    for damaged in kept.iterdir():
+        damaged.write_bytes(damaged.read_bytes()[:-1])
+    evaluate(**setting, kept=kept)
+    assert len(host.noise) == sampled + 2 + 6 + 8
 
 
 def test_guidance_doubles_the_evaluations_and_the_note_says_so(setting):
