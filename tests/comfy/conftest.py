@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 sys.path.append(str(Path(__file__).parent))
-from graphs import open_page
+from gallery import SHOW_NODE
+from graphs import APP, POCKET, open_page
 from server import ROOT, ComfyUI, Server, environment, find_comfyui, running
 
 if TYPE_CHECKING:
@@ -230,3 +231,43 @@ def page(server: Server) -> Iterator[Any]:
         open_page(page, server.url)
         yield page
         browser.close()
+
+
+@pytest.fixture(params=["canvas", "vue"])
+def picker(page: Any, request: Any) -> Any:
+    """The page with the workflow that applies an effect, in one of the two node modes."""
+    vue = request.param == "vue"
+    page.evaluate(f"(on) => {APP}.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", vue)
+    content = json.loads((POCKET.parent / "workflows" / "apply_effect_pocket.json").read_text("utf-8"))
+    page.evaluate(f"(graph) => {APP}.loadGraphData(graph)", content)
+    page.evaluate(SHOW_NODE)
+    page.locator(".cl-cell").first.wait_for()
+    page.wait_for_timeout(300)
+    return page
+
+
+@pytest.fixture
+def reopen(page: Any, server: Any) -> Callable[[], None]:
+    """Load the page anew and open in it what was open."""
+
+    def run() -> None:
+        graph = page.evaluate(f"() => {APP}.graph.serialize()")
+        open_page(page, server.url)
+        page.evaluate(f"(graph) => {APP}.loadGraphData(graph)", graph)
+        page.locator(".cl-cell").first.wait_for()
+        page.wait_for_timeout(300)
+
+    return run
+
+
+@pytest.fixture
+def errors(picker: Any) -> Iterator[list[str]]:
+    """What the page throws and nobody catches."""
+    found: list[str] = []
+
+    def note(error: Any) -> None:
+        found.append(str(error))
+
+    picker.on("pageerror", note)
+    yield found
+    picker.remove_listener("pageerror", note)

@@ -1,4 +1,4 @@
-"""The gallery of Choose Effect, in the real page, in both of its node modes."""
+"""The gallery of Choose Effect, in the real page, in both of its node modes: seeing, searching, picking."""
 
 from __future__ import annotations
 
@@ -6,68 +6,17 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 sys.path.append(str(Path(__file__).parent))
-from graphs import APP, PICTURES, POCKET, apply_effect, node, open_page
+from gallery import LOADER, NODE, SET_FILE, SHIPPED, cell, changed_catalogue, chosen, focused, load, shown
+from graphs import APP, node
 
-from collectionlora.collection.catalogue import HEADER_KEY
 from collectionlora.collection.file import read_catalogue
-from collectionlora.pocket import WEIGHTS
-
-SHIPPED = WEIGHTS / "collection.safetensors"
-NODE = f"{APP}.graph.nodes.find((n) => n.comfyClass === 'CollectionLoraEffect')"
-LOADER = f"{APP}.graph.nodes.find((n) => n.comfyClass === 'CollectionLoraLoad')"
-SHOW_NODE = (
-    (
-        "() => { const node = NODE; const canvas = APP.canvas; canvas.ds.scale = 1;"
-        " canvas.ds.offset = [200 - node.pos[0], 150 - node.pos[1]]; canvas.setDirty(true, true); }"
-    )
-    .replace("NODE", NODE)
-    .replace("APP", APP)
-)
-SET_FILE = "(name) => { const w = LOADER.widgets[0]; w.value = name; w.callback(name); }".replace(
-    "LOADER", LOADER
-)
-
-
-@pytest.fixture(params=["canvas", "vue"])
-def picker(page: Any, request: Any) -> Any:
-    """The page with the workflow that applies an effect, in one of the two node modes."""
-    vue = request.param == "vue"
-    page.evaluate(f"(on) => {APP}.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", vue)
-    content = json.loads((POCKET.parent / "workflows" / "apply_effect_pocket.json").read_text("utf-8"))
-    page.evaluate(f"(graph) => {APP}.loadGraphData(graph)", content)
-    page.evaluate(SHOW_NODE)
-    page.locator(".cl-cell").first.wait_for()
-    page.wait_for_timeout(300)
-    return page
-
-
-def chosen(page: Any) -> tuple[str, str]:
-    """What the node would be run with."""
-    graph = page.evaluate(f"async () => (await {APP}.graphToPrompt()).output")
-    (one,) = [one for one in graph.values() if one["class_type"] == "CollectionLoraEffect"]
-    return one["inputs"]["effect"], one["inputs"]["then"]
-
-
-def load(page: Any, file: str) -> None:
-    """Choose another file in Load Collection."""
-    page.evaluate(SET_FILE, file)
-    page.wait_for_timeout(900)
-
-
-def cell(page: Any, name: str) -> Any:
-    return page.locator(f".cl-cell[data-name={name}]")
-
-
-def shown(page: Any) -> list[str]:
-    return [one.get_attribute("data-name") for one in page.locator(".cl-cell:not([hidden])").all()]
 
 
 def test_effects_are_seen_and_picked(picker: Any) -> None:
@@ -174,17 +123,6 @@ def test_a_collection_in_a_subfolder_is_offered_and_shown(picker: Any, server: A
     assert len(shown(picker)) == len(read_catalogue(SHIPPED).effects)
 
 
-def test_the_choice_survives_the_api_format(picker: Any) -> None:
-    cell(picker, "neon").click()
-    cell(picker, "confetti").click(modifiers=["Shift"])
-    graph = picker.evaluate(f"async () => (await {APP}.graphToPrompt()).output")
-    picker.evaluate(f"(graph) => {APP}.loadApiJson(graph, 'kept')", graph)
-    picker.wait_for_timeout(1000)
-    picker.evaluate(SHOW_NODE)
-    assert chosen(picker) == ("neon", "confetti")
-    assert "cl-second" in cell(picker, "confetti").get_attribute("class")
-
-
 def test_the_keyboard_is_enough(picker: Any) -> None:
     effects = [effect.name for effect in read_catalogue(SHIPPED).effects]
     picker.locator(".cl-cell[tabindex='0']").focus()
@@ -223,160 +161,16 @@ def test_favourites_and_recents_outlive_the_page(
     picker.wait_for_timeout(300)
 
 
-@pytest.fixture
-def reopen(page: Any, server: Any) -> Callable[[], None]:
-    """Load the page anew and open in it what was open."""
-
-    def run() -> None:
-        graph = page.evaluate(f"() => {APP}.graph.serialize()")
-        open_page(page, server.url)
-        page.evaluate(f"(graph) => {APP}.loadGraphData(graph)", graph)
-        page.locator(".cl-cell").first.wait_for()
-        page.wait_for_timeout(300)
-
-    return run
-
-
-def test_the_choice_survives_reload_copy_and_a_change_of_mode(picker: Any, reopen: Any) -> None:
-    cell(picker, "neon").click()
-    cell(picker, "confetti").click(modifiers=["Shift"])
-    reopen()
-    assert chosen(picker) == ("neon", "confetti")
-    assert "cl-first" in cell(picker, "neon").get_attribute("class")
-    on = picker.evaluate(f"() => {APP}.extensionManager.setting.get('Comfy.VueNodes.Enabled')")
-    picker.evaluate(f"(on) => {APP}.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", not on)
-    picker.wait_for_timeout(1500)
-    assert chosen(picker) == ("neon", "confetti")
-    assert "cl-second" in cell(picker, "confetti").get_attribute("class")
-    cell(picker, "sketch").filter(visible=True).click()
-    assert chosen(picker) == ("sketch", "confetti")
-    cell(picker, "neon").filter(visible=True).click()
-    copied = picker.evaluate(
-        f"() => {{ const copy = {NODE}.clone(); {APP}.graph.add(copy);"
-        " const found = ['effect', 'then'].map((n) => copy.widgets.find((w) => w.name === n).value);"
-        f" {APP}.graph.remove(copy); return found; }}"
-    )
-    assert copied == ["neon", "confetti"]
-
-
-def test_a_missing_file_is_named_and_the_choice_kept(picker: Any) -> None:
-    cell(picker, "sketch").click()
-    load(picker, "gone.safetensors")
-    assert "gone.safetensors: no such file" in picker.locator(".cl-message").inner_text()
-    assert chosen(picker)[0] == "sketch"
-    load(picker, "pocket (built in)")
-    assert "cl-first" in cell(picker, "sketch").get_attribute("class")
-
-
 def test_text_of_a_hostile_file_stays_text(picker: Any, server: Any) -> None:
-    content = json.loads(read_catalogue(SHIPPED).to_header()[HEADER_KEY])
     bad = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'
-    for key in ("title", "category", "prompt"):
-        content["effects"][0][key] = bad[:64] if key == "category" else bad
-    path = server.base_directory / "models" / "loras" / "hostile.safetensors"
-    save_file(load_file(SHIPPED), path, {"format": "pt", HEADER_KEY: json.dumps(content)})
+    worded = {"title": bad, "category": bad[:64], "prompt": bad}
+    changed_catalogue(server, "hostile.safetensors", lambda effects: [effects[0] | worded, *effects[1:]])
     load(picker, "hostile.safetensors")
-    name = content["effects"][0]["name"]
+    name = read_catalogue(SHIPPED).effects[0].name
     assert cell(picker, name).inner_text().strip() == bad
     cell(picker, name).click()
     assert picker.evaluate("() => window.hacked") is None
     assert picker.locator(".cl-cell script, .cl-cell img[src=x]").count() == 0
-
-
-def test_a_choice_can_be_undone_and_done_again(picker: Any) -> None:
-    cell(picker, "sketch").click()
-    picker.wait_for_timeout(200)
-    cell(picker, "neon").click()
-    picker.wait_for_timeout(200)
-    assert chosen(picker)[0] == "neon"
-    for keys, expected in (("Control+z", "sketch"), ("Control+y", "neon")):
-        picker.evaluate("() => document.activeElement?.blur()")
-        picker.keyboard.press(keys)
-        picker.wait_for_timeout(600)
-        assert chosen(picker)[0] == expected
-        assert cell(picker, expected).get_attribute("aria-selected") == "true"
-
-
-def test_the_choice_survives_in_a_subgraph(picker: Any) -> None:
-    cell(picker, "sketch").click()
-    picker.evaluate(f"() => {{ const graph = {APP}.graph; graph.convertToSubgraph(new Set([{NODE}])); }}")
-    picker.wait_for_timeout(300)
-    assert chosen(picker) == ("sketch", "none")
-    picker.evaluate(
-        f"() => {{ const [group] = {APP}.graph.nodes.filter((n) => n.isSubgraphNode?.());"
-        f" {APP}.canvas.openSubgraph(group.subgraph, group); }}"
-    )
-    picker.wait_for_timeout(800)
-    picker.evaluate(SHOW_NODE.replace(f"{APP}.graph.nodes", f"{APP}.canvas.graph.nodes"))
-    cell(picker, "neon").filter(visible=True).click()
-    assert chosen(picker) == ("neon", "none")
-    picker.evaluate(f"() => {APP}.canvas.setGraph({APP}.graph.rootGraph)")
-
-
-@pytest.fixture
-def errors(picker: Any) -> Iterator[list[str]]:
-    """What the page throws and nobody catches."""
-    found: list[str] = []
-
-    def note(error: Any) -> None:
-        found.append(str(error))
-
-    picker.on("pageerror", note)
-    yield found
-    picker.remove_listener("pageerror", note)
-
-
-def test_copies_and_subgraphs_throw_nothing(picker: Any, errors: list[str]) -> None:
-    cell(picker, "sketch").click()
-    picker.evaluate(f"() => {{ document.activeElement.blur(); {APP}.canvas.selectItems([{NODE}]); }}")
-    for keys in ("Control+c", "Control+v"):
-        picker.keyboard.press(keys)
-        picker.wait_for_timeout(500)
-    values = picker.evaluate(
-        f"() => {APP}.graph.nodes.filter((n) => n.comfyClass === 'CollectionLoraEffect')"
-        ".map((n) => n.widgets[0].value)"
-    )
-    assert values == ["sketch", "sketch"]
-    picker.evaluate(f"() => {APP}.graph.convertToSubgraph(new Set([{NODE}]))")
-    picker.evaluate("() => { window.LiteGraph.createNode('CollectionLoraEffect'); }")
-    picker.wait_for_timeout(500)
-    assert errors == []
-
-
-HOST = f"{APP}.graph.rootGraph.nodes.find((n) => n.isSubgraphNode?.())"
-INSIDE = f"{HOST}.subgraph.nodes.find((n) => n.comfyClass === 'CollectionLoraEffect')"
-PROMOTE = (
-    f"() => {{ {APP}.graph.convertToSubgraph(new Set([{NODE}])); const node = {INSIDE};"
-    " node.graph.addInput('effect', 'COMBO').connect(node.inputs[node.findInputSlot('effect')], node); }"
-)
-OPEN = f"() => {APP}.canvas.openSubgraph({HOST}.subgraph, {HOST})"
-SHOW_INSIDE = SHOW_NODE.replace(f"{APP}.graph.nodes", f"{APP}.canvas.graph.nodes")
-LEAVE = f"() => {APP}.canvas.setGraph({APP}.graph.rootGraph)"
-
-
-def test_gallery_and_subgraph_node_have_one_choice(picker: Any, server: Any, errors: list[str]) -> None:
-    cell(picker, "sketch").click()
-    picker.evaluate(PROMOTE)
-    picker.evaluate(OPEN)
-    picker.wait_for_timeout(800)
-    picker.evaluate(SHOW_INSIDE)
-    cell(picker, "thermal").filter(visible=True).click()
-    assert picker.evaluate(f"() => {HOST}.widgets[0].value") == "thermal"
-    assert chosen(picker) == ("thermal", "none")
-
-    picker.evaluate(LEAVE)
-    picker.evaluate(
-        f"() => {{ {APP}.canvas.emitBeforeChange(); {HOST}.widgets[0].value = 'neon';"
-        f" {APP}.canvas.emitAfterChange(); }}"
-    )
-    assert chosen(picker) == ("neon", "none")
-    shows = f"() => {INSIDE}.collectionLoraGallery.choice.first"
-    picker.wait_for_function(f"() => ({shows})() === 'neon'")
-    graph = picker.evaluate(f"() => {APP}.graph.rootGraph.serialize()")
-    picker.evaluate(f"(graph) => {APP}.loadGraphData(graph)", json.loads(json.dumps(graph)))
-    picker.wait_for_function(f"() => ({shows})() === 'neon'")
-    assert chosen(picker) == ("neon", "none")
-    assert errors == []
 
 
 CHANGE_SOURCE = {
@@ -403,47 +197,6 @@ def test_a_sentence_says_why_no_effects_are_seen(picker: Any, source: str) -> No
     )
     picker.locator(".cl-message").filter(has_text=expected).wait_for()
     assert shown(picker) == []
-
-
-def test_the_gallery_is_drawn_on_the_users_picture(picker: Any, server: Any, errors: list[str]) -> None:
-    shutil.rmtree(server.base_directory / "user" / "collectionlora" / "galleries", ignore_errors=True)
-    changed_catalogue(server, "mine.safetensors", lambda effects: effects[:3])
-    load(picker, "mine.safetensors")
-    names = shown(picker)
-    assert len(names) == 3
-    assert not picker.locator(".cl-mine").is_visible()
-    use = picker.get_by_role("button", name="use my image")
-    use.focus()
-    with picker.expect_file_chooser() as chooser:
-        picker.keyboard.press("Enter")
-    chooser.value.set_files(PICTURES[1])
-    picker.locator(".cl-news").filter(has_text="Drawn on your picture.").wait_for(timeout=120_000)
-    picker.locator(".cl-cell img[src*='own=']").nth(2).wait_for()
-    loaded = "(images) => images.every((one) => one.complete && one.naturalWidth === 2 * one.naturalHeight)"
-    picker.wait_for_timeout(500)
-    assert picker.locator(".cl-cell img").evaluate_all(loaded)
-    assert (server.base_directory / "input" / PICTURES[1].name).is_file()
-    assert not any("galleries" in str(path) for path in (server.base_directory / "models").rglob("*"))
-    assert errors == []
-
-
-def test_the_gallery_says_what_it_needs_for_the_users_picture(picker: Any) -> None:
-    picker.evaluate(
-        f"() => {{ const graph = {APP}.graph;"
-        " graph.remove(graph.nodes.find((n) => n.comfyClass === 'CollectionLoraEncode')); }"
-    )
-    with picker.expect_file_chooser() as chooser:
-        picker.locator(".cl-use").click()
-    chooser.value.set_files(PICTURES[1])
-    picker.locator(".cl-news").filter(has_text="Connect Encode Effect").wait_for()
-
-
-def focused(page: Any) -> str | None:
-    """The effect that has the focus, or the class of what else has it."""
-    name: str | None = page.evaluate(
-        "() => document.activeElement.dataset.name ?? document.activeElement.className"
-    )
-    return name
 
 
 def test_the_focus_stays_in_the_gallery(picker: Any) -> None:
@@ -523,14 +276,6 @@ def test_the_source_is_seen_under_pointer_and_focus(picker: Any) -> None:
     assert picture.evaluate(position) == "100% 50%"
 
 
-def changed_catalogue(server: Any, name: str, change: Callable[[list[dict[str, Any]]], Any]) -> None:
-    """The shipped collection under another name, its list of effects changed."""
-    content = json.loads(read_catalogue(SHIPPED).to_header()[HEADER_KEY])
-    content["effects"] = change(content["effects"])
-    path = server.base_directory / "models" / "loras" / name
-    save_file(load_file(SHIPPED), path, {"format": "pt", HEADER_KEY: json.dumps(content)})
-
-
 def test_categories_may_be_called_as_the_pickers_own_kinds(picker: Any, server: Any) -> None:
     kinds = ["all", "recent", "picture"]
     changed_catalogue(
@@ -543,16 +288,6 @@ def test_categories_may_be_called_as_the_pickers_own_kinds(picker: Any, server: 
         assert shown(picker) == [name]
     picker.locator(".cl-category").select_option("all")
     assert shown(picker) == names
-
-
-def test_a_missing_effect_is_named_and_kept(picker: Any, server: Any) -> None:
-    cell(picker, "sketch").click()
-    changed_catalogue(
-        server, "less.safetensors", lambda effects: [e for e in effects if e["name"] != "sketch"]
-    )
-    load(picker, "less.safetensors")
-    assert picker.locator(".cl-chip.cl-missing").inner_text() == "sketch (not in this file)"
-    assert chosen(picker) == ("sketch", "none")
 
 
 def test_titles_that_were_just_saved_are_seen(picker: Any, server: Any) -> None:
@@ -632,33 +367,3 @@ def test_many_effects_open_at_once(picker: Any, server: Any, record_property: An
     load(picker, "pocket (built in)")
     for name, value in picker.evaluate(MEASURE, "many.safetensors").items():
         record_property(name, round(value, 1))  # in the report of --junit-xml
-
-
-def test_the_gallery_can_show_the_users_own_picture(picker: Any, server: Any) -> None:
-    graph = apply_effect("example.png", "sketch")
-    kept = {key: graph[key] for key in ("pocket", "load", "picture")}
-    kept["sheet"] = node(
-        "CollectionLoraContactSheet",
-        model=["load", 0],
-        clip=["pocket", 1],
-        vae=["pocket", 2],
-        image=["picture", 0],
-        collection=["load", 1],
-        effects="sketch, neon",
-        seed=0,
-        steps=1,
-        long_side=128,
-        shape="square",
-        for_gallery=True,
-    )
-    kept["show"] = node("PreviewImage", images=["sheet", 0])
-    server.run(kept)
-    load(picker, "pocket (built in)")
-    before = cell(picker, "sketch").locator("img").get_attribute("src")
-    picker.locator(".cl-mine").click()
-    picker.wait_for_timeout(500)
-    own = cell(picker, "sketch").locator("img")
-    assert own.get_attribute("src") != before
-    assert own.evaluate("(image) => image.complete && image.naturalWidth === 2 * image.naturalHeight")
-    assert "own=" not in cell(picker, "thermal").locator("img").get_attribute("src")
-    assert not any("galleries" in str(path) for path in (server.base_directory / "models").rglob("*"))

@@ -1,15 +1,12 @@
-// The gallery: pictures of effects, and the one or two that are chosen.
+// The gallery: a bar to search with, the one or two effects that are chosen, and the grid of all.
 import { element } from "../element.js";
 import { t } from "../words.js";
-import { isFavourite, isKept, noteUse, onChange, pairs, recent, remember, toggleFavourite, togglePair } from "./memory.js";
+import { ALL, CATEGORY, FAVOURITES, Grid, isPages, RECENT } from "./grid.js";
+import { isKept, noteUse, onChange, pairs, remember, togglePair } from "./memory.js";
 
 /** @typedef {import("./catalogue.js").Effect} Effect */
 /** @typedef {{first: string, second: string | null}} Choice */
 
-const ALL = "all";
-const FAVOURITES = "favourites";
-const RECENT = "recent";
-const CATEGORY = "category "; // before a category's name, which a stranger chose, in the list's values
 const SIZES = { min: 56, max: 192, start: 88 };
 
 /**
@@ -22,9 +19,6 @@ export function drawn(seed, count) {
   mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
   return ((mixed ^ (mixed >>> 14)) >>> 0) % count;
 }
-
-/** The page's own: run, save, undo. @param {KeyboardEvent} event */
-const isPages = (event) => event.ctrlKey || event.metaKey || event.altKey;
 
 export class Gallery {
   /**
@@ -41,8 +35,7 @@ export class Gallery {
     /** @type {Choice} */
     this.choice = { first: "", second: null };
     this.choosesSecond = false;
-    /** @type {Map<string, HTMLButtonElement>} */
-    this.cells = new Map();
+    this.grid = new Grid({ onPick: (name, asSecond) => this.#pick(name, asSecond), onLost: () => this.search.focus() });
     this.root = element("div", "", { class: "cl-picker" });
     this.search = element("input", "", { class: "cl-search", type: "search", placeholder: t("Search effects"), "aria-label": t("Search effects") });
     this.search.addEventListener("input", () => this.#filter());
@@ -68,7 +61,7 @@ export class Gallery {
     this.mine.hidden = true;
     this.mine.addEventListener("click", () => {
       this.mine.setAttribute("aria-pressed", String(this.mine.getAttribute("aria-pressed") !== "true"));
-      this.#pictures();
+      this.#filter();
     });
     this.pairs = element("select", "", { class: "cl-pairs", "aria-label": t("Kept pairs") });
     this.pairs.addEventListener("change", () => {
@@ -90,15 +83,7 @@ export class Gallery {
     this.message.hidden = true;
     this.news = element("div", "", { class: "cl-news", role: "status" });
     this.count = element("div", "", { class: "cl-unseen", role: "status" });
-    this.grid = element("div", "", {
-      class: "cl-grid",
-      role: "listbox",
-      "aria-label": t("Effects"),
-      "aria-multiselectable": "true",
-      "aria-description": t("Enter picks, Shift and Enter picks the second, F marks a favourite"),
-    });
-    this.grid.addEventListener("keydown", (event) => this.#key(event));
-    this.root.append(bar, this.chosen, this.message, this.news, this.count, this.grid);
+    this.root.append(bar, this.chosen, this.message, this.news, this.count, this.grid.root);
     // The canvas behind would zoom and pan.
     this.root.addEventListener("wheel", (event) => event.stopPropagation());
     this.root.addEventListener("pointerdown", (event) => event.stopPropagation());
@@ -141,44 +126,19 @@ export class Gallery {
     );
     this.category.value = found;
     if (this.category.selectedIndex < 0) this.category.value = ALL;
-    this.#keepPlace(() => {
-      this.cells.clear();
-      this.grid.replaceChildren(...effects.map((effect) => this.#cell(effect)));
-      this.mine.hidden = !effects.some((effect) => effect.own);
-      this.#pictures();
-      this.#filter();
-    });
+    this.mine.hidden = !effects.some((effect) => effect.own);
+    this.grid.hold(effects, this.#asked());
+    this.#tellCount();
     this.#mark();
   }
 
   /** Say why there is nothing to show; the choice stays as it is. @param {string} text */
   complain(text) {
     this.effects = [];
-    this.#keepPlace(() => {
-      this.cells.clear();
-      this.grid.replaceChildren();
-    });
+    this.grid.hold([], this.#asked());
     this.message.textContent = text;
     this.message.hidden = false;
     this.#mark();
-  }
-
-  /**
-   * Change the grid. It stays scrolled, and the focus stays on its effect, or goes to the next one or to the search:
-   * never to the page, where Delete would be for nodes.
-   * @param {() => void} change
-   */
-  #keepPlace(change) {
-    const { scrollTop } = this.grid;
-    const focused = this.#shown().findIndex((cell) => cell === document.activeElement);
-    const name = this.#shown()[focused]?.dataset.name ?? "";
-    change();
-    this.grid.scrollTop = scrollTop;
-    if (focused < 0) return;
-    const same = this.cells.get(name);
-    const shown = this.#shown();
-    const next = same && !same.hidden ? same : shown[Math.min(focused, shown.length - 1)];
-    (next ?? this.search).focus({ preventScroll: next === same });
   }
 
   /** Say how far the pictures on the user's own are. @param {string} text */
@@ -189,7 +149,7 @@ export class Gallery {
   /** Show the effects on the user's own picture, as soon as there are some. */
   showMine() {
     this.mine.setAttribute("aria-pressed", "true");
-    this.#pictures();
+    this.#filter();
   }
 
   /** Show a choice that was made elsewhere. @param {Choice} choice */
@@ -197,27 +157,6 @@ export class Gallery {
     if (choice.first === this.choice.first && choice.second === this.choice.second) return;
     this.choice = choice;
     this.#mark();
-  }
-
-  /** @param {Effect} effect */
-  #cell(effect) {
-    const cell = element("button", "", { class: "cl-cell", type: "button", role: "option", title: effect.prompt, tabindex: "-1" });
-    cell.dataset.name = effect.name;
-    const picture = element("img", "", { class: "cl-picture", loading: "lazy", alt: "" });
-    picture.draggable = false;
-    cell.append(picture);
-    const name = element("span", "", { class: "cl-name" });
-    name.textContent = effect.title;
-    const star = element("span", "", { class: "cl-star", "aria-hidden": "true", title: t("Favourite (F)") });
-    star.addEventListener("click", (event) => {
-      event.stopPropagation();
-      toggleFavourite(effect.name);
-    });
-    cell.append(star, name);
-    cell.addEventListener("click", (event) => this.#pick(effect.name, event.shiftKey));
-    cell.addEventListener("focus", () => this.#rove(cell));
-    this.cells.set(effect.name, cell);
-    return cell;
   }
 
   /** Those pairs whose effects are both here; there is no list without any. */
@@ -231,19 +170,6 @@ export class Gallery {
     });
     this.pairs.replaceChildren(element("option", t("pairs"), { value: "", hidden: "" }), ...choices);
     this.pairs.hidden = !choices.length;
-  }
-
-  /** The collection's own pictures, or those on the user's, where there are some. */
-  #pictures() {
-    const mine = !this.mine.hidden && this.mine.getAttribute("aria-pressed") === "true";
-    for (const effect of this.effects) {
-      const picture = this.cells.get(effect.name)?.querySelector("img");
-      const address = (mine && effect.own) || effect.thumbnail;
-      if (!picture) continue;
-      picture.classList.toggle("cl-none", !address);
-      if (address) picture.src = address;
-      else picture.removeAttribute("src");
-    }
   }
 
   /** @param {string} name @param {boolean} [asSecond] */
@@ -277,57 +203,33 @@ export class Gallery {
 
   /** Pick by the seed among the effects that are shown, and count the seed up. */
   #random() {
-    const shown = this.#shown();
+    const { shown } = this.grid;
     const seed = Number(this.seed.value) || 0;
     if (!shown.length) return;
-    this.#pick(shown[drawn(seed, shown.length)].dataset.name ?? "");
+    this.#pick(shown[drawn(seed, shown.length)]);
     this.seed.value = String(seed + 1);
   }
 
-  #shown() {
-    const cells = /** @type {HTMLButtonElement[]} */ ([...this.grid.children]);
-    return cells.filter((cell) => !cell.hidden);
+  /** What the bar asks for. */
+  #asked() {
+    const words = this.search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const mine = !this.mine.hidden && this.mine.getAttribute("aria-pressed") === "true";
+    return { kind: this.category.value || ALL, words, mine };
   }
 
   #filter() {
-    this.#keepPlace(() => this.#sift());
-    const shown = this.#shown();
-    if (shown.length && !shown.some((cell) => cell.tabIndex === 0)) this.#rove(shown[0]);
-    if (this.effects.length) this.count.textContent = t("effects shown: {n}", { n: shown.length });
+    this.grid.show(this.#asked());
+    this.#tellCount();
   }
 
-  /** Show what is searched for, in its order. */
-  #sift() {
-    const words = this.search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const kind = this.category.value || ALL;
-    const lately = recent();
-    const ordered = [...this.effects];
-    if (kind === RECENT) ordered.sort((one, other) => lately.indexOf(one.name) - lately.indexOf(other.name));
-    const cells = ordered.map((effect) => {
-      const cell = /** @type {HTMLButtonElement} */ (this.cells.get(effect.name));
-      const text = `${effect.name} ${effect.title} ${effect.category} ${effect.prompt}`.toLowerCase();
-      const ofKind =
-        kind === ALL ||
-        (kind === FAVOURITES && isFavourite(effect.name)) ||
-        (kind === RECENT && lately.includes(effect.name)) ||
-        kind === CATEGORY + effect.category;
-      cell.hidden = !ofKind || !words.every((word) => text.includes(word));
-      cell.classList.toggle("cl-favourite", isFavourite(effect.name));
-      if (isFavourite(effect.name)) cell.setAttribute("aria-description", t("favourite"));
-      else cell.removeAttribute("aria-description");
-      return cell;
-    });
-    if (cells.some((cell, at) => cell !== this.grid.children[at])) this.grid.append(...cells);
+  #tellCount() {
+    if (this.effects.length) this.count.textContent = t("effects shown: {n}", { n: this.grid.shown.length });
   }
 
   #mark() {
     const { first, second } = this.choice;
     const had = this.chosen.contains(document.activeElement) ? document.activeElement?.className : null;
-    for (const [name, cell] of this.cells) {
-      cell.classList.toggle("cl-first", name === first);
-      cell.classList.toggle("cl-second", name === second);
-      cell.setAttribute("aria-selected", String(name === first || name === second));
-    }
+    this.grid.mark(first, second);
     this.chosen.replaceChildren(this.#chip(first, t("Effect"), null));
     if (second) {
       const swap = element("button", "⇄", { class: "cl-swap", type: "button", title: t("Swap the two") });
@@ -375,34 +277,5 @@ export class Gallery {
 
   #resize() {
     this.root.style.setProperty("--cl-size", `${this.size.value}px`);
-  }
-
-  /** One cell of the grid is in the tab order. @param {HTMLButtonElement} cell */
-  #rove(cell) {
-    for (const other of this.cells.values()) other.tabIndex = other === cell ? 0 : -1;
-  }
-
-  /** @param {KeyboardEvent} event */
-  #key(event) {
-    if (isPages(event)) return;
-    const shown = this.#shown();
-    const at = shown.indexOf(/** @type {HTMLButtonElement} */ (document.activeElement));
-    if (at < 0) return;
-    const top = shown[0].offsetTop;
-    const columns = Math.max(1, shown.filter((cell) => cell.offsetTop === top).length);
-    const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns };
-    const name = shown[at].dataset.name ?? "";
-    if (event.key in steps) {
-      shown[at + steps[/** @type {keyof typeof steps} */ (event.key)]]?.focus();
-    } else if (event.key === "Home" || event.key === "End") {
-      shown.at(event.key === "Home" ? 0 : -1)?.focus();
-    } else if (event.key === "Enter" || event.key === " ") {
-      this.#pick(name, event.shiftKey);
-    } else if (event.key.toLowerCase() === "f") {
-      toggleFavourite(name);
-    } else {
-      return;
-    }
-    event.preventDefault();
   }
 }

@@ -1,0 +1,147 @@
+"""What is chosen stays chosen, whatever becomes of page, file and graph."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parent))
+from gallery import NODE, SHOW_NODE, cell, changed_catalogue, chosen, load
+from graphs import APP
+
+
+def test_the_choice_survives_the_api_format(picker: Any) -> None:
+    cell(picker, "neon").click()
+    cell(picker, "confetti").click(modifiers=["Shift"])
+    graph = picker.evaluate(f"async () => (await {APP}.graphToPrompt()).output")
+    picker.evaluate(f"(graph) => {APP}.loadApiJson(graph, 'kept')", graph)
+    picker.wait_for_timeout(1000)
+    picker.evaluate(SHOW_NODE)
+    assert chosen(picker) == ("neon", "confetti")
+    assert "cl-second" in cell(picker, "confetti").get_attribute("class")
+
+
+def test_the_choice_survives_reload_copy_and_a_change_of_mode(picker: Any, reopen: Any) -> None:
+    cell(picker, "neon").click()
+    cell(picker, "confetti").click(modifiers=["Shift"])
+    reopen()
+    assert chosen(picker) == ("neon", "confetti")
+    assert "cl-first" in cell(picker, "neon").get_attribute("class")
+    on = picker.evaluate(f"() => {APP}.extensionManager.setting.get('Comfy.VueNodes.Enabled')")
+    picker.evaluate(f"(on) => {APP}.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", not on)
+    picker.wait_for_timeout(1500)
+    assert chosen(picker) == ("neon", "confetti")
+    assert "cl-second" in cell(picker, "confetti").get_attribute("class")
+    cell(picker, "sketch").filter(visible=True).click()
+    assert chosen(picker) == ("sketch", "confetti")
+    cell(picker, "neon").filter(visible=True).click()
+    copied = picker.evaluate(
+        f"() => {{ const copy = {NODE}.clone(); {APP}.graph.add(copy);"
+        " const found = ['effect', 'then'].map((n) => copy.widgets.find((w) => w.name === n).value);"
+        f" {APP}.graph.remove(copy); return found; }}"
+    )
+    assert copied == ["neon", "confetti"]
+
+
+def test_a_missing_file_is_named_and_the_choice_kept(picker: Any) -> None:
+    cell(picker, "sketch").click()
+    load(picker, "gone.safetensors")
+    assert "gone.safetensors: no such file" in picker.locator(".cl-message").inner_text()
+    assert chosen(picker)[0] == "sketch"
+    load(picker, "pocket (built in)")
+    assert "cl-first" in cell(picker, "sketch").get_attribute("class")
+
+
+def test_a_missing_effect_is_named_and_kept(picker: Any, server: Any) -> None:
+    cell(picker, "sketch").click()
+    changed_catalogue(
+        server, "less.safetensors", lambda effects: [e for e in effects if e["name"] != "sketch"]
+    )
+    load(picker, "less.safetensors")
+    assert picker.locator(".cl-chip.cl-missing").inner_text() == "sketch (not in this file)"
+    assert chosen(picker) == ("sketch", "none")
+
+
+def test_a_choice_can_be_undone_and_done_again(picker: Any) -> None:
+    cell(picker, "sketch").click()
+    picker.wait_for_timeout(200)
+    cell(picker, "neon").click()
+    picker.wait_for_timeout(200)
+    assert chosen(picker)[0] == "neon"
+    for keys, expected in (("Control+z", "sketch"), ("Control+y", "neon")):
+        picker.evaluate("() => document.activeElement?.blur()")
+        picker.keyboard.press(keys)
+        picker.wait_for_timeout(600)
+        assert chosen(picker)[0] == expected
+        assert cell(picker, expected).get_attribute("aria-selected") == "true"
+
+
+def test_the_choice_survives_in_a_subgraph(picker: Any) -> None:
+    cell(picker, "sketch").click()
+    picker.evaluate(f"() => {{ const graph = {APP}.graph; graph.convertToSubgraph(new Set([{NODE}])); }}")
+    picker.wait_for_timeout(300)
+    assert chosen(picker) == ("sketch", "none")
+    picker.evaluate(
+        f"() => {{ const [group] = {APP}.graph.nodes.filter((n) => n.isSubgraphNode?.());"
+        f" {APP}.canvas.openSubgraph(group.subgraph, group); }}"
+    )
+    picker.wait_for_timeout(800)
+    picker.evaluate(SHOW_NODE.replace(f"{APP}.graph.nodes", f"{APP}.canvas.graph.nodes"))
+    cell(picker, "neon").filter(visible=True).click()
+    assert chosen(picker) == ("neon", "none")
+    picker.evaluate(f"() => {APP}.canvas.setGraph({APP}.graph.rootGraph)")
+
+
+def test_copies_and_subgraphs_throw_nothing(picker: Any, errors: list[str]) -> None:
+    cell(picker, "sketch").click()
+    picker.evaluate(f"() => {{ document.activeElement.blur(); {APP}.canvas.selectItems([{NODE}]); }}")
+    for keys in ("Control+c", "Control+v"):
+        picker.keyboard.press(keys)
+        picker.wait_for_timeout(500)
+    values = picker.evaluate(
+        f"() => {APP}.graph.nodes.filter((n) => n.comfyClass === 'CollectionLoraEffect')"
+        ".map((n) => n.widgets[0].value)"
+    )
+    assert values == ["sketch", "sketch"]
+    picker.evaluate(f"() => {APP}.graph.convertToSubgraph(new Set([{NODE}]))")
+    picker.evaluate("() => { window.LiteGraph.createNode('CollectionLoraEffect'); }")
+    picker.wait_for_timeout(500)
+    assert errors == []
+
+
+HOST = f"{APP}.graph.rootGraph.nodes.find((n) => n.isSubgraphNode?.())"
+INSIDE = f"{HOST}.subgraph.nodes.find((n) => n.comfyClass === 'CollectionLoraEffect')"
+PROMOTE = (
+    f"() => {{ {APP}.graph.convertToSubgraph(new Set([{NODE}])); const node = {INSIDE};"
+    " node.graph.addInput('effect', 'COMBO').connect(node.inputs[node.findInputSlot('effect')], node); }"
+)
+OPEN = f"() => {APP}.canvas.openSubgraph({HOST}.subgraph, {HOST})"
+SHOW_INSIDE = SHOW_NODE.replace(f"{APP}.graph.nodes", f"{APP}.canvas.graph.nodes")
+LEAVE = f"() => {APP}.canvas.setGraph({APP}.graph.rootGraph)"
+
+
+def test_gallery_and_subgraph_node_have_one_choice(picker: Any, server: Any, errors: list[str]) -> None:
+    cell(picker, "sketch").click()
+    picker.evaluate(PROMOTE)
+    picker.evaluate(OPEN)
+    picker.wait_for_timeout(800)
+    picker.evaluate(SHOW_INSIDE)
+    cell(picker, "thermal").filter(visible=True).click()
+    assert picker.evaluate(f"() => {HOST}.widgets[0].value") == "thermal"
+    assert chosen(picker) == ("thermal", "none")
+
+    picker.evaluate(LEAVE)
+    picker.evaluate(
+        f"() => {{ {APP}.canvas.emitBeforeChange(); {HOST}.widgets[0].value = 'neon';"
+        f" {APP}.canvas.emitAfterChange(); }}"
+    )
+    assert chosen(picker) == ("neon", "none")
+    shows = f"() => {INSIDE}.collectionLoraGallery.choice.first"
+    picker.wait_for_function(f"() => ({shows})() === 'neon'")
+    graph = picker.evaluate(f"() => {APP}.graph.rootGraph.serialize()")
+    picker.evaluate(f"(graph) => {APP}.loadGraphData(graph)", json.loads(json.dumps(graph)))
+    picker.wait_for_function(f"() => ({shows})() === 'neon'")
+    assert chosen(picker) == ("neon", "none")
+    assert errors == []
