@@ -11,6 +11,8 @@ sys.path.append(str(Path(__file__).parent))
 from gallery import cell, changed_catalogue, load, shown
 from graphs import APP, PICTURES, apply_effect, node
 
+SAMPLER = f"{APP}.graph.nodes.find((n) => n.comfyClass === 'CollectionLoraSampler')"
+
 
 def test_the_gallery_is_drawn_on_the_users_picture(picker: Any, server: Any, errors: list[str]) -> None:
     shutil.rmtree(server.base_directory / "user" / "collectionlora" / "galleries", ignore_errors=True)
@@ -23,7 +25,12 @@ def test_the_gallery_is_drawn_on_the_users_picture(picker: Any, server: Any, err
     use.focus()
     with picker.expect_file_chooser() as chooser:
         picker.keyboard.press("Enter")
-    chooser.value.set_files(PICTURES[1])
+    set_sampler = "(node) => Object.assign(node.widgets.find((w) => w.name === 'seed'), { value: 7 })"
+    picker.evaluate(f"() => ({set_sampler})({SAMPLER})")
+    with picker.expect_request(lambda request: request.url.endswith("/prompt")) as asked:
+        chooser.value.set_files(PICTURES[1])
+    sheet = asked.value.post_data_json["prompt"]["collectionlora_sheet"]["inputs"]
+    assert (sheet["seed"], sheet["steps"]) == (7, 8)  # as the graph's own sampler
     picker.locator(".cl-news").filter(has_text="Drawn on your picture.").wait_for(timeout=120_000)
     picker.locator(".cl-cell img[src*='own=']").nth(2).wait_for()
     loaded = "(images) => images.every((one) => one.complete && one.naturalWidth === 2 * one.naturalHeight)"
@@ -32,6 +39,25 @@ def test_the_gallery_is_drawn_on_the_users_picture(picker: Any, server: Any, err
     assert (server.base_directory / "input" / PICTURES[1].name).is_file()
     assert not any("galleries" in str(path) for path in (server.base_directory / "models").rglob("*"))
     assert errors == []
+
+
+def test_a_drawing_that_is_stopped_or_taken_from_the_queue_says_so(picker: Any, server: Any) -> None:
+    picker.evaluate(
+        "() => { window.heard = []; const news = document.querySelector('.cl-news');"
+        " const hear = () => window.heard.push(news.textContent);"
+        " new MutationObserver(hear).observe(news, { childList: true }); }"
+    )
+    for number in (1, 2):
+        with picker.expect_file_chooser() as chooser:
+            picker.locator(".cl-use").click()
+        with picker.expect_response(lambda response: response.url.endswith("/prompt")) as queued:
+            chooser.value.set_files(PICTURES[number])
+        waiting = queued.value.json()["prompt_id"]
+    server.post("/queue", {"delete": [waiting]})
+    cancelled = "(count) => window.heard.filter((one) => one === 'Cancelled.').length === count"
+    picker.wait_for_function(cancelled, arg=1)
+    server.post("/interrupt", {})
+    picker.wait_for_function(cancelled, arg=2)
 
 
 def test_the_gallery_says_what_it_needs_for_the_users_picture(picker: Any) -> None:

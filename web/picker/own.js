@@ -24,11 +24,11 @@ function sheetOf(graph, id) {
   const from = graph[id]?.inputs.collection?.[0];
   const load = graph[from];
   if (load?.class_type !== "CollectionLoraLoad") throw new Error(t("Connect Load Collection to see its effects."));
-  const encode = Object.values(graph).find(
-    (node) => node.class_type === "CollectionLoraEncode" && node.inputs.effect?.[0] === id,
-  );
+  const [at, encode] = fedBy(graph, id, "CollectionLoraEncode", "effect");
   if (!encode) throw new Error(t("Connect Encode Effect: your picture is encoded with what it is connected to."));
   const { clip, vae, long_side, shape } = encode.inputs;
+  const [, sampler] = fedBy(graph, at, "CollectionLoraSampler", "positive");
+  const { seed = 0, steps = 8 } = sampler?.inputs ?? {};
   for (const [name, link] of Object.entries({ model: load.inputs.model, clip, vae })) {
     if (!link) throw new Error(t("Nothing is connected to {name}.", { name }));
   }
@@ -37,13 +37,23 @@ function sheetOf(graph, id) {
     collection: [from, 1],
     image: ["collectionlora_picture", 0],
     ...{ clip, vae, long_side, shape },
-    ...{ effects: "", seed: 0, steps: 8, for_gallery: true },
+    ...{ effects: "", seed, steps, for_gallery: true },
   };
   return {
     collectionlora_picture: { class_type: "LoadImage", inputs: { image: "" } },
     collectionlora_sheet: { class_type: "CollectionLoraContactSheet", inputs: sheet },
     collectionlora_show: { class_type: "PreviewImage", inputs: { images: ["collectionlora_sheet", 0] } },
   };
+}
+
+/**
+ * The first node of a class that gets an input from another, with its id.
+ * @param {Prompt} graph @param {string} id the other's @param {string} kind @param {string} input
+ * @returns {[string, Prompt[string] | undefined]}
+ */
+function fedBy(graph, id, kind, input) {
+  const found = Object.entries(graph).find(([, node]) => node.class_type === kind && node.inputs[input]?.[0] === id);
+  return found ?? ["", undefined];
 }
 
 /**
@@ -90,11 +100,21 @@ async function run(prompt, workflow, tell) {
       listen("execution_success", resolve);
       listen("execution_interrupted", () => reject(new Error(t("Cancelled."))));
       listen("execution_error", (detail) => reject(new Error(detail.exception_message)));
+      // Of what is deleted before its turn no event tells; of what has ended one did, before this one.
+      const look = async () => (await isQueued(await id)) || reject(new Error(t("Cancelled.")));
+      api.addEventListener("status", look, { signal: heard.signal });
       queued.catch(reject);
     });
   } finally {
     heard.abort();
   }
+}
+
+/** Whether a prompt runs or waits. @param {string} id */
+async function isQueued(id) {
+  const response = await api.fetchApi("/queue");
+  const { queue_running, queue_pending } = await response.json();
+  return [...queue_running, ...queue_pending].some((one) => one[1] === id);
 }
 
 /** The id of what was queued; rejects with why it was not. @param {object} asked */
