@@ -228,6 +228,7 @@ def page(server: Server) -> Iterator[Any]:
         page.set_default_timeout(20_000)  # a busy machine is no failure
         page.on("pageerror", lambda error: _errors.append(str(error.stack or error)))
         page.on("console", _note_error)
+        page.on("filechooser", lambda _: None)  # held back from the start: a real dialog could open before
         open_page(page, server.url)
         yield page
         browser.close()

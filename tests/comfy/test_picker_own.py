@@ -42,6 +42,8 @@ def test_the_gallery_is_drawn_on_the_users_picture(picker: Any, server: Any, err
 
 
 def test_a_drawing_that_is_stopped_or_taken_from_the_queue_says_so(picker: Any, server: Any) -> None:
+    changed_catalogue(server, "stopped.safetensors", lambda effects: effects)
+    load(picker, "stopped.safetensors")
     picker.evaluate(
         "() => { window.heard = []; const news = document.querySelector('.cl-news');"
         " const hear = () => window.heard.push(news.textContent);"
