@@ -56,8 +56,7 @@ class Metered:
         self.model = self.hardware = 0.0
 
     def __call__(self, x: Tensor, sigma: Tensor, text: Tensor, source: Tensor) -> Tensor:
-        # the fake score is an adapter on top of teachers: "teachers frost + fake"
-        rank = sum(self.ranks[part.split()[0]] for part in self.roles.active.split(" + "))
+        rank = self.ranks[self.roles.active.split()[0]]
         needed = done = self.work.forward(rank)
         if torch.is_grad_enabled():
             needed += self.work.backward(rank)

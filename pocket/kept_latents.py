@@ -36,7 +36,6 @@ class KeptLatents:
             return load_file(path)["latents"]
         except (FileNotFoundError, SafetensorError, KeyError):  # not there yet, or damaged: make it
             latents = make().cpu().contiguous()
-            self.folder.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as temporary:
                 save_file({"latents": latents}, temporary)
             return latents
