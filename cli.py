@@ -183,15 +183,15 @@ def _distill(args: argparse.Namespace) -> int:
             f"{run.checkpoint} holds the state of an earlier run; go on with --resume, or delete it to start "
             "again"
         )
+    workers = Workers.start()
+    if run.shard and workers.count == 1:
+        raise ConfigError(
+            f"{args.config}: shard = true splits the base over several processes; start them with "
+            "torchrun --nproc-per-node N -m collectionlora distill ..."
+        )
     folder = None if run.base == "pocket" else Path(run.base)
     host = _host(folder, False, run.long_side, run.base_dtype, run.offload, run.checkpointing)
-    workers = Workers.start()
     if run.shard:
-        if workers.count == 1:
-            raise ConfigError(
-                f"{args.config}: shard = true splits the base over several processes; start them with "
-                "torchrun --nproc-per-node N -m collectionlora distill ..."
-            )
         from .training.hosts.diffusers import shard
 
         workers = replace(workers, pace=shard(host.transformer, host.device))

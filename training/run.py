@@ -81,7 +81,8 @@ class DistillationRun:
 
     Args:
         cancelled: asked often; True ends `prepare` or `train` with Cancelled. What is done by then is kept.
-        first: weights that student and fake score start from, to add effects to a finished collection.
+        first: weights that the student starts from, to add effects to a finished collection; and the fake
+            score, unless it stands on the teachers.
         workers: the processes that train together, on one file system; only one of them writes.
 
     Raises:

@@ -87,6 +87,13 @@ def test_a_wrong_entry_is_named_with_file_and_remedy(
         read_run(project.write())
 
 
+@pytest.mark.parametrize("other", [{"offload": True}, {"base_dtype": "fp8"}])
+def test_a_base_is_split_as_it_was_loaded_or_not_at_all(project: Any, other: dict[str, Any]) -> None:
+    project.settings |= {"shard": True, **other}
+    with pytest.raises(ConfigError, match="leave out offload and base_dtype"):
+        read_run(project.write())
+
+
 @pytest.mark.parametrize("key", ["output", "effects", "data"])
 def test_a_missing_entry_is_named(project: Any, key: str) -> None:
     del project.settings[key]
