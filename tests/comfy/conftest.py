@@ -259,16 +259,3 @@ def reopen(page: Any, server: Any) -> Callable[[], None]:
         page.wait_for_timeout(300)
 
     return run
-
-
-@pytest.fixture
-def errors(picker: Any) -> Iterator[list[str]]:
-    """What the page throws and nobody catches."""
-    found: list[str] = []
-
-    def note(error: Any) -> None:
-        found.append(str(error))
-
-    picker.on("pageerror", note)
-    yield found
-    picker.remove_listener("pageerror", note)

@@ -116,8 +116,11 @@ def test_the_applied_effect_is_recognised_and_equals_the_headless_host(server: A
         made = load_file(server.output_file(outputs["latent"]["latents"][0]))["latent_tensor"][:, :, 0]
         source = host.read_image(PICTURES[index])[None]
         expected = headless(host, weights, catalogue, effect, source, graph[sampler]["inputs"]["seed"])
-        # Latents reach 5, and eight evaluations multiply what two libraries round differently: 2e-4 was seen.
-        assert (made - expected).abs().max() <= 1e-3, effect
+        # The mean, 1e-6 or less, sees what differs; a single number of 7 may be 2e-4 apart, because eight
+        # evaluations multiply what is rounded.
+        gap = (made - expected).abs()
+        assert gap.mean() <= 1e-5, effect
+        assert gap.max() <= 1e-3, effect
         result = picture(server.output_file(outputs[saver]["images"][0]))[None]
         assert (result - host.decode(expected)).abs().max() < 0.01  # a PNG has 8 bits
         verdict = judge.examine(effect, result, source)
