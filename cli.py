@@ -81,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     one = add("plan", "predict memory, hours and disk of a run on a card, and the fastest settings that fit")
     one.add_argument("config", type=Path, nargs="?", metavar="CONFIG.toml", help="default: the paper's model")
     one.add_argument("--gpu", type=int, required=True, metavar="GB", help="memory of the card: 16 to 80")
+    one.add_argument(
+        "--gpus", type=int, default=1, metavar="N", help="so many of it, one torchrun process each (1)"
+    )
     one.add_argument("--preset", metavar="NAME", help="numbers of a preset, without a file (default)")
     one.add_argument("--effects", type=int, metavar="N", help="effects, without a file (50)")
     one.add_argument("--pictures", type=int, metavar="N", help="of each effect, without a file (20)")
@@ -227,6 +230,8 @@ def _plan(args: argparse.Namespace) -> int:
     from .training.plan import plan, to_json, verdict, words
     from .training.run_config import read_run
 
+    if args.gpus < 1:
+        raise ValueError(f"--gpus = {args.gpus} must be at least 1")
     for name, least in (("effects", 1), ("pictures", 1), ("general", 0), ("preset", None)):
         value = getattr(args, name)
         if args.config and value is not None:
@@ -241,8 +246,7 @@ def _plan(args: argparse.Namespace) -> int:
         effects, samples = args.effects or 50, (args.effects or 50) * (args.pictures or 20)
         config = distillation(preset=args.preset or "default")
         job = Job(config, effects=effects, samples=samples, general=args.general or 0)
-    if args.size is not None:
-        job = replace(job, side=args.size)
+    job = replace(job, devices=args.gpus, side=args.size or job.side)
     made = plan(job, card(args.gpu))
     print(json.dumps(to_json(made), indent=1) if args.json else f"{words(made)}\n{verdict(made)}".rstrip())
     return OK

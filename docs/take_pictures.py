@@ -13,6 +13,8 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,12 @@ class Studio:
         for one in SETTINGS.items():
             page.evaluate(f"([name, value]) => {APP}.extensionManager.setting.set(name, value)", one)
         page.add_style_tag(content=UNWANTED)
+
+    def vue(self, on: bool) -> None:
+        """The page's own nodes, or those drawn on the canvas."""
+        setting = ["Comfy.VueNodes.Enabled", on]
+        self.page.evaluate(f"([name, value]) => {APP}.extensionManager.setting.set(name, value)", setting)
+        self.page.wait_for_timeout(1500)
 
     def open(self, name: str) -> None:
         """Load a workflow into a page that shows nothing but the graph."""
@@ -181,13 +189,13 @@ def take(studio: Studio, name: str) -> None:
     studio.focus()
 
 
-def main() -> None:
-    """Start all, take the pictures, end all."""
+@contextmanager
+def in_a_studio() -> Iterator[Studio]:
+    """Start all, end all."""
     from playwright.sync_api import sync_playwright
 
     comfyui = find_comfyui()
     assert comfyui, "no ComfyUI found: set COMFYUI_PATH"
-    names = sys.argv[1:] or sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
     with (
         tempfile.TemporaryDirectory() as folder,
         running(comfyui, Path(folder)) as server,
@@ -204,10 +212,15 @@ def main() -> None:
         browser = run.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport=WINDOW)
         page.set_default_timeout(120_000)
-        studio = Studio(page, server)
-        for name in names:
-            take(studio, name)
+        yield Studio(page, server)
         browser.close()
+
+
+def main() -> None:
+    """Take the pictures of these workflows."""
+    with in_a_studio() as studio:
+        for name in sys.argv[1:] or sorted(path.stem for path in (ROOT / "workflows").glob("*.json")):
+            take(studio, name)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ class Storage:
     """Bytes of a number in the model's arithmetic, and of biases and norms."""
     blocks: int | None = None
     """How many blocks are on the device at a time, fetched anew by every pass; None: all, for good."""
+    parts: int = 1
+    """Over how many devices the blocks are split; each is gathered as a whole when it runs."""
 
     @property
     def unpacked(self) -> bool:
@@ -44,6 +46,13 @@ class Storage:
 BF16, FP8 = Storage("bf16"), Storage("fp8", weight=1)
 STORAGES = (BF16, FP8, Storage("bf16, offloaded", blocks=2), Storage("fp8, offloaded", weight=1, blocks=2))
 """What a run file offers (`base_dtype`, `offload = true`), and a plan chooses from."""
+AHEAD = 2
+"""Gathered blocks at a time: the one that runs, and the next."""
+
+
+def sharded(devices: int) -> Storage:
+    """`shard = true` on so many devices."""
+    return Storage("bf16, sharded", parts=devices)
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,13 @@ class Job:
     """How the base may lie on the device."""
     checkpointing: tuple[Checkpointing, ...] = CHECKPOINTING
     """What the host can do."""
+    devices: int = 1
+    """Processes, each on a device of its own and with a share of every batch."""
+
+    @property
+    def share(self) -> int:
+        """Samples of a batch on one device, at most."""
+        return math.ceil(self.config.batch / self.devices)
 
     @property
     def tokens(self) -> Tokens:
@@ -141,10 +157,11 @@ def adapter_numbers(shapes: Shapes, rank: int) -> int:
 def base_bytes(architecture: Architecture, storage: Storage) -> int:
     """The frozen base on the device."""
     whole = round(architecture.weights * storage.weight) + architecture.other_parameters * storage.item
-    if storage.blocks is None:
-        return whole
-    absent = architecture.num_layers - min(storage.blocks, architecture.num_layers)
-    return whole - round(absent * architecture.block_weights * storage.weight)
+    layers = architecture.num_layers
+    held: float = layers if storage.blocks is None else storage.blocks
+    if storage.parts > 1:
+        held = AHEAD + layers / storage.parts
+    return whole - round(max(0, layers - held) * architecture.block_weights * storage.weight)
 
 
 def adapter_bytes(shapes: Shapes, rank: int, optimizer: OptimizerName) -> Bytes:
@@ -199,7 +216,7 @@ def device_bytes(job: Job, setting: Setting) -> Mapping[str, Bytes]:
     unpacked = item * architecture.largest_linear if setting.storage.unpacked else 0
     base = {"base": base_bytes(architecture, setting.storage)}
     trained = adapter_bytes(job.adapted, job.config.rank, setting.optimizer)
-    held = {**base, **trained, "latents and prompts": _small(job, job.config.batch, batch)}
+    held = {**base, **trained, "latents and prompts": _small(job, job.share, batch)}
     # In float32 whatever the file has; the next ones arrive while those in use are still there.
     teacher = FLOAT32 * job.teacher
     kept = activation_bytes(job, setting)

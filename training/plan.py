@@ -11,6 +11,8 @@ from .cards import COPY, UTILISATION, Card
 from .config import OptimizerName
 from .evaluations import Evaluations, cycle_evaluations, warm_evaluations
 from .footprint import (
+    BF16,
+    FLOAT32,
     GIB,
     Bytes,
     Job,
@@ -21,6 +23,7 @@ from .footprint import (
     disk_bytes,
     kept_bytes,
     ram_bytes,
+    sharded,
 )
 from .run_config import Checkpointing
 
@@ -100,9 +103,11 @@ def settings(job: Job) -> Iterator[Setting]:
     prompts of equal length."""
     config = job.config
     optimizers = get_args(OptimizerName) if config.optimizer == "adamw" else (config.optimizer,)
-    micro = [n for n in range(config.micro_batch, 0, -1) if config.batch % n == 0]
+    micro = [n for n in range(min(config.micro_batch, job.share), 0, -1) if job.share % n == 0]
     batches = [n for n in (8, 4, 2, 1) if n < job.targets.batch]
-    for chosen in product(job.storages, optimizers, micro, [job.targets.batch, *batches], job.checkpointing):
+    split = [] if job.devices == 1 or BF16 not in job.storages else [sharded(job.devices)]
+    storages, targets = [*job.storages, *split], [job.targets.batch, *batches]
+    for chosen in product(storages, optimizers, micro, targets, job.checkpointing):
         yield Setting(*chosen)
 
 
@@ -163,12 +168,13 @@ def hours(job: Job, setting: Setting, card: Card, utilisation: float = UTILISATI
     def cycle(count: Evaluations) -> float:
         own, teachers = seconds(each.adapter, batch), seconds(each.teacher, batch)
         sample = count.adapter * own + count.teacher * teachers + count.gradient * gradient
-        return job.config.batch * sample + kept_bytes(job, setting) / COPY
+        return job.share * sample + kept_bytes(job, setting) / COPY
 
     c = job.config
     full, warm = cycle(cycle_evaluations(c, job.p_effect)), cycle(warm_evaluations(job.p_effect))
+    full, warm = full + (1 + c.fake_ratio) * _adding_up(job, card), warm + _adding_up(job, card)
     return Hours(
-        target_evaluations(job) * seconds(each.target, setting.target_batch) / HOUR,
+        target_evaluations(job) / job.devices * seconds(each.target, setting.target_batch) / HOUR,
         ((c.cycles - c.warm_cycles) * full + c.warm_cycles * warm) / HOUR,
         full,
     )
@@ -189,9 +195,14 @@ def model_operations(job: Job) -> float:
 def _reading(job: Job, storage: Storage, card: Card) -> float:
     """Seconds in which all weights are read once by the matrix products, or what is not on the device comes
     over the link, ahead of its use; both go on beside the computation."""
-    everything = base_bytes(job.architecture, replace(storage, blocks=None))
+    everything = base_bytes(job.architecture, replace(storage, blocks=None, parts=1))
     absent = everything - base_bytes(job.architecture, storage)
     return max(job.architecture.weights * storage.item / card.bandwidth, absent / card.link)
+
+
+def _adding_up(job: Job, card: Card) -> float:
+    """Seconds in which the devices' gradients of one adapter go round in a ring."""
+    return 2 * (1 - 1 / job.devices) * FLOAT32 * job.adapter / card.link
 
 
 def _unpacking(job: Job, storage: Storage, card: Card) -> float:
@@ -213,7 +224,8 @@ def words(plan: Plan) -> str:
     ]
     if plan.card is not None:
         peak = plan.card.operations / 1e12
-        lines.append(f"on {plan.card.name}, {UTILISATION:.0%} of its {peak:.0f} TFLOP/s")
+        cards = plan.card.name if job.devices == 1 else f"{job.devices} of {plan.card.name}"
+        lines.append(f"on {cards}, {UTILISATION:.0%} of its {peak:.0f} TFLOP/s")
     lines.append(", ".join(f"{name} = {value}" for name, value in chosen(setting).items()))
     phase, parts = plan.peak
     lines += [_line(name, size) for name, size in parts.items() if size]
@@ -257,6 +269,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
     count = cycle_evaluations(job.config, job.p_effect)
     return {
         "gpu": None if plan.card is None else plan.card.name,
+        "gpus": job.devices,
         "fits": not plan.missing,
         "missing_bytes": plan.missing,
         "room_bytes": plan.room,

@@ -28,6 +28,14 @@ def test_a_card_and_a_size_make_a_plan(capsys: pytest.CaptureFixture[str]) -> No
     assert smaller["hours"]["all"] < content["hours"]["all"]
 
 
+def test_more_cards_take_fewer_hours(capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = (planned(capsys, "--gpu", "80", "--gpus", str(n)) for n in (1, 2))
+    assert (one["gpus"], two["gpus"]) == (1, 2)
+    assert one["hours"]["all"] / 2 <= two["hours"]["all"] < 0.6 * one["hours"]["all"]
+    assert cli.main(["plan", "--gpu", "80", "--gpus", "2"]) == cli.OK
+    assert "on 2 of H100" in capsys.readouterr().out
+
+
 def test_effects_and_pictures_are_teacher_images(capsys: pytest.CaptureFixture[str]) -> None:
     few = planned(capsys, "--gpu", "80", "--effects", "2", "--pictures", "5")
     many = planned(capsys, "--gpu", "80", "--effects", "4", "--pictures", "10", "--general", "7")
@@ -74,6 +82,7 @@ def test_a_folder_is_known_by_its_configuration(
     ("arguments", "said"),
     [
         (["--gpu", "40"], ["gpu = 40", "16, 24, 32, 48, 80"]),
+        (["--gpu", "24", "--gpus", "0"], ["--gpus = 0", "at least 1"]),
         (["--gpu", "24", "--effects", "0"], ["--effects = 0", "at least 1"]),
         (["--gpu", "24", "--general", "-1"], ["--general = -1", "at least 0"]),
         (["--gpu", "24", "--size", "8"], ["--size = 8", "from 64 to 4096"]),

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 sys.path.append(str(Path(__file__).parent))
-from graphs import APP, PICTURES, open_page
+from gallery import SHOW_NODE, cell, load
+from graphs import APP, PICTURES, POCKET, drop, open_page
 
 from collectionlora.collection.file import load_collection, read_catalogue, save_collection
 from collectionlora.pocket import WEIGHTS
@@ -83,6 +84,20 @@ def test_titles_pictures_and_the_list_change_in_the_file(browser: Any, file: Pat
     assert weights.down.keys() == load_collection(SHIPPED)[0].down.keys()
     assert browser.get_by_label("Title of sketch", exact=True).input_value() == "<b>Mine</b>"
     assert browser.locator("b").count() == 0
+
+
+def test_a_gallery_on_the_page_shows_what_is_saved(browser: Any, page: Any, file: Path) -> None:
+    drop(page, POCKET.parent / "workflows" / "apply_effect_pocket.json")
+    load(page, "mine.safetensors")
+    page.evaluate(SHOW_NODE)
+    cell(page, "sketch").filter(has_text=read_catalogue(file)["sketch"].title).wait_for()
+    choose(browser, "mine.safetensors")
+    browser.get_by_label("Title of sketch", exact=True).fill("Mine")
+    browser.get_by_role("button", name=f"Leave out {read_catalogue(file)['neon'].title}").click()
+    browser.get_by_role("button", name="Save", exact=True).click()
+    saved(browser)
+    cell(page, "sketch").filter(has_text="Mine").wait_for()
+    assert cell(page, "neon").count() == 0
 
 
 def test_a_copy_of_the_built_in_collection_gets_a_name_and_can_be_downloaded(

@@ -104,6 +104,12 @@ def test_a_run_is_watched_reloaded_saved_and_cancelled(page: Any, server: Any, w
             timeout=60_000,
         )
     other.close()
+    story = server.get("/collectionlora/run")
+    lately = {name: line["loss"][-20:] for name, line in story["losses"].items()}
+    rows = panel.locator("table tr").all()
+    shown = {row.locator("td").first.inner_text(): float(row.locator("td").last.inner_text()) for row in rows}
+    # what the page added up, event by event, is what the server did
+    assert shown == {name: pytest.approx(sum(some) / len(some), rel=0.01) for name, some in lately.items()}
     assert "collection.safetensors" in status.inner_text()
     assert server.wait(watched)["status"]["status_str"] == "error"
     assert read_catalogue(collection).training["cycles"] >= saved

@@ -14,15 +14,18 @@ from collectionlora.training.cards import CARDS, UTILISATION, Card, card, card_n
 from collectionlora.training.config import PRESETS, Distillation, distillation
 from collectionlora.training.evaluations import cycle_evaluations, warm_evaluations
 from collectionlora.training.footprint import (
+    BF16,
     FP8,
     GIB,
     STORAGES,
     Job,
     Setting,
     Storage,
+    base_bytes,
     device_bytes,
     kept_bytes,
     ram_bytes,
+    sharded,
 )
 from collectionlora.training.plan import (
     Plan,
@@ -218,6 +221,30 @@ def test_a_small_card_gets_a_base_that_is_offloaded() -> None:
     assert ram_bytes(job, made.setting)["offloaded base"] == blocks * made.setting.storage.weight
     assert ram_bytes(job, Setting())["offloaded base"] == 0
     assert plan(job, card(80)).setting.storage.name == "bf16"
+
+
+def test_several_cards_share_batches_and_teacher_images() -> None:
+    one = Job(distillation({**RANK_32, "batch": 8}), samples=30)
+    four = replace(one, devices=4)
+    alone, shared = (hours(job, Setting(), INSTANT) for job in (one, four))
+    assert shared.targets == pytest.approx(alone.targets / 4)
+    copying = hours(one, Setting(), INSTANT, 1e9).cycle
+    assert shared.cycle - copying == pytest.approx((alone.cycle - copying) / 4)
+    linked = replace(INSTANT, link=1e9)
+    sent = 2 * 0.75 * 4 * one.adapter * (1 + one.config.fake_ratio) / linked.link  # float32, round a ring
+    assert hours(four, Setting(), linked).cycle - shared.cycle == pytest.approx(sent)
+    assert {setting.micro_batch for setting in settings(replace(four, devices=3))} == {1}
+
+
+def test_several_cards_hold_a_part_of_the_base_each_where_a_whole_does_not_fit() -> None:
+    job = Job(distillation(RANK_32), storages=(BF16,), devices=4)
+    made = plan(job, card(32))
+    assert made.setting.storage == sharded(4)
+    assert not made.missing
+    part = base_bytes(job.architecture, made.setting.storage) / base_bytes(job.architecture, BF16)
+    assert 1 / 4 < part < 0.3  # and two blocks as a whole
+    assert plan(job, card(80)).setting.storage == BF16
+    assert sharded(4) not in {setting.storage for setting in settings(replace(job, devices=1))}
 
 
 def test_the_peak_is_the_largest_phase() -> None:
