@@ -261,14 +261,34 @@ def test_the_matrix_names_its_columns_and_has_every_effect(told: Told) -> None:
     assert matrix.get_attribute("title") == "effect 0 and effect 0: 1.00"
 
 
+def change(page: Any, what: str) -> None:
+    """Change the graph in one step of undo."""
+    page.evaluate(
+        f"() => {{ {APP}.canvas.emitBeforeChange(); {what.replace('GRAPH', APP + '.graph')};"
+        f" {APP}.canvas.emitAfterChange(); }}"
+    )
+
+
+def undo(page: Any) -> None:
+    """Undo, and wait for a panel that is seen."""
+    page.evaluate("() => document.activeElement?.blur()")
+    page.keyboard.press("Control+z")
+    page.wait_for_timeout(500)
+    page.wait_for_function("() => document.querySelector('.cl-panel')?.clientHeight > 50")
+
+
 def on_a_node(page: Any, server: Any, vue: bool) -> Any:
     """The page with a node of ours, and the panel on it."""
     open_page(page, server.url)
     page.evaluate(f"(vue) => {APP}.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", vue)
+    change(
+        page,
+        "GRAPH.clear(); const node = LiteGraph.createNode('CollectionLoraDistil'); node.pos = [300, 60];"
+        " GRAPH.add(node); window.ours = node;",
+    )
     page.evaluate(
-        f"() => {{ {APP}.graph.clear(); const node = LiteGraph.createNode('CollectionLoraDistil');"
-        f" node.pos = [300, 60]; {APP}.graph.add(node); window.ours = node;"
-        f" {APP}.canvas.ds.offset = [0, 0]; {APP}.canvas.ds.scale = 1; {APP}.canvas.setDirty(true, true); }}"
+        f"() => {{ const {{ canvas }} = {APP}; canvas.ds.offset = [0, 0]; canvas.ds.scale = 1;"
+        " canvas.setDirty(true, true); }"
     )
     return page.locator(".cl-panel")
 
@@ -300,8 +320,15 @@ def test_the_node_shows_its_own_runs(page: Any, server: Any, vue: bool) -> None:
         page.wait_for_function(
             "(height) => document.querySelector('.cl-panel').clientHeight > height + 50", arg=height
         )
-        page.evaluate(f"() => {APP}.graph.remove(window.ours)")
+        told.story["node"] = node
+        change(page, "window.ours.widgets.find((w) => w.name === 'name').value = 'other'")
+        undo(page)
+        assert page.evaluate(f"() => {APP}.graph.nodes[0] !== window.ours")  # it was made anew
+        told.state("cycle 8 of 10")
+        change(page, f"GRAPH.remove({APP}.graph.nodes[0])")
         page.wait_for_function("() => !document.querySelector('.cl-panel')")
+        undo(page)
+        told.state("cycle 8 of 10")
     finally:
         page.unroute("**/collectionlora/run*")
         page.evaluate(f"() => {APP}.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
