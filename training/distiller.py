@@ -19,17 +19,21 @@ from .data import Batch
 from .flow import (
     add_noise,
     anchored_times,
+    euler_to,
     predict_x0,
     rollout,
+    shift,
     uniform_shifted,
     velocity_towards,
     x0_from_velocity,
 )
 from .losses import dmd_direction, dmd_loss, flow_matching_loss, guided, velocity_loss
-from .randomness import generators, integers, noise_like
+from .randomness import generators, integers, noise_like, uniform
 from .roles import BASE, Roles
 
 STUDENT, FAKE = "student", "fake"
+WAY_STEPS = 4
+"""Of the teacher, to where it is imitated."""
 
 EditVelocity = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """`velocity(x (B,C,h,w), sigma (B,), text (B,T,D), source (B,C,h,w)) -> (B,C,h,w)`: the host's model,
@@ -149,6 +153,29 @@ class Distiller:
         with self.roles.use(STUDENT):
             v = self._velocity(batch, positions, batch.student, x, sigma)
         return Term("fm", tuple(positions), velocity_loss(v, velocity_towards(target, x, sigma)))
+
+    def imitation(self, batch: Batch, draws: Draws) -> Term:
+        """Beyond the paper, before matching: regress the velocity on the teacher's own (general stream: the
+        base's), guided, where the teacher comes by on a new way from noise.
+
+        Flow matching on the few images that a teacher has made learns these by heart; no way comes twice.
+        """
+        o, everyone = self.objective, range(len(batch))
+        noise = noise_like(batch.source, draws.generators(batch, "way start"))
+        ends = uniform(draws.generators(batch, "way end"))
+        sigma = shift(ends, o.shift).to(noise.device)
+        with torch.no_grad():
+            x = euler_to(
+                lambda x, sigma, _: self._real_velocity(batch, everyone, x, sigma),
+                noise,
+                ends,
+                WAY_STEPS,
+                o.shift,
+            )
+            target = self._real_velocity(batch, everyone, x, sigma)
+        with self.roles.use(STUDENT):
+            v = self._velocity(batch, everyone, batch.student, x, sigma)
+        return Term("imitation", tuple(everyone), velocity_loss(v, target))
 
     def fake_term(self, batch: Batch, x0: Tensor, draws: Draws) -> Term:
         """The fake score's loss on the student's samples `x0` (B,C,h,w).

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .config import Distillation
+from .distiller import WAY_STEPS
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ def cycle_evaluations(config: Distillation, p_effect: float) -> Evaluations:
         fresh = Evaluations() if shared else rollout + Evaluations(adapter=1)
         total += (one + fresh) * config.fake_ratio
     return total
+
+
+def imitation_evaluations(config: Distillation) -> Evaluations:
+    """Of one sample of a cycle that imitates the teachers' velocities."""
+    return Evaluations(teacher=(WAY_STEPS + 1) * (2 if config.objective.guidance else 1), gradient=1)
 
 
 def warm_evaluations(p_effect: float) -> Evaluations:

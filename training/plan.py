@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from .cards import COPY, UTILISATION, Card
 from .config import OptimizerName
-from .evaluations import Evaluations, cycle_evaluations, warm_evaluations
+from .evaluations import Evaluations, cycle_evaluations, imitation_evaluations, warm_evaluations
 from .footprint import (
     BF16,
     FLOAT32,
@@ -39,7 +39,7 @@ class Hours:
     """Making the missing teacher images."""
     cycles: float
     cycle: float
-    """Seconds of a cycle after the warm ones."""
+    """Seconds of a cycle that matches distributions."""
 
     @property
     def all(self) -> float:
@@ -171,11 +171,13 @@ def hours(job: Job, setting: Setting, card: Card, utilisation: float = UTILISATI
         return job.share * sample + kept_bytes(job, setting) / COPY
 
     c = job.config
-    full, warm = cycle(cycle_evaluations(c, job.p_effect)), cycle(warm_evaluations(job.p_effect))
-    full, warm = full + (1 + c.fake_ratio) * _adding_up(job, card), warm + _adding_up(job, card)
+    adding = _adding_up(job, card)
+    full = cycle(cycle_evaluations(c, job.p_effect)) + (1 + c.fake_ratio) * adding
+    warm = cycle(warm_evaluations(job.p_effect)) + adding
+    imitating = cycle(imitation_evaluations(c)) + adding
     return Hours(
         target_evaluations(job) / job.devices * seconds(each.target, setting.target_batch) / HOUR,
-        ((c.cycles - c.warm_cycles) * full + c.warm_cycles * warm) / HOUR,
+        (c.warm_cycles * warm + c.imitation_cycles * imitating + (c.cycles - c.start_cycles) * full) / HOUR,
         full,
     )
 

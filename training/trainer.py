@@ -37,7 +37,7 @@ MAY_DIFFER = ("cycles", "save_every", "micro_batch", "bank_ram", "lr", "fake_lr"
 """Settings that a resumed run may change. Learning rates are the user's to lower as the run goes; the others
 do not change what a cycle computes (`micro_batch`: up to rounding; `cycles`: but for a rate that falls)."""
 
-ONCE = {"anchor": "image", "fake_base": "base"}
+ONCE = {"anchor": "image", "fake_base": "base", "imitation_cycles": 0}
 """What a run did before there was a setting for it: its states do not name these."""
 
 
@@ -164,7 +164,7 @@ class Trainer:
             else:
                 self._in_a_row = 0
             self.cycle += 1
-            if self.cycle == self.config.warm_cycles and self.config.objective.fake_base == "base":
+            if self.cycle == self.config.start_cycles and self.config.objective.fake_base == "base":
                 self.fake.load_state_dict(self.student.state_dict())
             self._kept = self._state()
             record.memory = peak_memory(next(self.student.parameters()).device)
@@ -172,15 +172,17 @@ class Trainer:
 
     def _cycle(self, record: Record) -> None:
         objective = self.config.objective
-        warm = self.cycle < self.config.warm_cycles
+        starting = self.cycle < self.config.start_cycles
         record.lr = self._set_lr()
         batches = self._batches(0)
         rolled: list[torch.Tensor] = []
         start = time.perf_counter()
-        self._update(STUDENT, self._warm_terms(batches) if warm else self._terms(batches, rolled), record)
+        self._update(
+            STUDENT, self._first_terms(batches) if starting else self._terms(batches, rolled), record
+        )
         self._follow()
         record.seconds["student"] = time.perf_counter() - start
-        if warm or not (objective.bs_weight or objective.ts_weight):
+        if starting or not (objective.bs_weight or objective.ts_weight):
             return
         start = time.perf_counter()
         for number in range(self.config.fake_ratio):
@@ -189,10 +191,15 @@ class Trainer:
 
     # -- terms -----------------------------------------------------------------------------------------------
 
-    def _warm_terms(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Term, float]]:
+    def _first_terms(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Term, float]]:
+        """Of cycles before the matching: on the teachers' images, then on their velocities."""
         draws = Draws(self.config.seed, self.cycle, "student")
-        for batch in batches:
-            if batch.seeded():
+        for i, batch in enumerate(batches):
+            if self.cycle >= self.config.warm_cycles:
+                for following in batches[i + 1 : i + 2]:
+                    self.distiller.bank.prefetch(following.teachers())  # read while this one is computed
+                yield batch, self.distiller.imitation(batch, draws), 1.0
+            elif batch.seeded():
                 times = torch.zeros(len(batch))
                 yield batch, self.distiller.image_anchored(batch, batch.seeded(), draws, times), 1.0
 

@@ -109,6 +109,10 @@ def test_values_come_before_the_preset_key_by_key():
         ({"objective": {"anchor": "noise"}}, "objective.anchor = 'noise'; valid are path, image"),
         ({"cycles": 10, "warm_cycles": 10}, "warm_cycles = 10 must be less than cycles = 10"),
         (
+            {"cycles": 10, "warm_cycles": 6, "imitation_cycles": 4},
+            "warm_cycles = 6 + imitation_cycles = 4 must be less than cycles = 10",
+        ),
+        (
             {"objective": {"bs_weight": 0.0, "ts_weight": 0.0, "fm_weight": 0.0}},
             "are all 0: nothing would be learned",
         ),

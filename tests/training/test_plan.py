@@ -12,7 +12,7 @@ import pytest
 from collectionlora.training.architecture import Architecture, Tokens
 from collectionlora.training.cards import CARDS, UTILISATION, Card, card, card_named
 from collectionlora.training.config import PRESETS, Distillation, distillation
-from collectionlora.training.evaluations import cycle_evaluations, warm_evaluations
+from collectionlora.training.evaluations import cycle_evaluations, imitation_evaluations, warm_evaluations
 from collectionlora.training.footprint import (
     BF16,
     FP8,
@@ -71,6 +71,8 @@ def test_a_cycle_costs_what_the_project_says() -> None:
         {"objective": {"fm_weight": 0.0, "steps": 4, "ts_steps": 2}},
         {"p_effect": 1.0, "objective": {"bs_weight": 0.0, "ts_weight": 0.0}},
         {"p_effect": 1.0, "warm_cycles": 110},
+        {"warm_cycles": 10, "imitation_cycles": 100},
+        {"imitation_cycles": 100, "objective": {"guidance": 0.0}},
     ],
     ids=str,
 )
@@ -83,7 +85,8 @@ def test_evaluations_are_those_that_the_trainer_makes(
         pass
     config = world.trainer.config
     warm = warm_evaluations(config.p_effect).equivalents * config.warm_cycles
-    expected = warm + equivalents(config) * (cycles - config.warm_cycles)
+    imitating = imitation_evaluations(config).equivalents * config.imitation_cycles
+    expected = warm + imitating + equivalents(config) * (cycles - config.start_cycles)
     assert world.cost / config.batch == pytest.approx(expected, rel=0.05)
 
 
@@ -123,8 +126,13 @@ def test_without_checkpointing_attentions_scores_alone_are_computed_twice() -> N
 
 
 def test_warm_cycles_cost_less() -> None:
-    long, warm = (Job(distillation({**RANK_32, "cycles": 100, "warm_cycles": n})) for n in (0, 90))
-    assert hours(warm, Setting(), card(80)).cycles < 0.3 * hours(long, Setting(), card(80)).cycles
+    kinds = ({}, {"imitation_cycles": 90}, {"warm_cycles": 90})
+    long, imitating, warm = (
+        hours(Job(distillation({**RANK_32, "cycles": 100, **kind})), Setting(), card(80)).cycles
+        for kind in kinds
+    )
+    assert warm < 0.3 * long
+    assert warm < imitating < 0.6 * long
 
 
 def test_unpacking_and_fetching_take_time_and_larger_batches_share_it() -> None:

@@ -220,6 +220,15 @@ def test_warm_cycles_regress_only_and_then_the_fake_score_starts_as_the_student(
     assert not tiny.same(copied(trainer.fake.state_dict()), copied(trainer.student.state_dict()))
 
 
+def test_imitation_follows_the_warm_cycles_and_needs_no_teacher_image(tiny, teachers):
+    values = {"warm_cycles": 1, "imitation_cycles": 1, "cycles": 3, "objective": {"fake_base": "base"}}
+    trainer = tiny.world(teachers, values).trainer
+    run = trainer.run()
+    assert [list(next(run).values) for _ in range(2)] == [["fm"], ["imitation"]]
+    assert tiny.same(copied(trainer.fake.state_dict()), copied(trainer.student.state_dict()))
+    assert set(next(run).values) == {"bs", "ts", "fm", "fake"}
+
+
 def test_over_teachers_the_fake_score_starts_as_they_are_and_pulls_nowhere(tiny, teachers):
     objective = {"guidance": 0.0, "fm_weight": 0.0, "fake_base": "teacher"}
     world = tiny.world(teachers, {"warm_cycles": 1, "cycles": 2, "objective": objective})
