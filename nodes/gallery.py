@@ -18,9 +18,17 @@ SIDE = 192
 
 def own_picture(file: str, effect: str) -> Path:
     """Where the user's own picture of an effect is, if there is one. `effect` is a name of the catalogue."""
+    return _folder(file) / f"{effect}.jpg"
+
+
+def own_pictures(file: str) -> dict[str, int]:
+    """The effects of which there is one, with the times (ns) they were made."""
+    return {path.stem: path.stat().st_mtime_ns for path in _folder(file).glob("*.jpg")}
+
+
+def _folder(file: str) -> Path:
     key = hashlib.sha256(file.encode()).hexdigest()[:8]
-    folder = Path(folder_paths.get_user_directory()) / "collectionlora" / "galleries" / f"{slug(file)}_{key}"
-    return folder / f"{effect}.jpg"
+    return Path(folder_paths.get_user_directory()) / "collectionlora" / "galleries" / f"{slug(file)}_{key}"
 
 
 def keep_own_picture(file: str, effect: str, source: Image.Image, result: Image.Image) -> None:

@@ -12,7 +12,7 @@ from ..collection.errors import CollectionError
 from ..collection.thumbnails import thumbnail_kind
 from .events import find_run
 from .files import catalogue_of, collection_path
-from .gallery import own_picture
+from .gallery import own_picture, own_pictures
 
 
 def add_routes() -> None:
@@ -29,14 +29,13 @@ def add_routes() -> None:
         except (CollectionError, OSError) as error:
             return web.json_response({"error": str(error)}, status=404)
         keys = ("name", "title", "category", "prompt")
-        effects = []
+        own, effects = own_pictures(file), []
         for effect in found.effects:
             query = urlencode({"file": file, "effect": effect.name, "version": version})
             address = f"/collectionlora/thumbnail?{query}" if effect.thumbnail else None
-            own = own_picture(file, effect.name)
             mine = None
-            if own.is_file():
-                query = urlencode({"file": file, "effect": effect.name, "own": own.stat().st_mtime_ns})
+            if effect.name in own:
+                query = urlencode({"file": file, "effect": effect.name, "own": own[effect.name]})
                 mine = f"/collectionlora/thumbnail?{query}"
             effects.append({key: getattr(effect, key) for key in keys} | {"thumbnail": address, "own": mine})
         return web.json_response(effects)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -364,6 +365,9 @@ def test_many_effects_open_at_once(picker: Any, server: Any, record_property: An
     cell(picker, "effect_179").scroll_into_view_if_needed()
     cell(picker, "effect_179").click()
     assert chosen(picker)[0] == "effect_179"
-    load(picker, "pocket (built in)")
-    for name, value in picker.evaluate(MEASURE, "many.safetensors").items():
-        record_property(name, round(value, 1))  # in the report of --junit-xml
+    found = []
+    for _ in range(5):
+        load(picker, "pocket (built in)")
+        found.append(picker.evaluate(MEASURE, "many.safetensors"))
+    for name in found[0]:
+        record_property(name, round(median(one[name] for one in found), 1))  # in the report of --junit-xml

@@ -39,6 +39,14 @@ export class Grid {
       "aria-description": t("Enter picks, Shift and Enter picks the second, F marks a favourite"),
     });
     this.root.addEventListener("keydown", (event) => this.#key(event));
+    this.root.addEventListener("click", (event) => this.#click(event));
+    this.root.addEventListener("focusin", (event) => this.#rove(/** @type {HTMLButtonElement} */ (event.target)));
+    this.blank = element("button", "", { class: "cl-cell", type: "button", role: "option", tabindex: "-1" });
+    this.blank.append(
+      element("img", "", { class: "cl-picture", loading: "lazy", alt: "", draggable: "false" }),
+      element("span", "", { class: "cl-star", "aria-hidden": "true", title: t("Favourite (F)") }),
+      element("span", "", { class: "cl-name" }),
+    );
   }
 
   /** The names of the effects that are shown, in order. */
@@ -80,7 +88,7 @@ export class Grid {
     const focused = this.#visible().findIndex((cell) => cell === document.activeElement);
     const name = this.#visible()[focused]?.dataset.name ?? "";
     change();
-    this.root.scrollTop = scrollTop;
+    if (scrollTop) this.root.scrollTop = scrollTop; // costs a layout
     if (focused < 0) return;
     const same = this.cells.get(name);
     const visible = this.#visible();
@@ -100,21 +108,10 @@ export class Grid {
 
   /** @param {Effect} effect */
   #cell(effect) {
-    const cell = element("button", "", { class: "cl-cell", type: "button", role: "option", title: effect.prompt, tabindex: "-1" });
+    const cell = /** @type {HTMLButtonElement} */ (this.blank.cloneNode(true)); // many are made at once
+    cell.title = effect.prompt;
     cell.dataset.name = effect.name;
-    const picture = element("img", "", { class: "cl-picture", loading: "lazy", alt: "" });
-    picture.draggable = false;
-    cell.append(picture);
-    const name = element("span", "", { class: "cl-name" });
-    name.textContent = effect.title;
-    const star = element("span", "", { class: "cl-star", "aria-hidden": "true", title: t("Favourite (F)") });
-    star.addEventListener("click", (event) => {
-      event.stopPropagation();
-      toggleFavourite(effect.name);
-    });
-    cell.append(star, name);
-    cell.addEventListener("click", (event) => this.onPick(effect.name, event.shiftKey));
-    cell.addEventListener("focus", () => this.#rove(cell));
+    /** @type {HTMLElement} */ (cell.lastChild).textContent = effect.title;
     this.cells.set(effect.name, cell);
     return cell;
   }
@@ -151,7 +148,17 @@ export class Grid {
 
   /** One cell of the grid is in the tab order. @param {HTMLButtonElement} cell */
   #rove(cell) {
-    for (const other of this.cells.values()) other.tabIndex = other === cell ? 0 : -1;
+    for (const other of this.cells.values()) if (other !== cell && other.tabIndex === 0) other.tabIndex = -1;
+    cell.tabIndex = 0;
+  }
+
+  /** @param {MouseEvent} event */
+  #click(event) {
+    const target = /** @type {HTMLElement} */ (event.target);
+    const name = /** @type {HTMLElement | null} */ (target.closest(".cl-cell"))?.dataset.name;
+    if (!name) return;
+    if (target.classList.contains("cl-star")) toggleFavourite(name);
+    else this.onPick(name, event.shiftKey);
   }
 
   /** @param {KeyboardEvent} event */
