@@ -42,6 +42,7 @@ async function refresh(node) {
   const gallery = node.collectionLoraGallery;
   takePlace(node);
   const { file, why } = fileOf(node);
+  if (file !== gallery.file) gallery.tell(""); // what was said of another one
   gallery.file = file;
   gallery.choose(choiceOf(node));
   if (!file) return gallery.complain(why);
