@@ -53,6 +53,7 @@ web:  ## types and rules of the scripts in web/; needs Node.js 20 and npm
 
 pictures: $(INSTALLED)  ## take the pictures of workflows and help pages anew; needs a ComfyUI and Chromium
 	@$(BIN)/python docs/take_pictures.py $(PICTURES)
+	@$(BIN)/python docs/take_states.py
 
 format: $(INSTALLED)  ## let ruff repair and format the code
 	@$(BIN)/ruff check --fix
