@@ -93,10 +93,9 @@ class Job:
     devices: int = 1
     """Processes, each on a device of its own and with a share of every batch."""
 
-    @property
-    def share(self) -> int:
-        """Samples of a batch on one device, at most."""
-        return math.ceil(self.config.batch / self.devices)
+    def share(self, micro_batch: int) -> int:
+        """Samples of a batch on one device, at most: micro-batches go to one device as a whole."""
+        return math.ceil(self.config.batch / micro_batch / self.devices) * micro_batch
 
     @property
     def tokens(self) -> Tokens:
@@ -216,7 +215,7 @@ def device_bytes(job: Job, setting: Setting) -> Mapping[str, Bytes]:
     unpacked = item * architecture.largest_linear if setting.storage.unpacked else 0
     base = {"base": base_bytes(architecture, setting.storage)}
     trained = adapter_bytes(job.adapted, job.config.rank, setting.optimizer)
-    held = {**base, **trained, "latents and prompts": _small(job, job.share, batch)}
+    held = {**base, **trained, "latents and prompts": _small(job, job.share(batch), batch)}
     # In float32 whatever the file has; the next ones arrive while those in use are still there.
     teacher = FLOAT32 * job.teacher
     kept = activation_bytes(job, setting)
