@@ -40,7 +40,9 @@ export class Grid {
     });
     this.root.addEventListener("keydown", (event) => this.#key(event));
     this.root.addEventListener("click", (event) => this.#click(event));
-    this.root.addEventListener("focusin", (event) => this.#rove(/** @type {HTMLButtonElement} */ (event.target)));
+    this.root.addEventListener("focusin", ({ target }) => {
+      if (target !== this.root) this.#rove(/** @type {HTMLButtonElement} */ (target)); // a browser may focus what scrolls
+    });
     this.blank = element("button", "", { class: "cl-cell", type: "button", role: "option", tabindex: "-1" });
     this.blank.append(
       element("img", "", { class: "cl-picture", loading: "lazy", alt: "", draggable: "false" }),
