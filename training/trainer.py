@@ -59,8 +59,8 @@ class Record:
 
     cycle: int
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    """Losses of single samples: by term ("bs", "ts", "fm", "fake"), then by effect ("general": the general
-    stream)."""
+    """Losses of single samples: by term ("bs", "ts", "fm", "fake", "imitation"), then by effect ("general":
+    the general stream)."""
     grad_norms: dict[str, float] = field(default_factory=dict)
     """Before clipping, by role; of the fake score the largest of the cycle."""
     lr: float = 0.0

@@ -227,6 +227,8 @@ def test_imitation_follows_the_warm_cycles_and_needs_no_teacher_image(tiny, teac
     assert [list(next(run).values) for _ in range(2)] == [["fm"], ["imitation"]]
     assert tiny.same(copied(trainer.fake.state_dict()), copied(trainer.student.state_dict()))
     assert set(next(run).values) == {"bs", "ts", "fm", "fake"}
+    alone = tiny.world(teachers, {"imitation_cycles": 1, "cycles": 2}, lessons_=tiny.lessons(targets=False))
+    assert list(next(alone.trainer.run()).values) == ["imitation"]
 
 
 def test_over_teachers_the_fake_score_starts_as_they_are_and_pulls_nowhere(tiny, teachers):
