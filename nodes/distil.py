@@ -28,7 +28,7 @@ from ..training.run import DistillationRun
 from ..training.run_config import Lists, Run, Targets
 from ..training.trainer import DivergedError
 from .effect import LONG_SIDE, SHAPE, multiple_for
-from .events import RunEvents
+from .events import CANCELLED, RunEvents
 from .places import unused
 from .planning import plan_of
 from .previews import Previews
@@ -293,6 +293,9 @@ def _distil(
     try:
         with DistillationRun(run, host, _cancelled, first) as job:
             report = _train(job, host, events, preview_every)
+    except model_management.InterruptProcessingException:
+        events.ended(CANCELLED)
+        raise
     except BaseException as error:
         events.ended(f"{type(error).__name__}: {error}".strip(": "))
         raise

@@ -28,6 +28,8 @@ KEPT = 32
 """Most pictures of an effect."""
 LARGEST = 384
 """Pixels of the longer side of a kept picture."""
+CANCELLED = "cancelled"
+"""How a run ended that the user stopped."""
 ADDED = {"loss": "losses", "effect_loss": "effects"}
 """News that are the next points of lines of the story."""
 
@@ -164,7 +166,7 @@ class RunEvents:
         self._tell(saved=str(self.kept))
 
     def ended(self, reason: str) -> None:
-        """The run has stopped; an empty reason means that it is complete."""
+        """The run has stopped: complete without a reason, by the user with `CANCELLED`, else failed."""
         self._tell(phase="ended", ended=reason, kept=str(self.kept) if self.kept else None)
 
     def so_far(self) -> dict[str, Any]:

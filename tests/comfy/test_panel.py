@@ -100,7 +100,7 @@ def test_a_run_is_watched_reloaded_saved_and_cancelled(page: Any, server: Any, w
     other.locator(".cl-panel").get_by_role("button", name="Cancel").click()
     for one in (page, other):
         one.wait_for_function(
-            "() => document.querySelector('.cl-panel').textContent.includes('Stopped: Interrupt')",
+            "() => document.querySelector('.cl-panel').textContent.includes('Cancelled.')",
             timeout=60_000,
         )
     other.close()

@@ -7,6 +7,7 @@ import { drawMatrix, mostAlike } from "./matrix.js";
 import { Previews } from "./previews.js";
 
 const EVENT = "collectionlora.run";
+const CANCELLED = "cancelled"; // how the server says that the user stopped a run
 
 /** @param {number} seconds */
 export function inWords(seconds) {
@@ -17,7 +18,9 @@ export function inWords(seconds) {
 
 /** @param {Record<string, any>} story */
 function ending(story) {
-  const how = story.ended ? t("Stopped: {reason}.", { reason: story.ended }) : t("Complete.");
+  let how = t("Complete.");
+  if (story.ended === CANCELLED) how = t("Cancelled.");
+  else if (story.ended) how = t("Stopped: {reason}.", { reason: story.ended });
   return `${how} ${story.kept ? t("Kept in {file}", { file: story.kept }) : t("Nothing was learnt yet.")}`;
 }
 
