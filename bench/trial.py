@@ -20,9 +20,10 @@ from ..training.distiller import Distiller, EditVelocity
 from ..training.hosts.pocket import PocketHost
 from ..training.lora import linear_shapes
 from ..training.memory import peak_memory
+from ..training.record import Record
 from ..training.run import DistillationRun
 from ..training.run_config import Lists, Run, read_run
-from ..training.trainer import Record, Trainer
+from ..training.trainer import Trainer
 
 WEIGHTS = FOLDER / "weights"
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from ..collection.atomic import atomic_write
 from ..collection.catalogue import Effect, slug
 from ..training.prompting import TagReport
+from ..training.record import Record
 from ..training.run import Losses, by_effect
-from ..training.trainer import Record
 
 REMEMBERED = 20
 PREVIEWS = "previews"

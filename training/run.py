@@ -36,11 +36,12 @@ from .prepare import (
 )
 from .prompting import TagReport
 from .randomness import generator
+from .record import Record
 from .roles import Roles
 from .run_config import ConfigError, Run, Targets, read_run
 from .sampling import apply_collection
 from .targets import TargetMaker
-from .trainer import Record, Trainer
+from .trainer import Trainer
 from .workers import ALONE, Workers
 
 __all__ = ["DistillationRun", "Prepared", "Progress", "Run", "Targets", "read_run"]

@@ -11,9 +11,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NoReturn
 
 import torch
@@ -25,6 +23,7 @@ from .distiller import FAKE, STUDENT, Distiller, Draws, Term
 from .lora import LoraAdapter, LoraWeights
 from .memory import peak_memory
 from .optimizer import make_optimizer
+from .record import Record
 from .workers import ALONE, Workers
 
 MAX_SKIPPED = 3
@@ -51,48 +50,6 @@ class DivergedError(RuntimeError):
 
 class NotFiniteError(Exception):
     """Losses or gradients were NaN or infinite; the arguments name them."""
-
-
-@dataclass
-class Record:
-    """What one cycle did. Losses are means over samples; times in seconds; memory in bytes."""
-
-    cycle: int
-    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    """Losses of single samples: by term ("bs", "ts", "fm", "fake", "imitation"), then by effect ("general":
-    the general stream)."""
-    grad_norms: dict[str, float] = field(default_factory=dict)
-    """Before clipping, by role; of the fake score the largest of the cycle."""
-    lr: float = 0.0
-    """The student's."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """By phase: "student", "fake"."""
-    memory: int = 0
-    """Peak so far: allocated on the device, or the process' resident size on a CPU."""
-    not_finite: tuple[str, ...] = ()
-    """Terms, or roles whose gradient, were NaN or infinite: the cycle was then skipped and left no trace."""
-
-    @property
-    def skipped(self) -> bool:
-        """Whether the cycle left no trace, because a loss or gradient was not finite."""
-        return bool(self.not_finite)
-
-    @property
-    def losses(self) -> dict[str, float]:
-        """Mean loss by term, over the samples that have the term."""
-        return {
-            term: fmean(value for values in by_effect.values() for value in values)
-            for term, by_effect in self.values.items()
-        }
-
-    @property
-    def effects(self) -> dict[str, dict[str, float]]:
-        """Mean loss by effect, then by term."""
-        means: dict[str, dict[str, float]] = {}
-        for term, by_effect in self.values.items():
-            for effect, values in by_effect.items():
-                means.setdefault(effect, {})[term] = fmean(values)
-        return means
 
 
 class Trainer:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from collectionlora.training.checkpoint import CheckpointError, load_state, save_state
-from collectionlora.training.trainer import Cancelled, Record, Trainer
+from collectionlora.training.record import Record
+from collectionlora.training.trainer import Cancelled, Trainer
 
 
 def run_to(trainer: Trainer, cycle: int) -> list[Record]:

@@ -1,0 +1,48 @@
+"""What a run says of each of its cycles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import fmean
+
+
+@dataclass
+class Record:
+    """What one cycle did. Losses are means over samples; times in seconds; memory in bytes."""
+
+    cycle: int
+    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """Losses of single samples: by term ("bs", "ts", "fm", "fake", "imitation"), then by effect ("general":
+    the general stream)."""
+    grad_norms: dict[str, float] = field(default_factory=dict)
+    """Before clipping, by role; of the fake score the largest of the cycle."""
+    lr: float = 0.0
+    """The student's."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By phase: "student", "fake"."""
+    memory: int = 0
+    """Peak so far: allocated on the device, or the process' resident size on a CPU."""
+    not_finite: tuple[str, ...] = ()
+    """Terms, or roles whose gradient, were NaN or infinite: the cycle was then skipped and left no trace."""
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the cycle left no trace, because a loss or gradient was not finite."""
+        return bool(self.not_finite)
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Mean loss by term, over the samples that have the term."""
+        return {
+            term: fmean(value for values in by_effect.values() for value in values)
+            for term, by_effect in self.values.items()
+        }
+
+    @property
+    def effects(self) -> dict[str, dict[str, float]]:
+        """Mean loss by effect, then by term."""
+        means: dict[str, dict[str, float]] = {}
+        for term, by_effect in self.values.items():
+            for effect, values in by_effect.items():
+                means.setdefault(effect, {})[term] = fmean(values)
+        return means
