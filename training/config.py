@@ -166,6 +166,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "fake_ratio": 2,
         "lr_schedule": "cosine",
         "ema": 0.98,
+        "bank_ram": 64,
     },
 }
 
