@@ -293,11 +293,9 @@ def _distil(
     try:
         with DistillationRun(run, host, _cancelled, first) as job:
             report = _train(job, host, events, preview_every)
-    except model_management.InterruptProcessingException:
-        events.ended(CANCELLED)
-        raise
     except BaseException as error:
-        events.ended(f"{type(error).__name__}: {error}".strip(": "))
+        cancelled = isinstance(error, model_management.InterruptProcessingException)
+        events.ended(CANCELLED if cancelled else f"{type(error).__name__}: {error}".strip(": "))
         raise
     events.ended("")
     return report
