@@ -1,6 +1,6 @@
-"""Change one thing, train for the same time from the same start, judge: what each part is worth.
+"""Change one thing, spend the same evaluations from the same start, judge: what each part is worth.
 
-`python -m collectionlora.bench.arms ablation --seeds 3` takes away the paper's ideas one at a time;
+`python -m collectionlora.bench.arms ablation --seeds 0 1 2` takes away the paper's ideas one at a time;
 `... screen` tries settings. Every arm is kept in OUT/seedN as soon as it is judged, so that a run that was
 stopped goes on; OUT/arms.json and a table on the screen hold all that are there.
 """
@@ -11,6 +11,7 @@ import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ..training.distiller import Distiller
 from ..training.hosts.pocket import PocketHost
 from ..training.lora import linear_shapes
 from .schedule import EFFECTS
-from .trial import WEIGHTS, Trial, run_trials, warmed
+from .trial import WEIGHTS, Trial, kept, run_trials, warmed
 from .visited import VisitedDistiller
 
 MEASURES = ("bad_case", "bleeding", "distance")
@@ -81,16 +82,13 @@ SETS: dict[str, dict[str, Arm]] = {
 
 
 def settings(seed: int, **values: Any) -> Distillation:
-    """The pocket's; length is by time, and the rate stays."""
+    """The pocket's; length is by evaluations, and the rate stays."""
     return distillation({"cycles": 1, "warm_cycles": 0, "seed": seed, **values}, "pocket")
 
 
 def run_arm(args: argparse.Namespace, name: str, arm: Arm, seed: int) -> dict[str, Any]:
-    """Train and judge one arm, or read what it came to before."""
+    """Train and judge one arm."""
     out = args.out / f"seed{seed}"
-    path = out / f"{name}.json"
-    if path.exists():
-        return dict(json.loads(path.read_text(encoding="utf-8")))
     base = Trial("base", EFFECTS, args.pictures, settings(seed), out)
     trial = replace(
         base,
@@ -99,20 +97,17 @@ def run_arm(args: argparse.Namespace, name: str, arm: Arm, seed: int) -> dict[st
         distiller=arm.distiller,
         teacher_prompts=arm.teacher_prompts,
         start=warmed(base, args.warm),
-        seconds=args.seconds,
+        evaluations=args.evaluations,
     )
     (outcome,) = run_trials([trial])
     content = {"cycles": outcome.cycles, "forward_equivalents_per_cycle": outcome.forward_equivalents}
-    content |= judged(trial, outcome.prompts, args.images, seed)
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return content
+    return content | judged(trial, outcome.prompts, args.images, seed)
 
 
 def judged(trial: Trial, prompts: Mapping[str, str], images: int, seed: int) -> dict[str, Any]:
     """Measures in 8 and 4 steps, and what is left of general edits."""
     host = PocketHost(WEIGHTS)
-    lora = read_lora(trial.after_seconds, linear_shapes(host.transformer))
+    lora = read_lora(trial.after_budget, linear_shapes(host.transformer))
     student = Student([lora], prompts, trial.distill.objective.sigmas)
     steps = {f"@{n}": Student([lora], prompts, sigmas_of(student, n)) for n in (8, 4)}
     report = judge_students(host, steps, PICTURES / "test", images, EFFECTS, judge_of(WEIGHTS), seed)
@@ -149,9 +144,9 @@ def main() -> None:
     parser.add_argument("set", choices=SETS)
     parser.add_argument("--only", nargs="*", help="arms by name")
     parser.add_argument("--out", type=Path, help="default: out/bench/SET")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED")
     parser.add_argument(
-        "--seconds", type=float, default=300, help="training time of an arm after the warm-up"
+        "--evaluations", type=int, default=20_000, help="forward-equivalents of an arm after the warm-up"
     )
     parser.add_argument(
         "--warm", type=int, default=400, help="cycles of the warm-up that all arms start from"
@@ -160,13 +155,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32, help="test pictures an effect")
     args = parser.parse_args()
     args.out = args.out or Path("out/bench") / args.set
+    used = {k: getattr(args, k) for k in ("evaluations", "warm", "pictures", "images")}
     arms: dict[str, list[dict[str, Any]]] = {}
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         for name, arm in SETS[args.set].items():
             if args.only is None or name in args.only:
-                arms.setdefault(name, []).append(run_arm(args, name, arm, seed))
+                path = args.out / f"seed{seed}" / f"{name}.json"
+                result = kept(path, used, partial(run_arm, args, name, arm, seed))
+                arms.setdefault(name, []).append(result)
                 print(f"seed {seed}, {name}\n{table(arms)}", flush=True)
-    content = {"settings": {k: v for k, v in vars(args).items() if k != "out"}, "arms": arms}
+    content = {"settings": used, "seeds": args.seeds, "arms": arms}
     with atomic_write(args.out / "arms.json") as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

@@ -2,7 +2,8 @@
 
 Both train a student of the pocket's effects from the same warm-up, on the same samples with the same rates,
 text and latents cached in both. `out/bench/bench.json` says what a cycle costs (forward-equivalents, seconds,
-peak memory) and what the students are worth after equally many updates and after equally long.
+peak memory) and what the students are worth after equally many updates and after equally long. Every seed is
+kept in OUT/seedN once it is judged, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from ..training.distiller import Distiller
 from ..training.hosts.pocket import PocketHost
 from ..training.lora import linear_shapes
 from .paper import PaperDistiller
-from .trial import WEIGHTS, Outcome, Trial, run_trials, warmed
+from .trial import WEIGHTS, Outcome, Trial, kept, run_trials, warmed
 
 EFFECTS = (
     "thermal",
@@ -73,7 +75,7 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, dict[str, Any]]:
         "warm": warm,
         "paper": paper.after_cycles,
         "ours": ours.after_cycles,
-        "ours, same time": ours.after_seconds,
+        "ours, same time": ours.after_budget,
     }
     worth = _judged(files, by_us.prompts, args.images, seed)
     return {
@@ -133,7 +135,7 @@ def table(content: Mapping[str, Any]) -> str:
         if isinstance(value, dict) and set(value) == set(SCHEDULES):
             paper, ours = value["paper"], value["ours"]
             if isinstance(paper, list):
-                for seed, pair in enumerate(zip(paper, ours)):
+                for seed, *pair in zip(content["seeds"], paper, ours):
                     for measure in MEASURES:
                         cells = [
                             f"{e['mean']:.3f} [{e['low']:.3f}, {e['high']:.3f}]"
@@ -153,10 +155,14 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=400, help="cycles of the warm-up that both start from")
     parser.add_argument("--pictures", type=int, default=24, help="training pictures an effect")
     parser.add_argument("--images", type=int, default=32, help="test pictures an effect")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED")
     args = parser.parse_args()
-    runs = [run_seed(args, seed) for seed in range(args.seeds)]
-    content = summary(runs) | {"settings": {k: v for k, v in vars(args).items() if k != "out"}}
+    used = {k: v for k, v in vars(args).items() if k not in ("out", "seeds")}
+    runs = [
+        kept(args.out / f"seed{seed}" / "bench.json", used, partial(run_seed, args, seed))
+        for seed in args.seeds
+    ]
+    content = summary(runs) | {"settings": used, "seeds": args.seeds}
     with atomic_write(args.out / "bench.json") as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(table(content))

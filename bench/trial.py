@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..collection.atomic import atomic_write
 from ..collection.layouts import read_lora, write_lora
 from ..pocket.demo import FOLDER
 from ..training.config import Distillation
@@ -32,8 +35,9 @@ WEIGHTS = FOLDER / "weights"
 class Trial:
     """What to train, from where, and when to keep the student.
 
-    A student is kept as `out`/NAME_cycles.safetensors after `distill.cycles` cycles. With `seconds` training
-    goes on until it has taken that long, encoding left out, and NAME_seconds.safetensors is kept.
+    A student is kept as `out`/NAME_cycles.safetensors after `distill.cycles` cycles. With a budget of
+    `seconds` or `evaluations` training goes on until it is spent, encoding left out, and
+    NAME_budget.safetensors is kept.
     """
 
     name: str
@@ -48,6 +52,8 @@ class Trial:
     start: Path | None = None
     """A LoRA file that student and fake score start from."""
     seconds: float = 0.0
+    evaluations: int = 0
+    """Forward-equivalents: unlike seconds the same on a busy machine and an idle one."""
 
     @property
     def after_cycles(self) -> Path:
@@ -55,9 +61,9 @@ class Trial:
         return self.out / f"{self.name}_cycles.safetensors"
 
     @property
-    def after_seconds(self) -> Path:
-        """The student after `seconds`."""
-        return self.out / f"{self.name}_seconds.safetensors"
+    def after_budget(self) -> Path:
+        """The student after `seconds` or `evaluations`."""
+        return self.out / f"{self.name}_budget.safetensors"
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class Outcome:
     timed: int
     """Cycles, `distill.cycles` of them."""
     cycles: int
-    """In all, those up to `seconds` too."""
+    """In all, those up to the budget's end too."""
     seconds: float
     """Of the timed cycles."""
     forward_equivalents: float
@@ -104,13 +110,30 @@ def run_trials(trials: Sequence[Trial]) -> list[Outcome]:
     return outcomes
 
 
+def kept(path: Path, settings: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` came to, from `path` if it is there. Raises ValueError if that was with other settings."""
+    if path.exists():
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["settings"] != settings:
+            raise ValueError(
+                f"{path} was made with {content['settings']}: remove it, or choose another --out"
+            )
+        return dict(content["result"])
+    result = make()
+    with atomic_write(path) as temporary:
+        text = json.dumps({"settings": settings, "result": result}, indent=1)
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return result
+
+
 def warmed(trial: Trial, cycles: int) -> Path:
     """The LoRA file of a student that only regressed on the teachers' images, made unless it is there.
 
     What the trials of a folder that differ from `trial` then start from.
     """
     objective = replace(trial.distill.objective, bs_weight=0.0, ts_weight=0.0, anchor="image")
-    warm = replace(trial, name="warm", distill=replace(trial.distill, cycles=cycles, objective=objective))
+    name = f"warm_{cycles}_{trial.pictures}"
+    warm = replace(trial, name=name, distill=replace(trial.distill, cycles=cycles, objective=objective))
     if not warm.after_cycles.exists():
         run_trials([warm])
     return warm.after_cycles
@@ -135,10 +158,10 @@ def run_trial(trial: Trial) -> Outcome:
         seconds = spent = _seconds(islice(records, cycles))
         evaluations = velocity.count
         write_lora(trainer.result(), trial.after_cycles, "comfy")
-        if trial.seconds:
-            while spent < trial.seconds:
+        if trial.seconds or trial.evaluations:
+            while spent < trial.seconds or velocity.count < trial.evaluations:
                 spent += _seconds(islice(records, 1))
-            write_lora(trainer.result(), trial.after_seconds, "comfy")
+            write_lora(trainer.result(), trial.after_budget, "comfy")
     return Outcome(
         cycles,
         trainer.cycle,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from collectionlora.bench import arms
+from collectionlora.bench.trial import kept
 from collectionlora.bench.visited import VisitedDistiller
 from collectionlora.training.config import distillation
 from collectionlora.training.trainer import Trainer
@@ -73,3 +74,17 @@ def test_the_table_says_how_far_seeds_lie_apart():
     lines = arms.table({"all": [result(0.25), result(0.75)], "no TS": [result(0.5)]}).splitlines()
     assert "0.500 (0.250-0.750)" in lines[2]
     assert "| no TS | 10 | 0.500 |" in lines[3]
+
+
+def test_what_is_kept_is_not_made_again_and_never_passes_for_other_settings(tmp_path):
+    path, made = tmp_path / "seed0" / "arm.json", []
+
+    def make():
+        made.append(1)
+        return {"cycles": len(made)}
+
+    assert kept(path, {"evaluations": 3}, make) == {"cycles": 1}
+    assert kept(path, {"evaluations": 3}, make) == {"cycles": 1}
+    with pytest.raises(ValueError, match=r"arm\.json is of \{'evaluations': 3\}.*another --out"):
+        kept(path, {"evaluations": 4}, make)
+    assert made == [1]
