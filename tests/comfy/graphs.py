@@ -141,13 +141,18 @@ def plain_sampling(photo: str) -> Graph:
 
 
 def open_page(page: Any, url: str) -> None:
-    """Load ComfyUI's page, or load it again, and wait until the pack's nodes are there."""
+    """Load ComfyUI's page, or load it again, and wait until the pack's nodes are there.
+
+    The page then opens what was open in it before, which would take the place of a graph loaded meanwhile:
+    its spinner says when that is over.
+    """
     page.goto(url, timeout=120_000)
     page.wait_for_function(
-        f"() => {APP}?.graph && window.LiteGraph?.registered_node_types?.CollectionLoraLoad",
+        f"() => {APP}?.graph && window.LiteGraph?.registered_node_types?.CollectionLoraLoad"
+        f" && {APP}.extensionManager.workflow.activeWorkflow && !{APP}.extensionManager.spinner",
         timeout=120_000,
     )
-    page.wait_for_timeout(1500)
+    page.wait_for_timeout(500)
 
 
 _DROP = """
