@@ -34,6 +34,8 @@ def test_a_spoilt_collection_is_worse_than_the_base_and_nothing_beats_the_autoen
     spoilt = judge_general(host, student(host, 0.1), images, 2, 2)
     assert kept["edits"] == 4
     assert spoilt["error"]["base@40"] == kept["error"]["base@40"]
+    assert kept["error"]["base@8"] == pytest.approx(kept["error"]["collection@8"])  # it is no adapter at all
+    assert spoilt["error"]["base@8"] == kept["error"]["base@8"]
     assert spoilt["ratio"]["collection@8"]["mean"] > 1.5 * kept["ratio"]["collection@8"]["mean"]
     assert kept["error"]["truth@ae"]["mean"] < kept["error"]["base@40"]["mean"]
     assert ("general edits, collection@4", 4, 4) in calls
