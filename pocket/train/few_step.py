@@ -1,7 +1,8 @@
 """Distil few-step sampling alone into a LoRA: what a "Lightning" LoRA is to the real model.
 
-`python -m collectionlora.pocket.train.few_step --out DIR` trains on general edits only (no effect, no teacher
-but the base) and writes DIR/few_step.safetensors. `collectionlora evaluate` puts it on each teacher.
+`python -m collectionlora.pocket.train.few_step --weights DIR --out DIR` trains on general edits only (no
+effect, no teacher but the base) and writes OUT/few_step.safetensors. `collectionlora evaluate` puts it on
+each teacher.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ NAME = "few_step.safetensors"
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", type=Path, required=True, help="folder of the pocket base")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--cycles", type=int, default=800)
+    parser.add_argument("--cycles", type=int, default=400)
     args = parser.parse_args()
     torch.set_flush_denormal(True)
     shipped = read_run(FOLDER / "collection.toml")
@@ -43,7 +45,7 @@ def main() -> None:
             {"cycles": args.cycles, "warm_cycles": 0, "p_effect": 0.0, "rank": 16, "alpha": 16.0}, "pocket"
         ),
     )
-    host = PocketHost(device="cuda" if torch.cuda.is_available() else "cpu")
+    host = PocketHost(args.weights, "cuda" if torch.cuda.is_available() else "cpu")
     with Console() as console:
         distil(run, host, console, resume=run.checkpoint.exists())
     write_lora(load_collection(run.collection)[0], args.out / NAME, "comfy")

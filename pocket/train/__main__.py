@@ -1,0 +1,105 @@
+"""Make all weights of the pocket world from nothing, one step after the other.
+
+`python -m collectionlora.pocket.train --out DIR` makes DIR/weights, like `pocket/weights`, from the pictures
+and lists that ship and the picture packages (`COLLECTIONLORA_IMAGES`). The same command goes on after a stop:
+a step that has ended is not taken again, and most go on within. `--share 0.01` takes a hundredth of every
+length, to try it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..demo import FOLDER
+from .few_step import NAME as FEW_STEP
+
+PACKAGE = __package__.rsplit(".", 2)[0]
+LENGTHS = re.compile(r"^((?:warm_|imitation_)?cycles) = (\d+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command of this package: its module, and its arguments as on a command line."""
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+    makes: tuple[tuple[Path, Path], ...] = ()
+    """Files of the step and where they belong among the weights."""
+
+
+def steps(out: Path, share: float = 1.0) -> Iterator[Step]:
+    """All steps in order, with the lengths of the weights that ship, times `share`."""
+    weights, pool, words = out / "weights", out / "pool", out / "words"
+
+    def step(name: str, *arguments: object, makes: tuple[tuple[Path, Path], ...] = ()) -> Step:
+        return Step(name, f"{PACKAGE}.pocket.train.{name}", tuple(map(str, arguments)), makes)
+
+    def part(length: int) -> int:
+        return max(2, round(length * share))
+
+    autoencoder = weights / "autoencoder.safetensors"
+    yield step("pool", "--out", pool, "--count", part(160))
+    yield step("autoencoder", "--pool", pool, "--out", autoencoder, "--minutes", 8 * share)
+    yield step("text", "--out", words, "--steps", part(1500))
+    base, common = out / "base", ("--pool", pool, "--autoencoder", autoencoder)
+    found = tuple((base / name, weights / name) for name in ("transformer.safetensors", "text.safetensors"))
+    minutes = 180 * share
+    yield step("base", *common, "--out", base, "--start", words, "--minutes", minutes, makes=found)
+    yield step("teachers", "--weights", weights, "--out", weights / "teachers", "--steps", part(900))
+    yield step(
+        "judge", "--weights", weights, "--steps", part(3000), "--pictures", part(300), "--held-out", 120
+    )
+    made, state = out / "distilled" / "collection.safetensors", out / "distilled" / "state.safetensors"
+    run = ("distill", str(out / "collection.toml"), *(["--resume"] if state.exists() else []))
+    yield Step("distill", PACKAGE, run, ((made, weights / made.name),))
+    few = ((out / "few_step" / FEW_STEP, weights / FEW_STEP),)
+    yield step("few_step", "--weights", weights, "--out", out / "few_step", "--cycles", part(400), makes=few)
+
+
+def write_run(out: Path, share: float = 1.0) -> None:
+    """The shipped run file and its list of effects in `out`, where they mean the weights made there."""
+    text = (FOLDER / "collection.toml").read_text(encoding="utf-8")
+    places = {"output": "distilled", "base": "weights"}
+    places |= {name: (FOLDER / f"{name}.jsonl").as_posix() for name in ("data", "general")}
+    for key, place in places.items():
+        (line,) = re.findall(rf'^{key} = ".*"$', text, re.MULTILINE)
+        text = text.replace(line, f'{key} = "{place}"')
+    text = LENGTHS.sub(lambda found: f"{found[1]} = {max(1, round(int(found[2]) * share))}", text)
+    (out / "collection.toml").write_text(text, encoding="utf-8")
+    shutil.copy(FOLDER / "effects.jsonl", out)  # it names the teachers' files as they lie beside it
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--share", type=float, default=1.0, help="of the length of every step")
+    args = parser.parse_args()
+    out = args.out.resolve()
+    (out / "ended").mkdir(parents=True, exist_ok=True)
+    (out / "weights").mkdir(exist_ok=True)
+    write_run(out, args.share)
+    for step in steps(out, args.share):
+        ended = out / "ended" / step.name
+        if ended.exists():
+            continue
+        print(f"# {step.name}: {step.module} {' '.join(step.arguments)}", flush=True)
+        code = subprocess.run([sys.executable, "-m", step.module, *step.arguments], check=False).returncode
+        if code:
+            sys.exit(f"{step.name} ended with {code}; the same command goes on from there")
+        for made, place in step.makes:
+            shutil.copy(made, place)
+        ended.touch()
+    print(f"All weights are in {out / 'weights'}")
+
+
+if __name__ == "__main__":
+    main()
