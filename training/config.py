@@ -92,7 +92,7 @@ class Distillation:
     batch: int = 8
     """Samples of one update."""
     micro_batch: int = 1
-    """Samples of one forward; the rest is accumulated."""
+    """Samples of one forward, at most; the rest is accumulated."""
     rank: int = 128
     alpha: float = 128.0
     targets: tuple[str, ...] = PAPER_TARGETS
@@ -127,6 +127,11 @@ class Distillation:
     def start_cycles(self) -> int:
         """Cycles before distributions are matched."""
         return self.warm_cycles + self.imitation_cycles
+
+    def micro_batch_of(self, processes: int) -> int:
+        """Samples of one forward where so many processes share a batch: few enough that none is idle."""
+        most = min(self.micro_batch, -(-self.batch // processes))
+        return next(n for n in range(most, 0, -1) if self.batch % n == 0)
 
 
 PRESETS: dict[str, dict[str, Any]] = {

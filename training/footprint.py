@@ -95,7 +95,8 @@ class Job:
 
     def share(self, micro_batch: int) -> int:
         """Samples of a batch on one device, at most: micro-batches go to one device as a whole."""
-        return math.ceil(self.config.batch / micro_batch / self.devices) * micro_batch
+        size = min(micro_batch, self.config.micro_batch_of(self.devices))
+        return math.ceil(self.config.batch / size / self.devices) * size
 
     @property
     def tokens(self) -> Tokens:

@@ -103,7 +103,7 @@ def settings(job: Job) -> Iterator[Setting]:
     prompts of equal length."""
     config = job.config
     optimizers = get_args(OptimizerName) if config.optimizer == "adamw" else (config.optimizer,)
-    micro = [n for n in range(config.micro_batch, 0, -1) if config.batch % n == 0]
+    micro = [n for n in range(config.micro_batch_of(job.devices), 0, -1) if config.batch % n == 0]
     batches = [n for n in (8, 4, 2, 1) if n < job.targets.batch]
     split = [] if job.devices == 1 or BF16 not in job.storages else [sharded(job.devices)]
     storages, targets = [*job.storages, *split], [job.targets.batch, *batches]

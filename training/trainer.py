@@ -195,7 +195,8 @@ class Trainer:
         config = self.config
         numbers = range(update * config.batch, (update + 1) * config.batch)
         samples = self.lessons.draw(config.seed, self.cycle, numbers, config.p_effect)
-        parts = [slice(i, i + config.micro_batch) for i in range(0, config.batch, config.micro_batch)]
+        size = config.micro_batch_of(self.workers.count)
+        parts = [slice(i, i + size) for i in range(0, config.batch, size)]
         device = next(self.student.parameters()).device
         return [Batch.of(samples[part], numbers[part]).to(device) for part in self.workers.share(parts)]
 

@@ -1,8 +1,9 @@
 """Run by a test, not collected: one process of a tiny distillation in float64.
 
-`python several_workers.py TEACHERS OUT CYCLES [--stop-at N] [--shard]` with torchrun's environment goes on
-from OUT/state if it is there, and writes OUT/rank<N>.json with the exact values of weights and losses. With
---stop-at the last process is asked to stop in that cycle; with --shard each holds a part of the network.
+`python several_workers.py TEACHERS OUT CYCLES [--stop-at N] [--shard] [--micro-batch N]` with torchrun's
+environment goes on from OUT/state if it is there, and writes OUT/rank<N>.json with the exact values of
+weights and losses. With --stop-at the last process is asked to stop in that cycle; with --shard each holds a
+part of the network.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collectionlora.training.sharding import Pace
 from collectionlora.training.trainer import Cancelled
 from collectionlora.training.workers import Workers
 
-VALUES = {"warm_cycles": 2, "batch": 6, "micro_batch": 1, "ema": 0.9, "fake_ratio": 2, "save_every": 1}
+VALUES = {"warm_cycles": 2, "batch": 6, "ema": 0.9, "fake_ratio": 2, "save_every": 1}
 
 
 def sharded(net: tiny.Net) -> Pace:
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("cycles", type=int)
     parser.add_argument("--stop-at", type=int, default=-1)
     parser.add_argument("--shard", action="store_true")
+    parser.add_argument("--micro-batch", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(1)
     workers = Workers.start()
@@ -50,7 +52,7 @@ def main() -> None:
     def cancelled() -> bool:
         return workers.rank == workers.count - 1 and trainer.cycle == args.stop_at
 
-    values = {**VALUES, "cycles": args.cycles}
+    values = {**VALUES, "cycles": args.cycles, "micro_batch": args.micro_batch}
     world = tiny.world(args.teachers, values, dtype=torch.float64, cancelled=cancelled, stir=True)
     trainer, state = world.trainer, args.out / "state.safetensors"
     if args.shard:

@@ -68,6 +68,14 @@ def test_two_processes_do_what_one_does_each_with_half_the_work(
     assert 0.3 < first["evaluations"] / whole["evaluations"] < 0.7
 
 
+def test_a_micro_batch_as_large_as_the_batch_leaves_no_process_idle(
+    whole: dict[str, Any], teachers: Path, tmp_path: Path
+) -> None:
+    first, second = run(teachers, tmp_path, 2, CYCLES, "--micro-batch", "6")
+    assert distance(first["weights"], whole["weights"]) < 1e-8
+    assert 0.3 < first["evaluations"] / (first["evaluations"] + second["evaluations"]) < 0.7
+
+
 def test_a_checkpoint_goes_on_in_another_number_of_processes(
     whole: dict[str, Any], teachers: Path, tmp_path: Path
 ) -> None:
