@@ -63,7 +63,9 @@ class Console:
             # A log file gets a line now and then, a terminal a moving bar.
             every = 0.2 if sys.stderr.isatty() else 15
             unit = UNITS.get(phase, "picture")
-            self._phase, self._bar = phase, tqdm(total=total, desc=phase, unit=unit, mininterval=every)
+            # what an earlier run has done took no time of this one
+            bar = tqdm(total=total, desc=phase, unit=unit, mininterval=every, initial=done)
+            self._phase, self._bar = phase, bar
         self._bar.update(done - self._bar.n)
 
     def losses(self, losses: Mapping[str, float]) -> None:

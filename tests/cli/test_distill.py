@@ -123,6 +123,14 @@ def test_a_second_ctrl_c_stops_at_once_and_the_handler_is_given_back() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_what_an_earlier_run_did_does_not_count_as_speed_of_this_one() -> None:
+    with console.Console() as it:
+        it.progress("cycles", 900, 1000)
+        it.progress("cycles", 901, 1000)
+        shown = it._bar.format_dict
+        assert (shown["initial"], shown["n"]) == (900, 901)
+
+
 def test_a_keyboard_interrupt_anywhere_else_exits_with_130(
     collection: Path, fails: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
