@@ -85,6 +85,6 @@ def test_what_is_kept_is_not_made_again_and_never_passes_for_other_settings(tmp_
 
     assert kept(path, {"evaluations": 3}, make) == {"cycles": 1}
     assert kept(path, {"evaluations": 3}, make) == {"cycles": 1}
-    with pytest.raises(ValueError, match=r"arm\.json is of \{'evaluations': 3\}.*another --out"):
+    with pytest.raises(ValueError, match=r"arm\.json was made with \{'evaluations': 3\}.*another --out"):
         kept(path, {"evaluations": 4}, make)
     assert made == [1]
