@@ -69,12 +69,11 @@ def judge_general(
                 host, roles, role, texts[part], latents[part], draws(part), sigmas
             )
 
+        in_few = {"base@8": few(BASE, 8), "collection@8": few(ROLE, 8), "collection@4": few(ROLE, 4)}
         makers: dict[str, Callable[[slice], Tensor]] = {
             "truth@ae": lambda part: host.encode_image(truths[part]),
             f"base@{REFERENCE_STEPS}": base,
-            "base@8": few(BASE, 8),
-            "collection@8": few(ROLE, 8),
-            "collection@4": few(ROLE, 4),
+            **in_few,
         }
         errors = {}
         for row, make in makers.items():
@@ -91,11 +90,7 @@ def judge_general(
     return {
         "edits": len(names),
         "error": {row: resamples.interval(values).to_json() for row, values in means.items()},
-        "ratio": {
-            row: resamples.interval(values / reference).to_json()
-            for row, values in means.items()
-            if row in ("base@8", "collection@8", "collection@4")
-        },
+        "ratio": {row: resamples.interval(means[row] / reference).to_json() for row in in_few},
     }
 
 
