@@ -2,7 +2,8 @@
 
 `python -m collectionlora.bench.arms ablation --seeds 0 1 2` takes away the paper's ideas one at a time;
 `... screen` tries settings. Every arm is kept in OUT/seedN as soon as it is judged, so that a run that was
-stopped goes on; OUT/arms.json and a table on the screen hold all that are there.
+stopped goes on, and seeds can run side by side; OUT/arms.json and a table on the screen hold the arms and
+seeds that were asked for.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...collection.atomic import atomic_write
 from ..demo import FOLDER
 from .few_step import NAME as FEW_STEP
 
@@ -73,7 +74,8 @@ def write_run(out: Path, share: float = 1.0) -> None:
         (line,) = re.findall(rf'^{key} = ".*"$', text, re.MULTILINE)
         text = text.replace(line, f'{key} = "{place}"')
     text = LENGTHS.sub(lambda found: f"{found[1]} = {max(1, round(int(found[2]) * share))}", text)
-    (out / "collection.toml").write_text(text, encoding="utf-8")
+    with atomic_write(out / "collection.toml") as temporary:
+        temporary.write_text(text, encoding="utf-8")
     shutil.copy(FOLDER / "effects.jsonl", out)  # it names the teachers' files as they lie beside it
 
 
@@ -96,7 +98,8 @@ def main() -> None:
         if code:
             sys.exit(f"{step.name} ended with {code}; the same command goes on from there")
         for made, place in step.makes:
-            shutil.copy(made, place)
+            with atomic_write(place) as temporary:
+                shutil.copy(made, temporary)
         ended.touch()
     print(f"All weights are in {out / 'weights'}")
 
