@@ -44,7 +44,7 @@ def steps(out: Path, share: float = 1.0) -> Iterator[Step]:
         return Step(name, f"{PACKAGE}.pocket.train.{name}", tuple(map(str, arguments)), makes)
 
     def part(length: int) -> int:
-        return max(2, round(length * share))
+        return max(3, round(length * share))  # a third of the pictures is averaged for the judge
 
     autoencoder = weights / "autoencoder.safetensors"
     yield step("pool", "--out", pool, "--count", part(160))
