@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..training.data import Batch
-from ..training.distiller import STUDENT, Distiller, Draws, Term
+from ..training.distiller import Distiller, Draws, Term
 from ..training.flow import consistency
 from ..training.randomness import integers, noise_like
 
@@ -31,7 +31,7 @@ class PaperDistiller(Distiller):
         x = noise_like(batch.source, draws.generators(batch, "rollout start"))
         stops = integers(draws.generators(batch, "rollout stop"), 0, len(sigmas) - 1)
         chosen = x.clone()
-        with torch.no_grad(), self.roles.use(STUDENT):
+        with torch.no_grad(), self.roles.use(self.sampler):
             for step in consistency(
                 lambda x, sigma, _: self.velocity(x, sigma, batch.student, batch.source),
                 x,

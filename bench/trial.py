@@ -189,7 +189,9 @@ def _run(trial: Trial) -> Run:
     titles = {name: run.titles[name] for name in trial.effects}
     lists = Lists(effects, samples, run.lists.general)
     output = trial.out / "lessons"
-    return replace(run, lists=lists, titles=titles, tags=tags, output=output, distill=trial.distill)
+    # without a few-step LoRA: what is compared has to learn that itself
+    changed = replace(run, lists=lists, titles=titles, tags=tags, output=output, few_step=None)
+    return replace(changed, distill=trial.distill)
 
 
 def _seconds(records: Iterator[Record]) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..training.data import Batch
-from ..training.distiller import STUDENT, Distiller, Draws, Term
+from ..training.distiller import Distiller, Draws, Term
 from ..training.flow import rollout
 from ..training.randomness import integers, noise_like
 
@@ -38,7 +38,7 @@ class VisitedDistiller(Distiller):
 
         for number in batch.numbers:
             self.visited[number] = []
-        with self.roles.use(STUDENT):
+        with self.roles.use(self.sampler):
             noise = noise_like(batch.source, draws.generators(batch, "rollout start"))
             x = rollout(velocity, noise, sigmas, stops, draws.generators(batch, "rollout noise"))
         x0 = self._student_x0(batch, range(len(batch)), x, torch.tensor(sigmas)[stops])

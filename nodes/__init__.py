@@ -11,12 +11,13 @@ from comfy_api.latest import ComfyExtension, io
 from .browser_routes import add_browser_routes
 from .collection import CollectionInfo, LoadCollection, SaveCollection
 from .contact_sheet import ContactSheet
-from .distil import DistilCollection, DistillationSettings
+from .distil import DistilCollection
 from .effect import ChooseEffect, EncodeEffect
 from .lessons import EffectImages, GeneralImages, Teacher, Teachers
 from .pocket import PocketModel
 from .routes import add_routes
 from .sampling import CollectionSampler, CollectionSigmas
+from .settings import DistillationSettings
 
 
 class CollectionLoraExtension(ComfyExtension):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from ..collection.file import load_collection
 from ..collection.jsonl import EffectEntry, EffectSample, GeneralSample
 from ..collection.lora_weights import LoraWeights
 from ..collection.thumbnails import Pair, pair_of
+from ..pocket import FEW_STEP
 from ..training.checkpoint import CheckpointError
-from ..training.config import PRESETS, Distillation, distillation
+from ..training.config import Distillation, distillation
 from ..training.drawings import draw_losses, draw_matrix
 from ..training.hosts.comfy import ComfyHost
 from ..training.lora import PAPER_TARGETS, block_targets, linear_shapes
@@ -29,9 +29,11 @@ from ..training.run_config import Lists, Run, Targets
 from ..training.trainer import DivergedError
 from .effect import LONG_SIDE, SHAPE, multiple_for
 from .events import CANCELLED, RunEvents
+from .files import BUILT_IN
 from .places import unused
 from .planning import plan_of
 from .previews import Previews
+from .settings import Settings
 from .sockets import (
     TRAINING,
     Collection,
@@ -42,121 +44,9 @@ from .sockets import (
     TeachersSocket,
 )
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 GO_ON, ANEW = "go on where it stopped", "anew"
+NONE = "none"
 SMALLER = "Load the base in fp8 if it is not, lower rank or long_side, or take a larger card."
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What Distillation Settings says."""
-
-    preset: str
-    distill: Distillation
-    targets: Targets
-
-
-class DistillationSettings(io.ComfyNode):
-    """The numbers of a distillation."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="CollectionLoraSettings",
-            display_name="Distillation Settings",
-            category=TRAINING,
-            description="Everything that can be set about a distillation. Without this node: the paper's "
-            "numbers.",
-            search_aliases=["training settings", "hyperparameters", "learning rate", "rank"],
-            inputs=[
-                io.Combo.Input(
-                    "preset",
-                    options=list(PRESETS),
-                    default="default",
-                    tooltip="default: the paper's numbers with shared rollouts. paper: the released "
-                    "schedule. one-gpu: a day on one H100 at a long_side of 512 to 768. preview: an hour, to "
-                    "see whether all is right. pocket: minutes on a CPU.",
-                ),
-                io.Int.Input(
-                    "cycles", default=0, min=0, max=10**6, tooltip="Student updates; 0: the preset's."
-                ),
-                io.Int.Input(
-                    "rank", default=0, min=0, max=1024, tooltip="Of the collection; 0: the preset's."
-                ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.00001,
-                    round=False,
-                    tooltip="Of student and fake score; 0: the preset's.",
-                ),
-                io.Int.Input(
-                    "teacher_steps", default=40, min=1, max=200, tooltip="Steps of a teacher's image."
-                ),
-                io.Float.Input(
-                    "teacher_guidance",
-                    default=4.0,
-                    min=0.0,
-                    max=20.0,
-                    step=0.1,
-                    tooltip="Guidance of a teacher's image: cond + guidance (cond - uncond). Pocket "
-                    "Model: 0.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=False,  # another seed is another run, which cannot go on
-                    tooltip="Another number, another run.",
-                ),
-                io.String.Input(
-                    "more",
-                    default="",
-                    multiline=True,
-                    advanced=True,
-                    tooltip="Any other setting, as in a TOML file: batch = 4, then [objective] and shift "
-                    "= 2.0.",
-                ),
-            ],
-            outputs=[SettingsSocket.Output(display_name="settings", tooltip="For Distil Collection.")],
-        )
-
-    @classmethod
-    def execute(
-        cls,
-        preset: str,
-        cycles: int,
-        rank: int,
-        learning_rate: float,
-        teacher_steps: int,
-        teacher_guidance: float,
-        seed: int,
-        more: str,
-    ) -> io.NodeOutput:
-        try:
-            values: dict[str, Any] = tomllib.loads(more)
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"more is no TOML: {error}") from error
-        values["seed"] = seed
-        if cycles:
-            values["cycles"] = cycles
-            warm = PRESETS[preset].get("warm_cycles", 0)
-            if warm and "warm_cycles" not in values:  # as large a part of the run as the preset has
-                values["warm_cycles"] = round(cycles * warm / PRESETS[preset]["cycles"])
-        if rank:
-            values |= {"rank": rank, "alpha": values.get("alpha", float(rank))}
-        if learning_rate:
-            values |= {"lr": learning_rate, "fake_lr": values.get("fake_lr", learning_rate)}
-        batch = 32 if preset == "pocket" else 1
-        targets = Targets(teacher_steps, teacher_guidance, batch)
-        return io.NodeOutput(Settings(preset, distillation(values, preset), targets))
 
 
 class DistilCollection(io.ComfyNode):
@@ -198,6 +88,15 @@ class DistilCollection(io.ComfyNode):
                     tooltip="From General Images: keeps the base's own skills.",
                 ),
                 SettingsSocket.Input("settings", optional=True, tooltip="From Distillation Settings."),
+                io.Combo.Input(
+                    "few_step",
+                    options=[NONE, BUILT_IN, *folder_paths.get_filename_list("loras")],
+                    default=NONE,
+                    optional=True,
+                    tooltip="A LoRA of few-step sampling for this base, such as a Lightning LoRA: the "
+                    "student is sampled on top of it and only learns what is missing, and the collection "
+                    "holds both.",
+                ),
                 CollectionSocket.Input(
                     "extend",
                     optional=True,
@@ -237,6 +136,7 @@ class DistilCollection(io.ComfyNode):
         preview_every: int,
         general: tuple[GeneralSample, ...] = (),
         settings: Settings | None = None,
+        few_step: str = NONE,
         extend: Collection | None = None,
         thumbnails: bool = False,
     ) -> io.NodeOutput:
@@ -253,6 +153,7 @@ class DistilCollection(io.ComfyNode):
             targets=settings.targets,
             preset=settings.preset,
             titles=titles,
+            few_step=_few_step_file(few_step, extend),
             thumbnails=thumbnails,
             kept={} if extend is None else _kept_pictures(extend),
         )
@@ -275,6 +176,18 @@ class DistilCollection(io.ComfyNode):
         pictures = [to_tensor(plot).movedim(0, -1)[None] for plot in plots]
         collection = Collection(f"{output.name}.safetensors", weights, catalogue)
         return io.NodeOutput(collection, text, *pictures, ui=ui.PreviewText(text))
+
+
+def _few_step_file(name: str, extend: Collection | None) -> Path | None:
+    """Raises ValueError for a collection that holds one already."""
+    if name == NONE:
+        return None
+    held = None if extend is None else extend.catalogue.training.get("few_step")
+    if extend is not None and held:
+        raise ValueError(f"{extend.name} holds few-step sampling already ({held}): set few_step to {NONE}")
+    if name == BUILT_IN:
+        return FEW_STEP
+    return Path(folder_paths.get_full_path_or_raise("loras", name))
 
 
 def _fitting(config: Distillation, host: ComfyHost) -> Distillation:

@@ -6,6 +6,9 @@ from typing import Any
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 """Folder of the shipped weights."""
 
+FEW_STEP = WEIGHTS / "few_step.safetensors"
+"""A LoRA of few-step sampling alone."""
+
 NAME = "pocket-qwen-image-edit"
 """What a collection file calls the pocket base."""
 

@@ -12,6 +12,7 @@ from ..training.flow import few_step_sigmas
 from ..training.host import Host
 from ..training.judge_report import JudgeReport
 from ..training.lora import linear_shapes
+from . import FEW_STEP
 from .demo import PICTURES, judge_of, teacher_files, teacher_guidance
 from .effects import EFFECTS
 from .evaluate import evaluate
@@ -35,7 +36,7 @@ def full_report(
     prompts = {name: EFFECTS[name].teacher_prompt for name in student.prompts if name in EFFECTS}
     teachers = [read_lora(path, shapes) for path in files.values()]
     rank = max(map(len, student.loras[0].down.values()))  # the merges have the collection's
-    few_step = weights / "few_step.safetensors"
+    few_step = weights / FEW_STEP.name
     merged = {}
     for number, how in enumerate(MERGES):
         progress("merging", number, len(MERGES))

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..collection.file import load_collection
 from ..collection.layouts import read_lora, write_lora
 from ..training.bank import TeacherBank
 from ..training.flow import few_step_sigmas
 from ..training.host import Host
-from ..training.lora import LoraAdapter, LoraWeights, Shapes
+from ..training.lora import LoraAdapter, LoraWeights, Shapes, added_up
 from ..training.randomness import generator
 from ..training.roles import BASE, Roles
 from ..training.sampling import sample_collection, sample_teachers
@@ -166,7 +165,7 @@ def add_to_each(
     files = {}
     for name, path in teachers.items():
         files[name] = folder / f"{name}.safetensors"
-        write_lora(adapter_of([read_lora(path, shapes), lora]).weights(), files[name], "comfy")
+        write_lora(added_up([read_lora(path, shapes), lora]), files[name], "comfy")
     return files
 
 
@@ -184,21 +183,8 @@ def sigmas_of(student: Student, steps: int) -> tuple[float, ...]:
 
 
 def adapter_of(loras: Sequence[LoraWeights]) -> LoraAdapter:
-    """One adapter that adds up LoRAs at full strength: their A one below the other, their B side by side."""
-    paths = dict.fromkeys(path for lora in loras for path in lora.down)
-    holders = {path: [lora for lora in loras if path in lora.down] for path in paths}
-    down = {p: torch.cat([lora.down[p].float() for lora in having]) for p, having in holders.items()}
-    up = {p: torch.cat([lora.up[p].float() * lora.scale(p) for lora in h], 1) for p, h in holders.items()}
-    rank = max(len(a) for a in down.values())
-    adapter = LoraAdapter({p: (up[p].shape[0], down[p].shape[1]) for p in paths}, rank, rank)
-    adapter.load(
-        LoraWeights(
-            {p: F.pad(a, (0, 0, 0, rank - len(a))) for p, a in down.items()},
-            {p: F.pad(b, (0, rank - b.shape[1])) for p, b in up.items()},
-            dict.fromkeys(paths, float(rank)),
-        )
-    )
-    return adapter.requires_grad_(False)
+    """One adapter that adds up LoRAs at full strength."""
+    return LoraAdapter.of(added_up(loras))
 
 
 def picture_tensor(pictures: Sequence[FloatImage]) -> Tensor:

@@ -29,9 +29,11 @@ from .flow import (
 )
 from .losses import dmd_direction, dmd_loss, flow_matching_loss, guided, velocity_loss
 from .randomness import generators, integers, noise_like, uniform
-from .roles import BASE, Roles
+from .roles import BASE, PLUS, Roles
 
 STUDENT, FAKE = "student", "fake"
+FEW_STEP = "few step"
+"""A frozen adapter of few-step sampling alone, on top of the student wherever it is sampled."""
 WAY_STEPS = 4
 """Of the teacher, to where it is imitated."""
 
@@ -42,9 +44,11 @@ whichever role is active."""
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """One term of the loss: its name, the batch positions it covers, and one loss for each of them."""
+    """One term of the loss: its name, the role it was computed in, the batch positions it covers, and one
+    loss for each of them."""
 
     name: str
+    role: str
     positions: tuple[int, ...]
     losses: Tensor
     samples: Tensor | None = None
@@ -73,7 +77,8 @@ class Distiller:
 
     Args:
         velocity: the host's model; `roles` decides with which adapter it runs.
-        roles: attached roles holding adapters named "student" and "fake".
+        roles: attached roles holding adapters named "student" and "fake"; and "few step", if the student is
+            to be sampled on top of one. It is then not the student's to learn.
         bank: the teachers by effect name.
     """
 
@@ -85,11 +90,12 @@ class Distiller:
         objective: Objective,
     ) -> None:
         self.velocity, self.roles, self.bank, self.objective = velocity, roles, bank, objective
+        self.sampler = f"{STUDENT}{PLUS}{FEW_STEP}" if FEW_STEP in roles.adapters else STUDENT
 
     def student_terms(self, batch: Batch, draws: Draws) -> Iterator[Term]:
         """The student's terms "bs", "ts", "fm", one at a time, so that one graph is alive at a time.
 
-        Run backward inside `use("student", batch)` before asking for the next. Terms with weight 0 are
+        Run backward inside `use(term.role, batch)` before asking for the next. Terms with weight 0 are
         neither computed nor yielded. A sample without teacher image has no TS and no TA-FM term.
         """
         o = self.objective
@@ -106,7 +112,7 @@ class Distiller:
                 yield self.path_anchored(batch, known, draws)
             other = [i for i in batch.seeded() if i not in known]
             if other:
-                yield self.image_anchored(batch, other, draws, times)
+                yield self.image_anchored(batch, other, draws, times, self.sampler)
 
     def sample(self, batch: Batch, draws: Draws) -> Tensor:
         """Backward simulation: the student's own input at a random step of its schedule, and its x0 there.
@@ -116,7 +122,7 @@ class Distiller:
         sigmas = self.objective.sigmas
         noise = noise_like(batch.source, draws.generators(batch, "rollout start"))
         stops = integers(draws.generators(batch, "rollout stop"), 0, len(sigmas) - 1)
-        with self.roles.use(STUDENT):
+        with self.roles.use(self.sampler):
             x = rollout(
                 lambda x, sigma, active: self.velocity(x, sigma, batch.student[active], batch.source[active]),
                 noise,
@@ -126,7 +132,9 @@ class Distiller:
             )
         return self._student_x0(batch, range(len(batch)), x, torch.tensor(sigmas)[stops])
 
-    def image_anchored(self, batch: Batch, positions: Sequence[int], draws: Draws, times: Tensor) -> Term:
+    def image_anchored(
+        self, batch: Batch, positions: Sequence[int], draws: Draws, times: Tensor, role: str = STUDENT
+    ) -> Term:
         """L_TA-FM as published: regress the velocity towards the teacher's image, from fresh noise, above
         `times` (B,) of the BS term. All samples at `positions` have a teacher image.
         """
@@ -136,9 +144,9 @@ class Distiller:
             draws.generators(batch, "fm time", positions), times[positions], o.shift, o.double_shift
         ).to(target.device)
         noise = noise_like(target, draws.generators(batch, "fm noise", positions))
-        with self.roles.use(STUDENT):
+        with self.roles.use(role):
             v = self._velocity(batch, positions, batch.student, add_noise(target, noise, sigma), sigma)
-        return Term("fm", tuple(positions), flow_matching_loss(v, target, noise))
+        return Term("fm", role, tuple(positions), flow_matching_loss(v, target, noise))
 
     def path_anchored(self, batch: Batch, positions: Sequence[int], draws: Draws) -> Term:
         """L_TA-FM beyond the paper: from where the teacher passed, at a step of the schedule, straight to its
@@ -150,9 +158,11 @@ class Distiller:
         steps = integers(draws.generators(batch, "path step", positions), 0, len(paths[0].sigmas)).tolist()
         sigma = torch.stack([path.sigmas[k] for path, k in zip(paths, steps)]).to(target.device)
         x = torch.stack([path.states[k] for path, k in zip(paths, steps)]).to(target)
-        with self.roles.use(STUDENT):
+        with self.roles.use(self.sampler):
             v = self._velocity(batch, positions, batch.student, x, sigma)
-        return Term("fm", tuple(positions), velocity_loss(v, velocity_towards(target, x, sigma)))
+        return Term(
+            "fm", self.sampler, tuple(positions), velocity_loss(v, velocity_towards(target, x, sigma))
+        )
 
     def imitation(self, batch: Batch, draws: Draws) -> Term:
         """Beyond the paper, before matching: regress the velocity on the teacher's own (general stream: the
@@ -175,25 +185,25 @@ class Distiller:
             target = self._real_velocity(batch, everyone, x, sigma)
         with self.roles.use(STUDENT):
             v = self._velocity(batch, everyone, batch.student, x, sigma)
-        return Term("imitation", tuple(everyone), velocity_loss(v, target))
+        return Term("imitation", STUDENT, tuple(everyone), velocity_loss(v, target))
 
     def fake_term(self, batch: Batch, x0: Tensor, draws: Draws) -> Term:
         """The fake score's loss on the student's samples `x0` (B,C,h,w).
 
-        Run backward inside `use("fake", batch)`.
+        Run backward inside `use(term.role, batch)`.
         """
         sigma = uniform_shifted(draws.generators(batch, "fake time"), s=self.objective.shift).to(x0.device)
         noise = noise_like(x0, draws.generators(batch, "fake noise"))
         everyone = range(len(batch))
         with self.use(FAKE, batch):
             v = self._velocity(batch, everyone, self._fake_text(batch), add_noise(x0, noise, sigma), sigma)
-        return Term("fake", tuple(everyone), flow_matching_loss(v, x0, noise))
+        return Term("fake", FAKE, tuple(everyone), flow_matching_loss(v, x0, noise))
 
     def use(
         self, role: str, batch: Batch, positions: Sequence[int] | None = None
     ) -> AbstractContextManager[None]:
         """Be the student or the fake score for the samples at `positions`, by default the whole batch."""
-        if role == STUDENT or self.objective.fake_base == "base":
+        if role != FAKE or self.objective.fake_base == "base":
             return self.roles.use(role)
         return self._teachers(batch, range(len(batch)) if positions is None else positions, role)
 
@@ -225,7 +235,8 @@ class Distiller:
                 fake = x0_from_velocity(x, v, sigma)
             real = x0_from_velocity(x, self._real_velocity(batch, positions, x, sigma), sigma)
             direction = dmd_direction(x0, fake, real, self.objective.floor)
-        return Term(name, tuple(positions), dmd_loss(x0, direction), x0.detach() if name == "bs" else None)
+        samples = x0.detach() if name == "bs" else None
+        return Term(name, self.sampler, tuple(positions), dmd_loss(x0, direction), samples)
 
     def _real_velocity(self, batch: Batch, positions: Sequence[int], x: Tensor, sigma: Tensor) -> Tensor:
         """Each sample's own teacher (general stream: the base) with its own prompt, guided.
@@ -253,7 +264,7 @@ class Distiller:
         def velocity(x: Tensor, sigma: Tensor, _: Tensor) -> Tensor:
             return self._velocity(batch, positions, batch.student, x, sigma)
 
-        with self.roles.use(STUDENT):
+        with self.roles.use(self.sampler):
             return predict_x0(velocity, x, sigma.to(x.device))
 
     def _velocity(

@@ -85,6 +85,8 @@ class Job:
     """Teacher images to make; None: all."""
     teacher_rank: int = 32
     """The largest."""
+    few_step_rank: int = 0
+    """Of the LoRA that the student is sampled on top of; 0: none."""
     text: int = TEXT_TOKENS
     storages: tuple[Storage, ...] = STORAGES
     """How the base may lie on the device."""
@@ -137,6 +139,11 @@ class Job:
     def adapter(self) -> int:
         """Numbers of the student, and of the fake score."""
         return adapter_numbers(self.adapted, self.config.rank)
+
+    @cached_property
+    def few_step(self) -> int:
+        """Numbers of the few-step LoRA, which is taken to adapt what the student adapts."""
+        return adapter_numbers(self.adapted, self.few_step_rank)
 
     @cached_property
     def taught(self) -> Shapes:
@@ -215,6 +222,8 @@ def device_bytes(job: Job, setting: Setting) -> Mapping[str, Bytes]:
     forward = architecture.forward_transient(tokens, item)
     unpacked = item * architecture.largest_linear if setting.storage.unpacked else 0
     base = {"base": base_bytes(architecture, setting.storage)}
+    if job.few_step:
+        base["few-step LoRA"] = FLOAT32 * job.few_step
     trained = adapter_bytes(job.adapted, job.config.rank, setting.optimizer)
     held = {**base, **trained, "latents and prompts": _small(job, job.share(batch), batch)}
     # In float32 whatever the file has; the next ones arrive while those in use are still there.
@@ -284,5 +293,5 @@ def disk_bytes(job: Job, setting: Setting) -> Bytes:
     return {
         "teacher images": job.images * (FLOAT32 * job.latent + job.path),
         "state": 2 * kept_bytes(job, setting),  # while it is written the earlier one is still there
-        "collection": 2 * job.adapter,
+        "collection": 2 * (job.adapter + job.few_step),
     }

@@ -50,6 +50,7 @@ def job_on(architecture: Architecture, run: Run) -> Job:
         general=len(run.lists.general),
         missing=sum(sample.base_pred_image is None for sample in run.lists.samples),
         teacher_rank=_largest_rank(files, architecture.linears),
+        few_step_rank=_largest_rank([run.few_step], architecture.linears) if run.few_step else 0,
     )
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "LoraWeights",
     "Shapes",
     "TeacherStack",
+    "added_up",
     "block_targets",
     "linear_shape",
     "target_shapes",
@@ -102,6 +103,16 @@ def block_targets(module: nn.Module) -> tuple[str, ...]:
     return tuple(found)
 
 
+def added_up(loras: Sequence[LoraWeights]) -> LoraWeights:
+    """One LoRA that does what all do together, at full strength: their A one below the other, their B side by
+    side. Float32; a module's rank is the sum of theirs, its scale 1."""
+    paths = dict.fromkeys(path for lora in loras for path in lora.down)
+    holders = {path: [lora for lora in loras if path in lora.down] for path in paths}
+    down = {p: torch.cat([lora.down[p].float() for lora in having]) for p, having in holders.items()}
+    up = {p: torch.cat([lora.up[p].float() * lora.scale(p) for lora in h], 1) for p, h in holders.items()}
+    return LoraWeights(down, up, {path: float(len(a)) for path, a in down.items()})
+
+
 class LoraAdapter(nn.Module):
     """A trainable LoRA for Linears it does not own: delta(x) = (alpha / r) B A x for each module path.
 
@@ -138,6 +149,21 @@ class LoraAdapter(nn.Module):
                 adapter.down[_key(path)], a=math.sqrt(5), generator=generator(seed, "lora", path)
             )
         return adapter
+
+    @classmethod
+    def of(cls, weights: LoraWeights) -> LoraAdapter:
+        """A frozen adapter of weights of any ranks; smaller ones are padded with zeros."""
+        whole = added_up([weights])
+        rank = max(map(len, whole.down.values()))
+        shapes = {path: (whole.up[path].shape[0], a.shape[1]) for path, a in whole.down.items()}
+        padded = LoraWeights(
+            {path: F.pad(a, (0, 0, 0, rank - len(a))) for path, a in whole.down.items()},
+            {path: F.pad(b, (0, rank - b.shape[1])) for path, b in whole.up.items()},
+            dict.fromkeys(shapes, float(rank)),
+        )
+        adapter = cls(shapes, rank, rank)
+        adapter.load(padded)
+        return adapter.requires_grad_(False)
 
     @property
     def scale(self) -> float:

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from .lora import LoraAdapter, TeacherStack, linear_shape
 
 BASE = "base"
+PLUS = " + "
 
 
 class RoleError(RuntimeError):
@@ -27,7 +28,8 @@ class RoleError(RuntimeError):
 
 
 class Roles:
-    """Named adapters on one frozen module, one of them active at a time ("base": none).
+    """Named adapters on one frozen module, one of them active at a time ("base": none), or several added up
+    ("student + few step").
 
     ::
 
@@ -46,6 +48,8 @@ class Roles:
     def __init__(self, module: nn.Module, adapters: Mapping[str, LoraAdapter]) -> None:
         if BASE in adapters:
             raise RoleError(f"{BASE!r} names the module without adapter and cannot name one")
+        if any(PLUS in name for name in adapters):
+            raise RoleError(f"{PLUS!r} adds up adapters and cannot be in the name of one")
         self.module = module
         self.adapters = dict(adapters)
         self._active: _Role = _Role(BASE)
@@ -82,7 +86,7 @@ class Roles:
 
     @contextmanager
     def use(self, role: str) -> Iterator[None]:
-        """Make "base" or an adapter the active role, and restore the one found on leaving.
+        """Make "base", an adapter or a sum of adapters the active role, and restore the one found on leaving.
 
         Raises:
             RoleError: unknown role, or not attached.
@@ -132,6 +136,9 @@ class Roles:
             self._active = found
 
     def _role(self, name: str) -> _Role:
+        first, plus, others = name.partition(PLUS)
+        if plus:
+            return _SumRole(self._role(first), self._role(others))
         if name == BASE:
             return _Role(BASE)
         if name in self.adapters:
@@ -222,11 +229,11 @@ class _TeacherRole(_Role):
 
 
 class _SumRole(_Role):
-    """Teachers and an adapter at once."""
+    """Two roles at once."""
 
-    def __init__(self, teachers: _Role, adapter: _Role) -> None:
-        super().__init__(f"{teachers.name} + {adapter.name}")
-        self._parts = teachers, adapter
+    def __init__(self, *parts: _Role) -> None:
+        super().__init__(PLUS.join(part.name for part in parts))
+        self._parts = parts
 
     def same(self, other: _Role) -> bool:
         return isinstance(other, _SumRole) and all(a.same(b) for a, b in zip(self._parts, other._parts))

@@ -14,14 +14,15 @@ from torch import Tensor
 from ..collection.atomic import atomic_write
 from ..collection.catalogue import Catalogue, Effect, fingerprint, slug
 from ..collection.file import save_collection, with_thumbnails
+from ..collection.layouts import read_lora
 from ..collection.lora_weights import LoraWeights
 from ..collection.thumbnails import Pair
 from .bank import TeacherBank
 from .checkpoint import CheckpointError
 from .config import nearest
-from .distiller import FAKE, STUDENT, Distiller
+from .distiller import FAKE, FEW_STEP, STUDENT, Distiller
 from .host import Host
-from .lora import LoraAdapter, linear_shapes, target_shapes
+from .lora import LoraAdapter, added_up, linear_shapes, target_shapes
 from .pictures import to_pil
 from .plots import plot_losses, plot_similarity
 from .prepare import (
@@ -40,7 +41,7 @@ from .record import Record
 from .roles import Roles
 from .run_config import ConfigError, Run, Targets, read_run
 from .sampling import apply_collection
-from .targets import TargetMaker
+from .targets import TargetMaker, file_hash
 from .trainer import Trainer
 from .workers import ALONE, Workers
 
@@ -87,7 +88,8 @@ class DistillationRun:
         workers: the processes that train together, on one file system; only one of them writes.
 
     Raises:
-        ConfigError, CollectionError: lists, teachers, titles or first weights that do not fit together.
+        ConfigError, CollectionError: lists, teachers, titles, the few-step LoRA or first weights that do not
+        fit together.
         ValueError: targets that the model has not.
     """
 
@@ -122,7 +124,10 @@ class DistillationRun:
         if first is not None:
             for role in (STUDENT, FAKE) if config.objective.fake_base == "base" else (STUDENT,):
                 self.adapters[role].load(first)
-        self.roles = Roles(host.transformer, self.adapters)
+        adapters = dict(self.adapters)
+        if run.few_step is not None:
+            adapters[FEW_STEP] = LoraAdapter.of(read_lora(run.few_step, self.shapes)).to(host.device)
+        self.roles = Roles(host.transformer, adapters)
         self.losses: Losses = {}
         self.effect_losses: Losses = {}
         self.seconds = 0.0
@@ -228,6 +233,7 @@ class DistillationRun:
             return
         content = {
             "base": self.host.identity,
+            "few_step": self._few_step,
             "prompts": self._prompts(),
             "losses": self.losses,
             "effect_losses": self.effect_losses,
@@ -237,6 +243,10 @@ class DistillationRun:
         with atomic_write(self._progress_file) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
         self.trainer.save(self.run.checkpoint)
+
+    @property
+    def _few_step(self) -> str | None:
+        return None if self.run.few_step is None else file_hash(self.run.few_step)
 
     @property
     def _progress_file(self) -> Path:
@@ -255,7 +265,7 @@ class DistillationRun:
 
     def _read_progress(self) -> None:
         """Losses up to the state. Raises CheckpointError if the student has learnt other prompts, or on
-        another base.
+        another base or few-step LoRA.
         """
         try:
             content = json.loads(self._progress_file.read_text(encoding="utf-8"))
@@ -265,6 +275,11 @@ class DistillationRun:
         if content.get("base", self.host.identity) != self.host.identity:
             raise CheckpointError(
                 f"{self._progress_file}: the run was trained on another base, or with another base_dtype; "
+                "restore that, or start again without resuming"
+            )
+        if content.get("few_step") != self._few_step:
+            raise CheckpointError(
+                f"{self._progress_file}: the run was trained with another few_step LoRA, or without one; "
                 "restore that, or start again without resuming"
             )
         ours = self._prompts()
@@ -278,6 +293,12 @@ class DistillationRun:
         self.effect_losses = _until(self.trainer.cycle, content.get("effect_losses", {}))
         self.seconds = float(content["seconds"])
 
+    def result(self) -> LoraWeights:
+        """The collection so far: the student, and the few-step LoRA below it."""
+        few_step = self.roles.adapters.get(FEW_STEP)
+        student = self.trainer.result()
+        return student if few_step is None else added_up([student, few_step.weights()])
+
     def finish(self, thumbnails: bool = True) -> dict[str, Any]:
         """Write the collection, report.json and the plots; returns the report.
 
@@ -286,18 +307,20 @@ class DistillationRun:
         Valid after any end of `train`: the collection holds what was trained so far.
         """
         run, prepared, trainer = self.run, self.prepared, self.trainer
-        weights = trainer.result()
+        weights = self.result()
         for part in (weights.down, weights.up):
             part.update({path: tensor.bfloat16() for path, tensor in part.items()})
         training = {
             "cycles": trainer.cycle,
             "preset": run.preset,
-            "rank": run.distill.rank,
+            "rank": max(map(len, weights.down.values())),
             "seed": run.distill.seed,
             "skipped_cycles": trainer.skipped,
             "seconds": round(self.seconds),
             "date": time.strftime("%Y-%m-%d"),
         }
+        if run.few_step is not None:
+            training["few_step"] = run.few_step.name
         catalogue = replace(prepared.catalogue, training=training)
         pictures = {**run.kept}
         if thumbnails and run.thumbnails:
@@ -337,7 +360,7 @@ class DistillationRun:
         """What the student so far makes of each of these previewed effects, (3,H,W), always from the same
         noise."""
         previews = self.prepared.previews
-        return self._results(self.trainer.result(), {name: previews[name] for name in names})
+        return self._results(self.result(), {name: previews[name] for name in names})
 
     def _results(self, weights: LoraWeights, pictures: Mapping[str, Pictures]) -> Iterator[Tensor]:
         config = self.run.distill

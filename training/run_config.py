@@ -77,6 +77,9 @@ class Run:
     """"fp8" packs the base's blocks into 8 bits, half the memory; "bf16" leaves the weights as they are."""
     offload: bool | int = False
     """Blocks of the base that wait in host memory and are on the device only while they run; True: all."""
+    few_step: Path | None = None
+    """A LoRA of few-step sampling alone (a Lightning LoRA): the student is sampled on top of it and learns
+    what is missing, and the collection holds both."""
     shard: bool = False
     """Split the blocks of the base over the processes that torchrun starts, instead of one base in each."""
     checkpointing: Checkpointing = "full"
@@ -110,7 +113,7 @@ class Run:
         return self.output / "collection.safetensors"
 
 
-_PATHS = ("output", "effects", "data", "general")
+_PATHS = ("output", "effects", "data", "general", "few_step")
 _TABLES = ("distill", "targets", "captions", "titles")
 _TAGS = ("chosen", "random", "none")
 _KNOWN = (
@@ -198,6 +201,7 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
         base=base if base == "pocket" else str(folder / base),
         base_dtype=base_dtype,
         offload=offload,
+        few_step=paths.get("few_step"),
         shard=shard,
         checkpointing=checkpointing,
         long_side=long_side,

@@ -214,7 +214,7 @@ class Trainer:
         for batch, term, weight in terms:
             self._ask()
             self.workers.before_backward()
-            with self.distiller.use(role, batch):
+            with self.distiller.use(term.role, batch):
                 torch.autograd.backward(weight * term.losses.sum() / self.config.batch)
             done += [(term.name, batch.effects[i] or "general") for i in term.positions]
             losses.append(term.losses.detach())

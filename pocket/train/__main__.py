@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...collection.atomic import atomic_write
+from .. import FEW_STEP
 from ..demo import FOLDER
-from .few_step import NAME as FEW_STEP
 
 PACKAGE = __package__.rsplit(".", 2)[0]
 LENGTHS = re.compile(r"^((?:warm_|imitation_)?cycles) = (\d+)$", re.MULTILINE)
@@ -58,11 +58,11 @@ def steps(out: Path, share: float = 1.0) -> Iterator[Step]:
     yield step(
         "judge", "--weights", weights, "--steps", part(3000), "--pictures", part(300), "--held-out", 120
     )
+    few = ((out / FEW_STEP.stem / FEW_STEP.name, weights / FEW_STEP.name),)
+    yield step("few_step", "--weights", weights, "--out", out / "few_step", "--cycles", part(400), makes=few)
     made, state = out / "distilled" / "collection.safetensors", out / "distilled" / "state.safetensors"
     run = ("distill", str(out / "collection.toml"), *(["--resume"] if state.exists() else []))
     yield Step("distill", PACKAGE, run, ((made, weights / made.name),))
-    few = ((out / "few_step" / FEW_STEP, weights / FEW_STEP),)
-    yield step("few_step", "--weights", weights, "--out", out / "few_step", "--cycles", part(400), makes=few)
 
 
 def write_run(out: Path, share: float = 1.0) -> None:

@@ -19,9 +19,8 @@ from ...console import Console, distil
 from ...training.config import distillation
 from ...training.hosts.pocket import PocketHost
 from ...training.run_config import read_run
+from .. import FEW_STEP
 from ..demo import FOLDER
-
-NAME = "few_step.safetensors"
 
 
 def main() -> None:
@@ -39,6 +38,7 @@ def main() -> None:
     run = replace(
         shipped,
         output=args.out,
+        few_step=None,  # it is what is made here
         lists=replace(shipped.lists, effects={name: effect}, samples=[sample]),
         titles={},
         distill=distillation(
@@ -48,7 +48,7 @@ def main() -> None:
     host = PocketHost(args.weights, "cuda" if torch.cuda.is_available() else "cpu")
     with Console() as console:
         distil(run, host, console, resume=run.checkpoint.exists())
-    write_lora(load_collection(run.collection)[0], args.out / NAME, "comfy")
+    write_lora(load_collection(run.collection)[0], args.out / FEW_STEP.name, "comfy")
 
 
 if __name__ == "__main__":

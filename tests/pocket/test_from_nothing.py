@@ -55,7 +55,7 @@ def test_a_step_that_failed_is_taken_again_and_those_before_it_are_not(tmp_path,
     assert not list((tmp_path / "weights").iterdir())
     failing.clear()
     everything.main()
-    assert taken[4:] == ["base", "teachers", "judge", "collectionlora", "few_step"]
+    assert taken[4:] == ["base", "teachers", "judge", "few_step", "collectionlora"]
     assert (tmp_path / "weights" / "transformer.safetensors").read_bytes() == b"base"
     assert (tmp_path / "weights" / "collection.safetensors").read_bytes() == b"collectionlora"
     everything.main()

@@ -414,3 +414,21 @@ def test_mixed_teachers_of_a_small_qwen_image_edit_equal_each_alone() -> None:
         for i, name in enumerate(("neon", "frost")):
             with roles.use(name):
                 torch.testing.assert_close(together[i], velocity(net)[i], rtol=1e-5, atol=1e-5)
+
+
+def test_names_joined_by_a_plus_add_up() -> None:
+    net = Net()
+    first, second = adapter(net, 1), adapter(net, 2, ("up",))
+    x, vector = batch()
+    expected = merged(merged(net, first), second)(x, vector)
+    with Roles(net, {"first": first, "second": second}) as roles:
+        with roles.use("first + second"):
+            assert roles.active == "first + second"
+            found = roles.guard(net(x, vector))
+            found.sum().backward()
+        torch.testing.assert_close(found, expected)
+        assert all(p.grad is not None for one in (first, second) for p in one.parameters())
+        with pytest.raises(RoleError, match="unknown role 'third'"), roles.use("first + third"):
+            pass
+    with pytest.raises(RoleError, match="cannot be in the name"):
+        Roles(net, {"a + b": first})

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from collectionlora.training.bank import TeacherBank
 from collectionlora.training.config import Distillation, distillation
 from collectionlora.training.data import Lessons, Sample
-from collectionlora.training.distiller import FAKE, STUDENT, Distiller
-from collectionlora.training.lora import LoraAdapter, linear_shapes, target_shapes
+from collectionlora.training.distiller import FAKE, FEW_STEP, STUDENT, Distiller
+from collectionlora.training.lora import LoraAdapter, LoraWeights, linear_shapes, target_shapes
 from collectionlora.training.randomness import generator
 from collectionlora.training.roles import Roles
 from collectionlora.training.trainer import Trainer
@@ -153,8 +153,10 @@ def world(
     cancelled: Callable[[], bool] = lambda: False,
     lessons_: Lessons | None = None,
     stir: bool = False,
+    few_step: LoraWeights | None = None,
 ) -> World:
-    """A trainer and its parts on the teachers of `folder`; `stir` begins with adapters that are not zero."""
+    """A trainer and its parts on the teachers of `folder`; `stir` begins with adapters that are not zero;
+    `few_step`: the student is sampled on top of it."""
     made = values if isinstance(values, Distillation) else config(values)
     net = Net().to(dtype)
     shapes = target_shapes(net, made.targets)
@@ -166,7 +168,8 @@ def world(
         for role, adapter in adapters.items():
             for name, up in adapter.up.items():
                 nn.init.normal_(up, std=0.3, generator=generator(2, role, name))
-    roles = Roles(net, adapters).attach()
+    below = {} if few_step is None else {FEW_STEP: LoraAdapter.of(few_step)}
+    roles = Roles(net, adapters | below).attach()
     files = {name: folder / f"{name}.safetensors" for name in EFFECTS}
     bank = TeacherBank(files, linear_shapes(net), dtype=dtype)
     learnt = lessons(dtype=dtype) if lessons_ is None else lessons_

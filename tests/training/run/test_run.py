@@ -15,6 +15,7 @@ from PIL import Image
 
 from collectionlora.collection.errors import CollectionError
 from collectionlora.collection.file import load_collection, read_catalogue
+from collectionlora.collection.layouts import read_lora
 from collectionlora.collection.lora_weights import LoraWeights
 from collectionlora.collection.thumbnails import pair_of
 from collectionlora.training.checkpoint import CheckpointError
@@ -375,3 +376,21 @@ def test_bad_input_is_named_before_the_first_cycle(
     with pytest.raises(kind, match=message), DistillationRun(read_run(project.write()), host) as job:
         job.prepare()
     assert not list((project.folder / "out").glob("*.safetensors"))
+
+
+def test_a_few_step_lora_below_the_student_is_in_the_collection(project: Any, host: Any) -> None:
+    project.settings["few_step"] = "comic.safetensors"
+    whole(project, host)
+    run = read_run(project.write())
+    weights, catalogue = shared(project, host), read_catalogue(run.collection)
+    below = read_lora(project.folder / "comic.safetensors", linear_shapes(host.transformer))
+    assert catalogue.training["few_step"] == "comic.safetensors"
+    assert catalogue.training["rank"] == run.distill.rank + 3
+    for path, a in below.down.items():
+        assert torch.equal(weights.down[path][-3:], a.bfloat16())
+    project.settings["few_step"] = "neon.safetensors"
+    with pytest.raises(CheckpointError, match="another few_step LoRA"):
+        whole(project, host, resume=True)
+    project.settings["few_step"] = "none.safetensors"
+    with pytest.raises(CollectionError, match=r"none\.safetensors"):
+        whole(project, host)
