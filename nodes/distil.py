@@ -88,15 +88,6 @@ class DistilCollection(io.ComfyNode):
                     tooltip="From General Images: keeps the base's own skills.",
                 ),
                 SettingsSocket.Input("settings", optional=True, tooltip="From Distillation Settings."),
-                io.Combo.Input(
-                    "few_step",
-                    options=[NONE, BUILT_IN, *folder_paths.get_filename_list("loras")],
-                    default=NONE,
-                    optional=True,
-                    tooltip="A LoRA of few-step sampling for this base, such as a Lightning LoRA: the "
-                    "student is sampled on top of it and only learns what is missing, and the collection "
-                    "holds both.",
-                ),
                 CollectionSocket.Input(
                     "extend",
                     optional=True,
@@ -109,6 +100,15 @@ class DistilCollection(io.ComfyNode):
                     optional=True,
                     tooltip="Put a picture of each effect into the file: one of your pictures, and the "
                     "result. Whoever gets the file sees them. Pictures of extend are kept in any case.",
+                ),
+                io.Combo.Input(
+                    "few_step",
+                    options=[NONE, BUILT_IN, *folder_paths.get_filename_list("loras")],
+                    default=NONE,
+                    optional=True,
+                    tooltip="A LoRA of few-step sampling for this base, such as a Lightning LoRA: the "
+                    "student is sampled on top of it and only learns what is missing, and the collection "
+                    "holds both.",
                 ),
             ],
             outputs=[
@@ -136,9 +136,9 @@ class DistilCollection(io.ComfyNode):
         preview_every: int,
         general: tuple[GeneralSample, ...] = (),
         settings: Settings | None = None,
-        few_step: str = NONE,
         extend: Collection | None = None,
         thumbnails: bool = False,
+        few_step: str = NONE,
     ) -> io.NodeOutput:
         settings = settings or Settings("default", distillation(), Targets())
         output = Path(folder_paths.get_output_directory()) / "collectionlora" / slug(name)

@@ -45,7 +45,7 @@ def picture(server: Any) -> str:
 
 @pytest.mark.usefixtures("lessons")
 def test_distil_save_load_and_sample_in_one_session(server: Any, picture: str) -> None:
-    graph = distil("first", cycles=4, distil={"thumbnails": True})
+    graph = distil("first", cycles=4, distil={"thumbnails": True, "few_step": "pocket (built in)"})
     graph["save"] = node("CollectionLoraSave", collection=["distil", 0], filename="made/first")
     outputs = server.run(graph)
     assert "cycles: 4" in outputs["distil"]["text"][0]
@@ -54,12 +54,17 @@ def test_distil_save_load_and_sample_in_one_session(server: Any, picture: str) -
     assert [effect.name for effect in catalogue.effects] == ["thermal", "sketch"]
     assert all(effect.thumbnail for effect in catalogue.effects)
     assert catalogue.base["name"] == "pocket-qwen-image-edit"
+    assert catalogue.training["few_step"] == "few_step.safetensors"
 
     saved = server.base_directory / "models" / "loras" / "made" / "first.safetensors"
     assert load_collection(saved)[1] == catalogue
-    outputs = server.run(apply_effect(picture, "sketch", load={"file": "made/first.safetensors"}))
+    applied = apply_effect(picture, "sketch", load={"file": "made/first.safetensors"})
+    outputs = server.run(applied)
     with Image.open(server.output_file(outputs["save"]["images"][0])) as made:
         assert made.size == (128, 128)
+    graph["load"] = applied["load"]
+    graph["distil"]["inputs"] |= {"name": "second", "extend": ["load", 1]}
+    assert "holds few-step sampling already (few_step.safetensors)" in server.error_of(graph)
 
 
 @pytest.mark.usefixtures("lessons")
