@@ -1,8 +1,8 @@
 """Distil few-step sampling alone into a LoRA: what a "Lightning" LoRA is to the real model.
 
 `python -m collectionlora.pocket.train.few_step --weights DIR --out DIR` trains on general edits only (no
-effect, no teacher but the base) and writes OUT/few_step.safetensors. `collectionlora evaluate` puts it on
-each teacher.
+effect, no teacher but the base) and writes the strongest half of what that came to, OUT/few_step.safetensors.
+`collectionlora evaluate` puts it on each teacher, and the collection's student is sampled on top of it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ import torch
 
 from ...collection.file import load_collection
 from ...collection.layouts import write_lora
+from ...collection.lora_weights import LoraWeights
 from ...console import Console, distil
 from ...training.config import distillation
 from ...training.hosts.pocket import PocketHost
+from ...training.lora import added_up
 from ...training.run_config import read_run
 from .. import FEW_STEP
 from ..demo import FOLDER
+
+RANK, KEPT = 16, 8
+"""Trained with the first; the weaker directions are worth nothing that could be measured (docs/pocket.md)."""
 
 
 def main() -> None:
@@ -42,13 +47,29 @@ def main() -> None:
         lists=replace(shipped.lists, effects={name: effect}, samples=[sample]),
         titles={},
         distill=distillation(
-            {"cycles": args.cycles, "warm_cycles": 0, "p_effect": 0.0, "rank": 16, "alpha": 16.0}, "pocket"
+            {"cycles": args.cycles, "warm_cycles": 0, "p_effect": 0.0, "rank": RANK, "alpha": float(RANK)},
+            "pocket",
         ),
     )
     host = PocketHost(args.weights, "cuda" if torch.cuda.is_available() else "cpu")
     with Console() as console:
         distil(run, host, console, resume=run.checkpoint.exists())
-    write_lora(load_collection(run.collection)[0], args.out / FEW_STEP.name, "comfy")
+    weights = strongest(load_collection(run.collection)[0], KEPT)
+    for part in (weights.down, weights.up):
+        part.update({path: tensor.bfloat16() for path, tensor in part.items()})
+    write_lora(weights, args.out / FEW_STEP.name, "comfy")
+
+
+def strongest(weights: LoraWeights, rank: int) -> LoraWeights:
+    """The LoRA of at most `rank` that is nearest to this one, module by module. Float32, scales 1."""
+    whole = added_up([weights])
+    kept = LoraWeights({}, {}, {})
+    for path, down in whole.down.items():
+        left, values, right = torch.linalg.svd(whole.up[path] @ down, full_matrices=False)
+        root = values[:rank].sqrt()
+        kept.up[path], kept.down[path] = left[:, : len(root)] * root, root[:, None] * right[: len(root)]
+        kept.alpha[path] = float(len(root))
+    return kept
 
 
 if __name__ == "__main__":

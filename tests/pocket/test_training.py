@@ -3,8 +3,9 @@
 import numpy as np
 import torch
 
+from collectionlora.collection.lora_weights import LoraWeights
 from collectionlora.pocket.autoencoder import CHANNELS, Autoencoder
-from collectionlora.pocket.train import base, text
+from collectionlora.pocket.train import base, few_step, text
 from collectionlora.pocket.train.plain_attention import PlainAttention, rotated
 from collectionlora.training.hosts.diffusers import EditVelocity, pocket_transformer
 
@@ -92,3 +93,15 @@ def test_the_words_of_an_instruction_are_what_the_text_encoder_is_asked_for():
     assert int(families.max()) < count
     for instruction, held in zip(instructions, words):
         assert int(held.sum()) == len(set(instruction.replace(",", "").split()))
+
+
+def test_the_strongest_directions_of_a_lora_are_its_nearest_of_that_rank():
+    down, up = torch.randn(4, 6, generator=random(0)), torch.randn(5, 4, generator=random(1))
+    lora = LoraWeights({"a": down}, {"a": up}, {"a": 2.0})
+    left, values, right = torch.linalg.svd(0.5 * up @ down)
+    for rank in (2, 4, 9):
+        kept = few_step.strongest(lora, rank)
+        assert kept.rank("a") == min(rank, 5)
+        some = min(rank, 4)
+        expected = left[:, :some] * values[:some] @ right[:some]
+        torch.testing.assert_close(kept.scale("a") * kept.up["a"] @ kept.down["a"], expected)
