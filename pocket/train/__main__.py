@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ...collection.atomic import atomic_write
@@ -22,7 +23,7 @@ from .. import FEW_STEP
 from ..demo import FOLDER
 
 PACKAGE = __package__.rsplit(".", 2)[0]
-LENGTHS = re.compile(r"^((?:warm_|imitation_)?cycles) = (\d+)$", re.MULTILINE)
+LENGTHS = re.compile(r"^cycles = (\d+)\nwarm_cycles = (\d+)\nimitation_cycles = (\d+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,16 @@ def write_run(out: Path, share: float = 1.0) -> None:
     for key, place in places.items():
         (line,) = re.findall(rf'^{key} = ".*"$', text, re.MULTILINE)
         text = text.replace(line, f'{key} = "{place}"')
-    text = LENGTHS.sub(lambda found: f"{found[1]} = {max(1, round(int(found[2]) * share))}", text)
+    text = LENGTHS.sub(partial(_shorter, share=share), text)
     with atomic_write(out / "collection.toml") as temporary:
         temporary.write_text(text, encoding="utf-8")
     shutil.copy(FOLDER / "effects.jsonl", out)  # it names the teachers' files as they lie beside it
+
+
+def _shorter(lengths: re.Match[str], share: float) -> str:
+    cycles, warm, imitation = (max(1, round(int(length) * share)) for length in lengths.groups())
+    cycles = max(cycles, warm + imitation + 1)  # rounding may leave none that match
+    return f"cycles = {cycles}\nwarm_cycles = {warm}\nimitation_cycles = {imitation}"
 
 
 def main() -> None:
