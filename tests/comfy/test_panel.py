@@ -311,7 +311,7 @@ def test_the_node_shows_its_own_runs(page: Any, server: Any, vue: bool) -> None:
         told.state("cycle 8 of 10")
         assert [url.split("?")[1] for url in asked if "/collectionlora/run" in url] == [f"node={node}"]
         values = page.evaluate("() => window.ours.serialize().widgets_values")
-        assert len(values) == 6  # the panel is none of them
+        assert len(values) == 7  # the panel is none of them
         height = panel.bounding_box()["height"]
         page.evaluate(
             "() => { const [, height] = window.ours.size; window.ours.setSize([500, height + 200]);"
