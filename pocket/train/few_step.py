@@ -55,19 +55,18 @@ def main() -> None:
     with Console() as console:
         distil(run, host, console, resume=run.checkpoint.exists())
     weights = strongest(load_collection(run.collection)[0], KEPT)
-    for part in (weights.down, weights.up):
-        part.update({path: tensor.bfloat16() for path, tensor in part.items()})
     write_lora(weights, args.out / FEW_STEP.name, "comfy")
 
 
 def strongest(weights: LoraWeights, rank: int) -> LoraWeights:
-    """The LoRA of at most `rank` that is nearest to this one, module by module. Float32, scales 1."""
+    """The LoRA of at most `rank` that is nearest to this one, module by module. Its dtypes, scales 1."""
     whole = added_up([weights])
     kept = LoraWeights({}, {}, {})
     for path, down in whole.down.items():
         left, values, right = torch.linalg.svd(whole.up[path] @ down, full_matrices=False)
         root = values[:rank].sqrt()
-        kept.up[path], kept.down[path] = left[:, : len(root)] * root, root[:, None] * right[: len(root)]
+        kept.down[path] = (root[:, None] * right[: len(root)]).to(weights.down[path].dtype)
+        kept.up[path] = (left[:, : len(root)] * root).to(weights.up[path].dtype)
         kept.alpha[path] = float(len(root))
     return kept
 
