@@ -154,6 +154,7 @@ class DistilCollection(io.ComfyNode):
             preset=settings.preset,
             titles=titles,
             few_step=_few_step_file(few_step, extend),
+            held_few_step=_held_few_step(extend),
             thumbnails=thumbnails,
             kept={} if extend is None else _kept_pictures(extend),
         )
@@ -182,12 +183,17 @@ def _few_step_file(name: str, extend: Collection | None) -> Path | None:
     """Raises ValueError for a collection that holds one already."""
     if name == NONE:
         return None
-    held = None if extend is None else extend.catalogue.training.get("few_step")
+    held = _held_few_step(extend)
     if extend is not None and held:
         raise ValueError(f"{extend.name} holds few-step sampling already ({held}): set few_step to {NONE}")
     if name == BUILT_IN:
         return FEW_STEP
     return Path(folder_paths.get_full_path_or_raise("loras", name))
+
+
+def _held_few_step(extend: Collection | None) -> str:
+    """Of the few-step LoRA that is in a collection, its name; else nothing."""
+    return "" if extend is None else str(extend.catalogue.training.get("few_step", ""))
 
 
 def _fitting(config: Distillation, host: ComfyHost) -> Distillation:

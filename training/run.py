@@ -319,8 +319,9 @@ class DistillationRun:
             "seconds": round(self.seconds),
             "date": time.strftime("%Y-%m-%d"),
         }
-        if run.few_step is not None:
-            training["few_step"] = run.few_step.name
+        few_step = run.held_few_step if run.few_step is None else run.few_step.name
+        if few_step:
+            training["few_step"] = few_step
         catalogue = replace(prepared.catalogue, training=training)
         pictures = {**run.kept}
         if thumbnails and run.thumbnails:

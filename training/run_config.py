@@ -80,6 +80,8 @@ class Run:
     few_step: Path | None = None
     """A LoRA of few-step sampling alone (a Lightning LoRA): the student is sampled on top of it and learns
     what is missing, and the collection holds both."""
+    held_few_step: str = ""
+    """Name of the few-step LoRA in the collection that is extended: the new file names it too."""
     shard: bool = False
     """Split the blocks of the base over the processes that torchrun starts, instead of one base in each."""
     checkpointing: Checkpointing = "full"

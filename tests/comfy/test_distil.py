@@ -65,6 +65,10 @@ def test_distil_save_load_and_sample_in_one_session(server: Any, picture: str) -
     graph["load"] = applied["load"]
     graph["distil"]["inputs"] |= {"name": "second", "extend": ["load", 1]}
     assert "holds few-step sampling already (few_step.safetensors)" in server.error_of(graph)
+    graph["distil"]["inputs"] |= {"few_step": "none"}
+    server.run(graph)
+    again = read_catalogue(folder_of(server, "second") / "collection.safetensors")
+    assert again.training["few_step"] == "few_step.safetensors"
 
 
 @pytest.mark.usefixtures("lessons")
