@@ -20,6 +20,7 @@ from .flow import (
     add_noise,
     anchored_times,
     euler_to,
+    fewer_sigmas,
     predict_x0,
     rollout,
     shift,
@@ -90,7 +91,8 @@ class Distiller:
         objective: Objective,
     ) -> None:
         self.velocity, self.roles, self.bank, self.objective = velocity, roles, bank, objective
-        self.sampler = f"{STUDENT}{PLUS}{FEW_STEP}" if FEW_STEP in roles.adapters else STUDENT
+        self._below = FEW_STEP if FEW_STEP in roles.adapters else BASE
+        self.sampler = STUDENT if self._below == BASE else f"{STUDENT}{PLUS}{FEW_STEP}"
 
     def student_terms(self, batch: Batch, draws: Draws) -> Iterator[Term]:
         """The student's terms "bs", "ts", "fm", one at a time, so that one graph is alive at a time.
@@ -119,18 +121,8 @@ class Distiller:
 
         Gradients flow into the last evaluation only (if gradients are enabled), the rollout before has none.
         """
-        sigmas = self.objective.sigmas
-        noise = noise_like(batch.source, draws.generators(batch, "rollout start"))
-        stops = integers(draws.generators(batch, "rollout stop"), 0, len(sigmas) - 1)
-        with self.roles.use(self.sampler):
-            x = rollout(
-                lambda x, sigma, active: self.velocity(x, sigma, batch.student[active], batch.source[active]),
-                noise,
-                sigmas,
-                stops,
-                draws.generators(batch, "rollout noise"),
-            )
-        return self._student_x0(batch, range(len(batch)), x, torch.tensor(sigmas)[stops])
+        x, sigma = self._own_state(batch, draws, self.objective.sigmas)
+        return self._student_x0(batch, range(len(batch)), x, sigma)
 
     def image_anchored(
         self, batch: Batch, positions: Sequence[int], draws: Draws, times: Tensor, role: str = STUDENT
@@ -187,6 +179,22 @@ class Distiller:
             v = self._velocity(batch, everyone, batch.student, x, sigma)
         return Term("imitation", STUDENT, tuple(everyone), velocity_loss(v, target))
 
+    def on_policy(self, batch: Batch, draws: Draws) -> Term:
+        """Beyond the paper, as a share of imitation: the same regression where the student itself comes by in
+        few steps, in every other cycle in half as many.
+
+        A few-step LoRA is then below both: the student learns what the teacher would do on top of it.
+        Alone this blurs, for what a teacher makes of a blurred state stays blurred (docs/pocket.md).
+        """
+        o, everyone = self.objective, range(len(batch))
+        sigmas = o.sigmas if draws.cycle % 2 else fewer_sigmas(o.sigmas, (o.steps + 1) // 2)
+        x, sigma = self._own_state(batch, draws, sigmas)
+        with torch.no_grad():
+            target = self._real_velocity(batch, everyone, x, sigma, self._below)
+        with self.roles.use(self.sampler):
+            v = self._velocity(batch, everyone, batch.student, x, sigma)
+        return Term("on_policy", self.sampler, tuple(everyone), velocity_loss(v, target))
+
     def fake_term(self, batch: Batch, x0: Tensor, draws: Draws) -> Term:
         """The fake score's loss on the student's samples `x0` (B,C,h,w).
 
@@ -238,12 +246,15 @@ class Distiller:
         samples = x0.detach() if name == "bs" else None
         return Term(name, self.sampler, tuple(positions), dmd_loss(x0, direction), samples)
 
-    def _real_velocity(self, batch: Batch, positions: Sequence[int], x: Tensor, sigma: Tensor) -> Tensor:
-        """Each sample's own teacher (general stream: the base) with its own prompt, guided.
+    def _real_velocity(
+        self, batch: Batch, positions: Sequence[int], x: Tensor, sigma: Tensor, below: str = BASE
+    ) -> Tensor:
+        """Each sample's own teacher (general stream: the base) with its own prompt, guided; on top of the
+        adapter `below`.
 
         Two forwards and not one batch of twice the size: prompts of unequal length would need a mask.
         """
-        with self._teachers(batch, positions):
+        with self._teachers(batch, positions, below):
             cond = self._velocity(batch, positions, batch.teacher, x, sigma)
             if not self.objective.guidance:
                 return cond
@@ -259,6 +270,20 @@ class Distiller:
         # All of the batch's teachers, so that the terms of a batch share one stack.
         stack = self.bank.stack(batch.teachers())
         return self.roles.use_teachers(stack, stack.index(names), None if plus == BASE else plus)
+
+    def _own_state(self, batch: Batch, draws: Draws, sigmas: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """The student's own input (B,C,h,w) at a random step of a schedule, and the sigma (B,) there."""
+        noise = noise_like(batch.source, draws.generators(batch, "rollout start"))
+        stops = integers(draws.generators(batch, "rollout stop"), 0, len(sigmas) - 1)
+        with self.roles.use(self.sampler):
+            x = rollout(
+                lambda x, sigma, active: self.velocity(x, sigma, batch.student[active], batch.source[active]),
+                noise,
+                sigmas,
+                stops,
+                draws.generators(batch, "rollout noise"),
+            )
+        return x, torch.tensor(sigmas, device=x.device)[stops]
 
     def _student_x0(self, batch: Batch, positions: Sequence[int], x: Tensor, sigma: Tensor) -> Tensor:
         def velocity(x: Tensor, sigma: Tensor, _: Tensor) -> Tensor:

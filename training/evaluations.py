@@ -59,8 +59,14 @@ def cycle_evaluations(config: Distillation, p_effect: float) -> Evaluations:
 
 
 def imitation_evaluations(config: Distillation) -> Evaluations:
-    """Of one sample of a cycle that imitates the teachers' velocities."""
-    return Evaluations(teacher=(WAY_STEPS + 1) * (2 if config.objective.guidance else 1), gradient=1)
+    """Of one sample of a cycle that imitates the teachers' velocities: on their ways, or where the student
+    itself comes by."""
+    scores, whole = 2 if config.objective.guidance else 1, config.objective.steps
+    half = (whole + 1) // 2
+    off_policy = Evaluations(teacher=(WAY_STEPS + 1) * scores, gradient=1)
+    # every other rollout has half the steps, and each stops before any of its own
+    on_policy = Evaluations(adapter=(whole - 1 + half - 1) / 2 / 2, teacher=scores, gradient=1)
+    return off_policy * (1 - config.on_policy) + on_policy * config.on_policy
 
 
 def warm_evaluations(p_effect: float) -> Evaluations:

@@ -23,6 +23,7 @@ from .distiller import FAKE, STUDENT, Distiller, Draws, Term
 from .lora import LoraAdapter, LoraWeights
 from .memory import peak_memory
 from .optimizer import make_optimizer
+from .randomness import generator, uniform
 from .record import Record
 from .workers import ALONE, Workers
 
@@ -36,7 +37,7 @@ MAY_DIFFER = ("cycles", "save_every", "micro_batch", "bank_ram", "lr", "fake_lr"
 """Settings that a resumed run may change. Learning rates are the user's to lower as the run goes; the others
 do not change what a cycle computes (`micro_batch`: up to rounding; `cycles`: but for a rate that falls)."""
 
-ONCE = {"anchor": "image", "fake_base": "base", "imitation_cycles": 0}
+ONCE = {"anchor": "image", "fake_base": "base", "imitation_cycles": 0, "on_policy": 0.0}
 """What a run did before there was a setting for it: its states do not name these."""
 
 
@@ -149,13 +150,16 @@ class Trainer:
     # -- terms -----------------------------------------------------------------------------------------------
 
     def _first_terms(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Term, float]]:
-        """Of cycles before the matching: on the teachers' images, then on their velocities."""
+        """Of cycles before the matching: on the teachers' images, then on their velocities, where they come
+        by themselves and where the student does."""
         draws = Draws(self.config.seed, self.cycle, "student")
+        chance = uniform([generator(self.config.seed, "on policy", self.cycle)]).item()
+        imitate = self.distiller.on_policy if chance < self.config.on_policy else self.distiller.imitation
         for i, batch in enumerate(batches):
             if self.cycle >= self.config.warm_cycles:
                 for following in batches[i + 1 : i + 2]:
                     self.distiller.bank.prefetch(following.teachers())  # read while this one is computed
-                yield batch, self.distiller.imitation(batch, draws), 1.0
+                yield batch, imitate(batch, draws), 1.0
             elif batch.seeded():
                 times = torch.zeros(len(batch))
                 yield batch, self.distiller.image_anchored(batch, batch.seeded(), draws, times), 1.0

@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from ...collection.atomic import atomic_write
@@ -23,7 +22,7 @@ from .. import FEW_STEP
 from ..demo import FOLDER
 
 PACKAGE = __package__.rsplit(".", 2)[0]
-LENGTHS = re.compile(r"^cycles = (\d+)\nwarm_cycles = (\d+)\nimitation_cycles = (\d+)$", re.MULTILINE)
+LENGTH = re.compile(r"^(\w*cycles) = (\d+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -74,16 +73,13 @@ def write_run(out: Path, share: float = 1.0) -> None:
     for key, place in places.items():
         (line,) = re.findall(rf'^{key} = ".*"$', text, re.MULTILINE)
         text = text.replace(line, f'{key} = "{place}"')
-    text = LENGTHS.sub(partial(_shorter, share=share), text)
+    lengths = {name: max(1, round(int(length) * share)) for name, length in LENGTH.findall(text)}
+    starts = sum(length for name, length in lengths.items() if name != "cycles")
+    lengths["cycles"] = max(lengths["cycles"], starts)  # rounding may leave too few
+    text = LENGTH.sub(lambda line: f"{line[1]} = {lengths[line[1]]}", text)
     with atomic_write(out / "collection.toml") as temporary:
         temporary.write_text(text, encoding="utf-8")
     shutil.copy(FOLDER / "effects.jsonl", out)  # it names the teachers' files as they lie beside it
-
-
-def _shorter(lengths: re.Match[str], share: float) -> str:
-    cycles, warm, imitation = (max(1, round(int(length) * share)) for length in lengths.groups())
-    cycles = max(cycles, warm + imitation + 1)  # rounding may leave none that match
-    return f"cycles = {cycles}\nwarm_cycles = {warm}\nimitation_cycles = {imitation}"
 
 
 def main() -> None:

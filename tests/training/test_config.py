@@ -107,10 +107,10 @@ def test_values_come_before_the_preset_key_by_key():
         ({"batch": 4, "micro_batch": 8}, "micro_batch = 8 must divide batch = 4"),
         ({"objective": {"steps": 4}}, "set objective.ts_steps to at most 4"),
         ({"objective": {"anchor": "noise"}}, "objective.anchor = 'noise'; valid are path, image"),
-        ({"cycles": 10, "warm_cycles": 10}, "warm_cycles = 10 must be less than cycles = 10"),
+        ({"cycles": 10, "warm_cycles": 11}, "warm_cycles = 11 must be at most cycles = 10"),
         (
-            {"cycles": 10, "warm_cycles": 6, "imitation_cycles": 4},
-            "warm_cycles = 6 + imitation_cycles = 4 must be less than cycles = 10",
+            {"cycles": 10, "warm_cycles": 6, "imitation_cycles": 5},
+            "warm_cycles = 6 + imitation_cycles = 5 must be at most cycles = 10",
         ),
         (
             {"objective": {"bs_weight": 0.0, "ts_weight": 0.0, "fm_weight": 0.0}},

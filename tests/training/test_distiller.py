@@ -168,35 +168,6 @@ def test_a_term_switched_off_costs_nothing_and_leaves_the_others_as_they_are(off
     assert cost[1.0] - cost[0.0] == price[off]
 
 
-@pytest.mark.parametrize("guidance", [0.0, 2.0])
-def test_imitation_regresses_on_the_teachers_velocity_where_they_come_by(guidance, tiny, teachers):
-    world = tiny.world(teachers, {"objective": {"guidance": guidance, "shift": 2.0}}, stir=True)
-    batch, draws = batch_of(world, "neon", GENERAL, "frost"), Draws(0, 3, "student")
-    term = world.distiller.imitation(batch, draws)
-    assert world.cost == 3 * (5 * (2 if guidance else 1) + 3)
-    assert (term.name, term.positions) == ("imitation", (0, 1, 2))
-    ends = uniform(draws.generators(batch, "way end"))
-    x = noise_like(batch.source, draws.generators(batch, "way start"))
-    stack = world.bank.stack(batch.teachers())
-
-    def teacher(x, sigma):
-        with world.roles.use_teachers(stack, stack.index(batch.effects)):
-            cond, uncond = (world.net(x, sigma, text, batch.source) for text in (batch.teacher, batch.empty))
-        return cond + guidance * (cond - uncond)
-
-    times = [1 - (1 - ends) * k / 4 for k in range(5)]
-    sigmas = [2 * t / (1 + t) for t in times]
-    for now, then in pairwise(sigmas):
-        x = x + (then - now).reshape(-1, 1, 1, 1) * teacher(x, now)
-    with world.roles.use(STUDENT):
-        student = world.net(x, sigmas[-1], batch.student, batch.source)
-    expected = mse_loss(student, teacher(x, sigmas[-1]), reduction="none").flatten(1).mean(1)
-    torch.testing.assert_close(term.losses, expected)
-    with world.roles.use(STUDENT):
-        term.losses.sum().backward()
-    assert all(parameter.grad.abs().sum() > 0 for parameter in world.trainer.student.parameters())
-
-
 def test_the_fake_score_rests_where_no_distribution_is_matched(tiny, teachers):
     world = tiny.world(teachers, {"objective": {"bs_weight": 0.0, "ts_weight": 0.0}, "cycles": 1})
     (record,) = world.trainer.run()

@@ -73,6 +73,12 @@ def test_a_cycle_costs_what_the_project_says() -> None:
         {"p_effect": 1.0, "warm_cycles": 110},
         {"warm_cycles": 10, "imitation_cycles": 100},
         {"imitation_cycles": 100, "objective": {"guidance": 0.0}},
+        {"imitation_cycles": 120, "on_policy": 1.0},
+        {
+            "imitation_cycles": 120,
+            "on_policy": 0.5,
+            "objective": {"guidance": 0.0, "steps": 5, "ts_steps": 2},
+        },
     ],
     ids=str,
 )

@@ -28,7 +28,7 @@ RUNS = {
     "plain": {},
     "paper": {"share_rollouts": False, "micro_batch": 2},
     "warm": {"warm_cycles": 3, "ema": 0.9},
-    "imitating": {"warm_cycles": 1, "imitation_cycles": 3},
+    "imitating": {"warm_cycles": 1, "imitation_cycles": 3, "on_policy": 0.5},
     "cosine": {"lr_schedule": "cosine", "lr_warmup": 2, "ema": 0.5, "micro_batch": 1},
 }
 

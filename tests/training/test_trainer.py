@@ -231,6 +231,18 @@ def test_imitation_follows_the_warm_cycles_and_needs_no_teacher_image(tiny, teac
     assert list(next(alone.trainer.run()).values) == ["imitation"]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_imitation_is_on_policy_and_a_run_may_end_with_it(share, tiny, teachers):
+    values = {"warm_cycles": 1, "imitation_cycles": 12, "on_policy": share, "cycles": 13}
+    trainer = tiny.world(teachers, values).trainer
+    (warm,), *terms = (list(record.values) for record in trainer.run())
+    assert warm == "fm"
+    assert {one for (one,) in terms} == {0.0: {"imitation"}, 1.0: {"on_policy"}}.get(
+        share, {"imitation", "on_policy"}
+    )
+    assert all(up.abs().sum() > 0 for up in trainer.result().up.values())
+
+
 def test_over_teachers_the_fake_score_starts_as_they_are_and_pulls_nowhere(tiny, teachers):
     objective = {"guidance": 0.0, "fm_weight": 0.0, "fake_base": "teacher"}
     world = tiny.world(teachers, {"warm_cycles": 1, "cycles": 2, "objective": objective})
