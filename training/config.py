@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
-from .flow import few_step_sigmas, seeded_sigmas
+from .flow import few_step_sigmas, fewer_sigmas, seeded_sigmas
 from .lora import PAPER_TARGETS
 
 Anchor = Literal["path", "image"]
@@ -65,6 +65,11 @@ class Objective:
     def sigmas(self) -> tuple[float, ...]:
         """The sampler's sigmas, steps + 1 of them."""
         return few_step_sigmas(self.steps, self.shift)
+
+    @property
+    def half_sigmas(self) -> tuple[float, ...]:
+        """Those of the sampler in half as many steps, which a collection has to bear too."""
+        return fewer_sigmas(self.sigmas, (self.steps + 1) // 2)
 
     @property
     def path_sigmas(self) -> tuple[float, ...]:
@@ -119,7 +124,8 @@ class Distillation:
     not learnt by heart. Beyond the paper, for long runs."""
     on_policy: float = 0.0
     """Share of the imitation cycles that imitate where the student itself comes by in few steps, on top of
-    the few-step LoRA if there is one. A sample costs 6.5 forward-equivalents there (7.5 with guidance)."""
+    the few-step LoRA if there is one. A sample costs 6.5 forward-equivalents there, 7.5 with
+    guidance, which a teacher on top of a few-step LoRA does without. Beyond the paper."""
     seed: int = 0
     save_every: int = 50
     """Cycles between checkpoints."""

@@ -20,7 +20,6 @@ from .flow import (
     add_noise,
     anchored_times,
     euler_to,
-    fewer_sigmas,
     predict_x0,
     rollout,
     shift,
@@ -174,26 +173,18 @@ class Distiller:
                 WAY_STEPS,
                 o.shift,
             )
-            target = self._real_velocity(batch, everyone, x, sigma)
-        with self.roles.use(STUDENT):
-            v = self._velocity(batch, everyone, batch.student, x, sigma)
-        return Term("imitation", STUDENT, tuple(everyone), velocity_loss(v, target))
+        return self._imitated("imitation", STUDENT, batch, x, sigma)
 
     def on_policy(self, batch: Batch, draws: Draws) -> Term:
         """Beyond the paper, as a share of imitation: the same regression where the student itself comes by in
         few steps, in every other cycle in half as many.
 
-        A few-step LoRA is then below both: the student learns what the teacher would do on top of it.
-        Alone this blurs, for what a teacher makes of a blurred state stays blurred (docs/pocket.md).
+        A few-step LoRA is then below both: the student learns what the teacher would do on top of it. Without
+        off-policy imitation beside it this blurs (docs/pocket.md).
         """
-        o, everyone = self.objective, range(len(batch))
-        sigmas = o.sigmas if draws.cycle % 2 else fewer_sigmas(o.sigmas, (o.steps + 1) // 2)
+        sigmas = self.objective.sigmas if draws.cycle % 2 else self.objective.half_sigmas
         x, sigma = self._own_state(batch, draws, sigmas)
-        with torch.no_grad():
-            target = self._real_velocity(batch, everyone, x, sigma, self._below)
-        with self.roles.use(self.sampler):
-            v = self._velocity(batch, everyone, batch.student, x, sigma)
-        return Term("on_policy", self.sampler, tuple(everyone), velocity_loss(v, target))
+        return self._imitated("on_policy", self.sampler, batch, x, sigma, self._below)
 
     def fake_term(self, batch: Batch, x0: Tensor, draws: Draws) -> Term:
         """The fake score's loss on the student's samples `x0` (B,C,h,w).
@@ -249,14 +240,14 @@ class Distiller:
     def _real_velocity(
         self, batch: Batch, positions: Sequence[int], x: Tensor, sigma: Tensor, below: str = BASE
     ) -> Tensor:
-        """Each sample's own teacher (general stream: the base) with its own prompt, guided; on top of the
-        adapter `below`.
+        """Each sample's own teacher (general stream: the base) with its own prompt, guided. On top of a
+        few-step LoRA `below` it needs no guidance: such a LoRA is made to be sampled without.
 
         Two forwards and not one batch of twice the size: prompts of unequal length would need a mask.
         """
         with self._teachers(batch, positions, below):
             cond = self._velocity(batch, positions, batch.teacher, x, sigma)
-            if not self.objective.guidance:
+            if not self.objective.guidance or below != BASE:
                 return cond
             uncond = self._velocity(batch, positions, batch.empty, x, sigma)
             return guided(cond, uncond, self.objective.guidance)
@@ -271,6 +262,17 @@ class Distiller:
         stack = self.bank.stack(batch.teachers())
         return self.roles.use_teachers(stack, stack.index(names), None if plus == BASE else plus)
 
+    def _imitated(
+        self, name: str, role: str, batch: Batch, x: Tensor, sigma: Tensor, below: str = BASE
+    ) -> Term:
+        """The role's velocity at a state, regressed on the teacher's on top of `below`."""
+        everyone = range(len(batch))
+        with torch.no_grad():
+            target = self._real_velocity(batch, everyone, x, sigma, below)
+        with self.roles.use(role):
+            v = self._velocity(batch, everyone, batch.student, x, sigma)
+        return Term(name, role, tuple(everyone), velocity_loss(v, target))
+
     def _own_state(self, batch: Batch, draws: Draws, sigmas: Sequence[float]) -> tuple[Tensor, Tensor]:
         """The student's own input (B,C,h,w) at a random step of a schedule, and the sigma (B,) there."""
         noise = noise_like(batch.source, draws.generators(batch, "rollout start"))
@@ -283,7 +285,7 @@ class Distiller:
                 stops,
                 draws.generators(batch, "rollout noise"),
             )
-        return x, torch.tensor(sigmas, device=x.device)[stops]
+        return x, torch.tensor(sigmas)[stops].to(x.device)
 
     def _student_x0(self, batch: Batch, positions: Sequence[int], x: Tensor, sigma: Tensor) -> Tensor:
         def velocity(x: Tensor, sigma: Tensor, _: Tensor) -> Tensor:

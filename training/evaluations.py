@@ -58,14 +58,19 @@ def cycle_evaluations(config: Distillation, p_effect: float) -> Evaluations:
     return total
 
 
-def imitation_evaluations(config: Distillation) -> Evaluations:
+def imitation_evaluations(config: Distillation, few_step: bool = False) -> Evaluations:
     """Of one sample of a cycle that imitates the teachers' velocities: on their ways, or where the student
-    itself comes by."""
-    scores, whole = 2 if config.objective.guidance else 1, config.objective.steps
-    half = (whole + 1) // 2
-    off_policy = Evaluations(teacher=(WAY_STEPS + 1) * scores, gradient=1)
-    # every other rollout has half the steps, and each stops before any of its own
-    on_policy = Evaluations(adapter=(whole - 1 + half - 1) / 2 / 2, teacher=scores, gradient=1)
+    itself comes by.
+
+    Args:
+        few_step: whether a few-step LoRA is below student and teacher there.
+    """
+    o = config.objective
+    guided = 2 if o.guidance else 1
+    off_policy = Evaluations(teacher=(WAY_STEPS + 1) * guided, gradient=1)
+    # a rollout stops before any of its steps
+    rollout = sum((len(sigmas) - 2) / 2 for sigmas in (o.sigmas, o.half_sigmas)) / 2
+    on_policy = Evaluations(adapter=rollout, teacher=1 if few_step else guided, gradient=1)
     return off_policy * (1 - config.on_policy) + on_policy * config.on_policy
 
 

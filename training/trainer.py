@@ -153,7 +153,7 @@ class Trainer:
         """Of cycles before the matching: on the teachers' images, then on their velocities, where they come
         by themselves and where the student does."""
         draws = Draws(self.config.seed, self.cycle, "student")
-        chance = uniform([generator(self.config.seed, "on policy", self.cycle)]).item()
+        chance = uniform([generator(self.config.seed, self.cycle, "on policy")]).item()
         imitate = self.distiller.on_policy if chance < self.config.on_policy else self.distiller.imitation
         for i, batch in enumerate(batches):
             if self.cycle >= self.config.warm_cycles:

@@ -55,14 +55,14 @@ def test_imitation_regresses_on_the_teachers_velocity_where_they_come_by(guidanc
 @pytest.mark.parametrize(("cycle", "steps"), [(3, 4), (4, 2)])
 def test_on_policy_it_is_where_the_student_comes_by_in_few_steps(cycle, steps, below, tiny, teachers):
     few_step = read_lora(teachers / "comic.safetensors", linear_shapes(tiny.Net())) if below else None
-    objective = {"guidance": 0.0, "steps": 4, "ts_steps": 2}
+    objective = {"guidance": 2.0, "steps": 4, "ts_steps": 2}
     world = tiny.world(teachers, {"objective": objective}, few_step=few_step, stir=True)
     batch, draws = batch_of(world), Draws(0, cycle, "student")
     term = world.distiller.on_policy(batch, draws)
     role = f"{STUDENT} + few step" if below else STUDENT
     stops = integers(draws.generators(batch, "rollout stop"), 0, steps)
     assert (term.name, term.role, term.positions) == ("on_policy", role, (0, 1, 2))
-    assert world.cost == int(stops.sum()) + 3 * (1 + 3)
+    assert world.cost == int(stops.sum()) + 3 * ((1 if below else 2) + 3)
     assert [call.role for call in world.calls if call.graph] == [role]
 
     sigmas, sigma = few_step_sigmas(steps), torch.tensor(few_step_sigmas(steps))[stops]
@@ -78,6 +78,9 @@ def test_on_policy_it_is_where_the_student_comes_by_in_few_steps(cycle, steps, b
     stack = world.bank.stack(batch.teachers())
     with world.roles.use_teachers(stack, stack.index(batch.effects), "few step" if below else None):
         theirs = world.net(x, sigma, batch.teacher, batch.source)
+        uncond = world.net(x, sigma, batch.empty, batch.source)
+    if not below:
+        theirs = theirs + 2.0 * (theirs - uncond)
     expected = mse_loss(ours, theirs, reduction="none").flatten(1).mean(1)
     torch.testing.assert_close(term.losses, expected)
     with world.roles.use(role):
