@@ -137,6 +137,17 @@ class Distillation:
         """Cycles before distributions are matched."""
         return self.warm_cycles + self.imitation_cycles
 
+    @property
+    def matching_cycles(self) -> int:
+        """Cycles that match distributions."""
+        return self.cycles - self.start_cycles
+
+    @property
+    def learns_images(self) -> bool:
+        """Whether any cycle learns from teachers' images."""
+        matched = self.objective.ts_weight or self.objective.fm_weight
+        return bool(self.warm_cycles or (self.matching_cycles and matched))
+
     def micro_batch_of(self, processes: int) -> int:
         """Samples of one forward where so many processes share a batch: few enough that none is idle."""
         most = min(self.micro_batch, -(-self.batch // processes))

@@ -40,6 +40,7 @@ def job_on(architecture: Architecture, run: Run) -> Job:
         LoraFormatError: a teacher that is missing, damaged or for another base.
     """
     files = [effect.lora_path for effect in run.lists.effects.values()]
+    missing = sum(sample.base_pred_image is None for sample in run.lists.samples)
     return Job(
         run.distill,
         architecture,
@@ -48,7 +49,7 @@ def job_on(architecture: Architecture, run: Run) -> Job:
         effects=len(files),
         samples=len(run.lists.samples),
         general=len(run.lists.general),
-        missing=sum(sample.base_pred_image is None for sample in run.lists.samples),
+        missing=missing if run.needs_images else 0,
         teacher_rank=_largest_rank(files, architecture.linears),
         few_step_rank=_largest_rank([run.few_step], architecture.linears) if run.few_step else 0,
     )

@@ -177,7 +177,7 @@ def hours(job: Job, setting: Setting, card: Card, utilisation: float = UTILISATI
     imitating = cycle(imitation_evaluations(c, job.few_step > 0)) + adding
     return Hours(
         target_evaluations(job) / job.devices * seconds(each.target, setting.target_batch) / HOUR,
-        (c.warm_cycles * warm + c.imitation_cycles * imitating + (c.cycles - c.start_cycles) * full) / HOUR,
+        (c.warm_cycles * warm + c.imitation_cycles * imitating + c.matching_cycles * full) / HOUR,
         full,
     )
 

@@ -140,7 +140,8 @@ class DistillationRun:
         self.roles.detach()
 
     def prepare(self, progress: Progress = lambda *_: None, previewed: Sequence[str] = ()) -> Prepared:
-        """Read pictures, make missing teacher images, choose captions and tags, encode all.
+        """Read pictures, make the teacher images that are missing and needed, choose captions and tags,
+        encode all.
 
         previewed: effects that `preview` will show. They are shown on one source, so that their results can
         be compared: the one that most of them have. For the others a teacher image is made of it.
@@ -161,17 +162,20 @@ class DistillationRun:
             run.distill.seed,
             run.distill.objective.path_sigmas,
         )
-        pictures = make_targets(
+        needed = range(len(samples)) if run.needs_images else [samples.index(one) for one in shown.values()]
+        made = make_targets(
             host,
             self.roles,
             maker,
             self.effects,
-            samples,
-            pictures,
+            [samples[i] for i in needed],
+            [pictures[i] for i in needed],
             lambda done, all_: progress("teacher images", done, all_),
             self.cancelled,
             self.workers,
         )
+        for i, picture in zip(needed, made, strict=True):
+            pictures[i] = picture
         previews = {name: pictures[samples.index(one)] for name, one in shown.items()}
         pictures = pictures[: len(self._samples)]
         with self.workers.one_goes_first():  # and asks for captions, which come out differently each time

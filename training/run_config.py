@@ -105,6 +105,11 @@ class Run:
     them."""
 
     @property
+    def needs_images(self) -> bool:
+        """Whether every sample needs its teacher's image: to learn from or to write captions by."""
+        return self.distill.learns_images or self.captions is not None
+
+    @property
     def checkpoint(self) -> Path:
         """Where the state of the run is kept."""
         return self.output / "state.safetensors"

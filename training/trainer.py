@@ -75,7 +75,7 @@ class Trainer:
         workers: Workers = ALONE,
     ) -> None:
         seeded = any(sample.target is not None for samples in lessons.effects.values() for sample in samples)
-        if not seeded and (config.warm_cycles or not config.objective.bs_weight):
+        if not seeded and (config.warm_cycles or (config.matching_cycles and not config.objective.bs_weight)):
             raise ValueError(
                 "no sample has a teacher image: make some, or set warm_cycles = 0 and objective.bs_weight > 0"
             )

@@ -57,6 +57,9 @@ def test_a_file_is_read_with_its_lists_and_teachers(pocket: Any, capsys: pytest.
     pocket.change("rank = 2", "rank = 4")
     wider = planned(capsys, pocket.config, "--gpu", "16")["parts_bytes"]
     assert wider["student and fake score"] == 2 * content["parts_bytes"]["student and fake score"]
+    assert content["hours"]["targets"] > 0
+    pocket.change("warm_cycles = 1", "warm_cycles = 0\nimitation_cycles = 2")
+    assert planned(capsys, pocket.config, "--gpu", "16")["hours"]["targets"] == 0
 
 
 def test_a_folder_is_known_by_its_configuration(
