@@ -95,13 +95,16 @@ def distil(
     Raises Cancelled or DivergedError *after* the collection as trained so far has been written, and whatever
     `DistillationRun` raises.
     """
+    from .training.extend import read_extended
+    from .training.lora import linear_shapes
     from .training.run import DistillationRun
     from .training.trainer import Cancelled, DivergedError
     from .training.workers import ALONE
 
     workers = workers or ALONE
+    run, first = read_extended(run, linear_shapes(host.transformer))
     stopped: Cancelled | DivergedError | None = None
-    with console.listening(), DistillationRun(run, host, console.cancelled, workers=workers) as job:
+    with console.listening(), DistillationRun(run, host, console.cancelled, first, workers) as job:
         job.prepare(console.progress)
         try:
             for record in job.train(resume, console.progress):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from ..collection.catalogue import Catalogue, slug
 from ..collection.file import load_collection
 from ..collection.jsonl import EffectEntry, EffectSample, GeneralSample
 from ..collection.lora_weights import LoraWeights
-from ..collection.thumbnails import Pair, pair_of
 from ..pocket import FEW_STEP
 from ..training.checkpoint import CheckpointError
 from ..training.config import Distillation, distillation
 from ..training.drawings import draw_losses, draw_matrix
+from ..training.extend import extended
 from ..training.hosts.comfy import ComfyHost
 from ..training.lora import PAPER_TARGETS, block_targets, linear_shapes
 from ..training.pictures import to_tensor
@@ -142,9 +142,6 @@ class DistilCollection(io.ComfyNode):
     ) -> io.NodeOutput:
         settings = settings or Settings("default", distillation(), Targets())
         output = Path(folder_paths.get_output_directory()) / "collectionlora" / slug(name)
-        titles = {} if extend is None else _kept_titles(extend, teachers)
-        if extend is not None:
-            teachers = _kept_prompts(extend, teachers)
         lists = Lists({teacher.lora_name: teacher for teacher in teachers}, images, general)
         run = Run(
             output,
@@ -152,21 +149,17 @@ class DistilCollection(io.ComfyNode):
             distill=settings.distill,
             targets=settings.targets,
             preset=settings.preset,
-            titles=titles,
-            few_step=_few_step_file(few_step, extend),
-            held_few_step=_held_few_step(extend),
+            few_step=_few_step_file(few_step),
             thumbnails=thumbnails,
-            kept={} if extend is None else _kept_pictures(extend),
         )
+        first = None
+        if extend is not None:
+            run, first = extended(run, extend.name, extend.weights, extend.catalogue), extend.weights
         host = ComfyHost(model, clip, vae, long_side, multiple_for(long_side), shape == "square")
         run = replace(run, distill=_fitting(run.distill, host))
-        if extend is not None:  # its weights are what training starts from
-            rank = max(map(len, extend.weights.down.values()))
-            run = replace(run, distill=replace(run.distill, rank=rank, alpha=float(rank)))
         if start == ANEW and output.exists():
             output.rename(unused(output))
         with host.lend():
-            first = None if extend is None else extend.weights
             report = _distil(run, host, RunEvents(run.output, run.distill.cycles), preview_every, first)
         weights, catalogue = load_collection(run.collection, linear_shapes(host.transformer))
         text = _in_words(run, report, catalogue)
@@ -179,21 +172,12 @@ class DistilCollection(io.ComfyNode):
         return io.NodeOutput(collection, text, *pictures, ui=ui.PreviewText(text))
 
 
-def _few_step_file(name: str, extend: Collection | None) -> Path | None:
-    """Raises ValueError for a collection that holds one already."""
+def _few_step_file(name: str) -> Path | None:
     if name == NONE:
         return None
-    held = _held_few_step(extend)
-    if extend is not None and held:
-        raise ValueError(f"{extend.name} holds few-step sampling already ({held}): set few_step to {NONE}")
     if name == BUILT_IN:
         return FEW_STEP
     return Path(folder_paths.get_full_path_or_raise("loras", name))
-
-
-def _held_few_step(extend: Collection | None) -> str:
-    """Of the few-step LoRA that is in a collection, its name; else nothing."""
-    return "" if extend is None else str(extend.catalogue.training.get("few_step", ""))
 
 
 def _fitting(config: Distillation, host: ComfyHost) -> Distillation:
@@ -283,32 +267,6 @@ def _keep(job: DistillationRun, events: RunEvents) -> None:
     job.finish(thumbnails=False)
     events.kept = job.run.collection
     logging.info("CollectionLoRA: %d cycles are kept in %s", job.trainer.cycle, events.kept)
-
-
-def _kept_prompts(collection: Collection, teachers: Sequence[EffectEntry]) -> tuple[EffectEntry, ...]:
-    """The teachers with the prompts that the collection has learnt. Raises ValueError for one it misses."""
-    names = {slug(teacher.lora_name) for teacher in teachers}
-    for effect in collection.catalogue.effects:
-        if effect.name not in names:
-            raise ValueError(
-                f"{collection.name} holds the effect {effect.name!r}, which has no teacher here and would be "
-                "forgotten; add its LoRA to the teachers"
-            )
-    known = {effect.name: effect.prompt for effect in collection.catalogue.effects}
-    return tuple(
-        replace(teacher, recaption_prompt_with_trigword=known.get(slug(teacher.lora_name), ""))
-        for teacher in teachers
-    )
-
-
-def _kept_titles(collection: Collection, teachers: Sequence[EffectEntry]) -> dict[str, str]:
-    known = {effect.name: effect.title for effect in collection.catalogue.effects}
-    return {t.lora_name: known[slug(t.lora_name)] for t in teachers if slug(t.lora_name) in known}
-
-
-def _kept_pictures(collection: Collection) -> dict[str, Pair]:
-    effects = collection.catalogue.effects
-    return {effect.name: pair_of(effect.thumbnail) for effect in effects if effect.thumbnail}
 
 
 def _in_words(run: Run, report: Mapping[str, Any], catalogue: Catalogue) -> str:

@@ -11,6 +11,7 @@ from ..collection.layouts import read_lora
 from ..pocket import TRANSFORMER
 from ..pocket.text import TOKENS
 from .architecture import Architecture
+from .extend import read_extended
 from .footprint import Job, Storage
 from .lora import Shapes
 from .run_config import Run
@@ -39,6 +40,7 @@ def job_on(architecture: Architecture, run: Run) -> Job:
     Raises:
         LoraFormatError: a teacher that is missing, damaged or for another base.
     """
+    run, _ = read_extended(run, architecture.linears)
     files = [effect.lora_path for effect in run.lists.effects.values()]
     missing = sum(sample.base_pred_image is None for sample in run.lists.samples)
     return Job(

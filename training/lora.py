@@ -153,16 +153,10 @@ class LoraAdapter(nn.Module):
     @classmethod
     def of(cls, weights: LoraWeights) -> LoraAdapter:
         """A frozen adapter of weights of any ranks; smaller ones are padded with zeros."""
-        whole = added_up([weights])
-        rank = max(map(len, whole.down.values()))
-        shapes = {path: (whole.up[path].shape[0], a.shape[1]) for path, a in whole.down.items()}
-        padded = LoraWeights(
-            {path: F.pad(a, (0, 0, 0, rank - len(a))) for path, a in whole.down.items()},
-            {path: F.pad(b, (0, rank - b.shape[1])) for path, b in whole.up.items()},
-            dict.fromkeys(shapes, float(rank)),
-        )
+        rank = max(map(len, weights.down.values()))
+        shapes = {path: (len(weights.up[path]), a.shape[1]) for path, a in weights.down.items()}
         adapter = cls(shapes, rank, rank)
-        adapter.load(padded)
+        adapter.load(weights)
         return adapter.requires_grad_(False)
 
     @property
@@ -187,23 +181,28 @@ class LoraAdapter(nn.Module):
 
     @torch.no_grad()
     def load(self, weights: LoraWeights) -> None:
-        """Take over weights of the same modules and rank; another alpha is folded into B.
+        """Do what these weights do; another alpha is folded into B. Where they have a smaller rank, or lack a
+        module, A stays and B is 0: that part adds nothing yet and can learn.
 
         Raises:
-            LoraFormatError: naming the first module that is missing, extra, or of another shape. Nothing has
-                been changed then.
+            LoraFormatError: naming the first module that the adapter has not, or not of such shapes. Nothing
+                has been changed then.
         """
-        for path in [*self.shapes, *weights.down]:
-            if path not in weights.down or path not in self.shapes:
-                where = "the weights" if path in self.shapes else "the adapter"
-                raise LoraFormatError(f"{path} is missing from {where}")
-            found = (tuple(weights.down[path].shape), tuple(weights.up[path].shape))
-            expected = (tuple(self.down[_key(path)].shape), tuple(self.up[_key(path)].shape))
-            if found != expected:
-                raise LoraFormatError(f"{path}: A, B have shapes {found}, the adapter expects {expected}")
+        for path, a in weights.down.items():
+            if path not in self.shapes:
+                raise LoraFormatError(f"{path} is missing from the adapter")
+            (out, into), b = self.shapes[path], weights.up[path]
+            if (a.shape[1], len(b)) != (into, out) or len(a) > self.rank:
+                raise LoraFormatError(
+                    f"{path}: A, B have shapes {(tuple(a.shape), tuple(b.shape))}, the adapter holds up to "
+                    f"{((self.rank, into), (out, self.rank))}"
+                )
         for path in self.shapes:
-            self.down[_key(path)].copy_(weights.down[path])
-            self.up[_key(path)].copy_(weights.up[path] * (weights.scale(path) / self.scale))
+            up = self.up[_key(path)].zero_()
+            if path in weights.down:
+                rank = weights.rank(path)
+                self.down[_key(path)][:rank].copy_(weights.down[path])
+                up[:, :rank].copy_(weights.up[path] * (weights.scale(path) / self.scale))
 
 
 @dataclass(frozen=True, eq=False)

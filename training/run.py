@@ -117,6 +117,8 @@ class DistillationRun:
         )
         config = run.distill
         targets = target_shapes(host.transformer, config.targets)
+        if first is not None:  # a few-step LoRA in it may be on other modules
+            targets |= {path: self.shapes[path] for path in first.down if path in self.shapes}
         self.adapters = {
             STUDENT: LoraAdapter.create(targets, config.rank, config.alpha, config.seed).to(host.device),
             FAKE: LoraAdapter.create(targets, config.rank, config.alpha, config.seed + 1).to(host.device),

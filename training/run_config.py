@@ -80,6 +80,8 @@ class Run:
     few_step: Path | None = None
     """A LoRA of few-step sampling alone (a Lightning LoRA): the student is sampled on top of it and learns
     what is missing, and the collection holds both."""
+    extend: Path | None = None
+    """A finished collection that the student starts from, see `extend`."""
     held_few_step: str = ""
     """Name of the few-step LoRA in the collection that is extended: the new file names it too."""
     shard: bool = False
@@ -120,7 +122,7 @@ class Run:
         return self.output / "collection.safetensors"
 
 
-_PATHS = ("output", "effects", "data", "general", "few_step")
+_PATHS = ("output", "effects", "data", "general", "few_step", "extend")
 _TABLES = ("distill", "targets", "captions", "titles")
 _TAGS = ("chosen", "random", "none")
 _KNOWN = (
@@ -209,6 +211,7 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
         base_dtype=base_dtype,
         offload=offload,
         few_step=paths.get("few_step"),
+        extend=paths.get("extend"),
         shard=shard,
         checkpointing=checkpointing,
         long_side=long_side,

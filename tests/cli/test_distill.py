@@ -226,3 +226,15 @@ def test_anything_unexpected_exits_with_1_and_debug_shows_where(
     assert "unexpected AssertionError: a mistake of ours; run again with --debug" in line
     assert cli.main(["distill", "--debug", pocket.config]) == cli.UNEXPECTED
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_distill_extends_a_finished_collection(pocket: Any, collection: Path, capsys: Any) -> None:
+    config = Path(pocket.config)
+    config.write_text(f'extend = "{collection}"\n{config.read_text()}')
+    assert cli.main(["plan", pocket.config, "--gpu", "16"]) == cli.OK
+    assert "rank 2" in capsys.readouterr().out
+    assert cli.main(["distill", pocket.config]) == cli.OK
+    made, known = (
+        read_catalogue(path) for path in (pocket.folder / "out/collection.safetensors", collection)
+    )
+    assert [(one.tag, one.prompt) for one in made.effects] == [(one.tag, one.prompt) for one in known.effects]

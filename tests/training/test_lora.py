@@ -104,16 +104,29 @@ def test_load_folds_another_alpha() -> None:
     torch.testing.assert_close(target("2", inputs(3, 16)), source("2", inputs(3, 16)))
 
 
+def test_what_weights_lack_adds_nothing_and_can_learn() -> None:
+    smaller = LoraAdapter.create({"2": SHAPES["2"]}, 2, 1.0, seed=1)
+    nn.init.normal_(smaller.up["2"], generator=generator(0, "up"))
+    target = trained()
+    target.load(smaller.weights())
+    x = {path: inputs(3, into) for path, (_, into) in SHAPES.items()}
+    torch.testing.assert_close(target("2", x["2"]), smaller("2", x["2"]))
+    assert target("0", x["0"]).abs().max() == 0
+    sum(target(path, x[path]).square().sum() + target(path, x[path]).sum() for path in SHAPES).backward()
+    for path in SHAPES:
+        assert (target.up[path].grad.abs().sum(0) > 0).all()  # of every rank
+
+
 @pytest.mark.parametrize(
     ("shapes", "rank", "message"),
     [
-        ({"0": (16, 8)}, 4, "2 is missing from the weights"),
         ({**SHAPES, "4": (8, 8)}, 4, "4 is missing from the adapter"),
         (
             SHAPES,
-            2,
-            r"0: A, B have shapes \(\(2, 8\), \(16, 2\)\), the adapter expects \(\(4, 8\), \(16, 4\)\)",
+            5,
+            r"0: A, B have shapes \(\(5, 8\), \(16, 5\)\), the adapter holds up to \(\(4, 8\), \(16, 4\)\)",
         ),
+        ({"0": (16, 7)}, 4, "0: A, B have shapes"),
     ],
 )
 def test_load_refuses_weights_that_do_not_fit_and_changes_nothing(

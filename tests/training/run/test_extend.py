@@ -1,0 +1,115 @@
+"""A finished collection is gone on with: what people know its effects by stays as it was."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from collectionlora.collection.catalogue import Catalogue, Effect, fingerprint, slug
+from collectionlora.collection.errors import CollectionError
+from collectionlora.collection.file import load_collection, save_collection, with_thumbnails
+from collectionlora.collection.layouts import read_lora
+from collectionlora.collection.lora_weights import LoraWeights
+from collectionlora.training.extend import read_extended
+from collectionlora.training.lora import linear_shapes
+from collectionlora.training.run import DistillationRun, read_run
+from collectionlora.training.run_config import ConfigError
+
+KNOWN = Effect("frost", "Frosted glass", "<frost_1>", "<frost_1> cover it with ice")
+
+
+def begun(project: Any, shapes: Any) -> LoraWeights:
+    """Rank 3 on "enter", rank 1 on "leave", nothing on "middle"."""
+    parts = {"comic": "enter", "frost": "leave"}
+    loras = {path: read_lora(project.folder / f"{name}.safetensors", shapes) for name, path in parts.items()}
+    return LoraWeights(
+        {path: lora.down[path] for path, lora in loras.items()},
+        {path: lora.up[path] for path, lora in loras.items()},
+        {path: lora.alpha[path] for path, lora in loras.items()},
+    )
+
+
+def finished(project: Any, shapes: Any, **training: str) -> Catalogue:
+    """finished.safetensors: the effect frost, with a picture; a LoRA of other modules than the run's targets,
+    and of different ranks, as one with a few-step LoRA in it may be."""
+    weights = begun(project, shapes)
+    bare = Catalogue((KNOWN,), (1.0, 0.5, 0.0), fingerprint(shapes, "tiny"), training=training)
+    picture = Image.new("RGB", (64, 64), "red")
+    catalogue = with_thumbnails(bare, weights, {"frost": (picture, picture)})
+    save_collection(project.folder / "finished.safetensors", weights, catalogue)
+    project.settings["extend"] = "finished.safetensors"
+    return catalogue
+
+
+def test_known_effects_keep_tag_prompt_title_and_picture_and_the_rank_stays(project: Any, host: Any) -> None:
+    shapes = linear_shapes(host.transformer)
+    before = finished(project, shapes, few_step="lightning.safetensors")
+    project.settings["distill"] |= {"rank": 2, "alpha": 4.0, "lr": 0.0, "fake_lr": 0.0}
+    project.settings["titles"] = {"neon": "Neon lights"}
+    asked = read_run(project.write())
+    run, first = read_extended(asked, shapes)
+    with DistillationRun(run, host, first=first) as job:
+        job.prepare()
+        for _ in job.train():
+            pass
+        job._plot = lambda: None  # type: ignore[method-assign]
+        job.finish()
+    weights, after = load_collection(run.collection, shapes)
+    told, known = (replace(one["frost"], thumbnail=None, category="") for one in (after, before))
+    assert told == known
+    assert [(effect.name, effect.title) for effect in after.effects] == [
+        ("frost", "Frosted glass"),
+        ("neon", "Neon lights"),
+        ("comic", "Comic"),
+    ]
+    assert [bool(effect.thumbnail) for effect in after.effects] == [True, False, False]
+    assert after.training["rank"] == 3
+    assert after.training["few_step"] == "lightning.safetensors"
+    assert set(weights.down) == {"enter", "middle", "leave"}
+    assert weights.up["middle"].abs().max() == 0
+    start = begun(project, shapes)
+    for path in start.down:  # nothing was learnt: as it began, in bfloat16
+        made, wanted = (
+            lora.scale(path) * lora.up[path].float() @ lora.down[path].float() for lora in (weights, start)
+        )
+        torch.testing.assert_close(made, wanted, atol=0.02 * wanted.abs().max().item(), rtol=0)
+
+
+def test_a_run_that_extends_nothing_is_itself(project: Any, host: Any) -> None:
+    run = read_run(project.write())
+    assert read_extended(run, linear_shapes(host.transformer)) == (run, None)
+
+
+def test_an_effect_without_teacher_and_a_second_few_step_lora_are_refused(project: Any, host: Any) -> None:
+    shapes = linear_shapes(host.transformer)
+    finished(project, shapes, few_step="lightning.safetensors")
+    project.settings["few_step"] = "comic.safetensors"
+    with pytest.raises(ConfigError, match=r"already \(lightning.safetensors\): extend it without few_step"):
+        read_extended(read_run(project.write()), shapes)
+    del project.settings["few_step"]
+    for name in ("effects", "data"):
+        project.lists[name] = [row for row in project.lists[name] if row["lora_name"] != "frost"]
+    with pytest.raises(ConfigError, match="'frost', which has no teacher here"):
+        read_extended(read_run(project.write()), shapes)
+
+
+def test_a_lora_without_catalogue_cannot_be_extended(project: Any, host: Any) -> None:
+    project.settings["extend"] = "neon.safetensors"
+    with pytest.raises(CollectionError, match=r"neon\.safetensors"):
+        read_extended(read_run(project.write()), linear_shapes(host.transformer))
+
+
+def test_teachers_are_known_by_the_catalogues_names(project: Any, host: Any) -> None:
+    shapes = linear_shapes(host.transformer)
+    finished(project, shapes)
+    spelt = json.loads(json.dumps(project.lists).replace('"frost"', '"Frost"'))
+    project.lists = spelt
+    assert slug("Frost") == "frost"
+    run, _ = read_extended(read_run(project.write()), shapes)
+    assert run.lists.effects["Frost"].recaption_prompt_with_trigword == KNOWN.prompt
+    assert run.titles["Frost"] == "Frosted glass"

@@ -1,0 +1,58 @@
+"""Going on from a finished collection: more effects are added, and nothing that people know it by changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..collection.catalogue import Catalogue, slug
+from ..collection.file import load_collection
+from ..collection.lora_weights import LoraWeights
+from ..collection.thumbnails import pair_of
+from .lora import Shapes
+from .run_config import ConfigError, Run
+
+
+def read_extended(run: Run, shapes: Shapes) -> tuple[Run, LoraWeights | None]:
+    """`run` as `extended`, and the weights that its student starts from; None where it extends nothing.
+
+    Raises:
+        ConfigError: as :func:`extended`.
+        CollectionError, LoraFormatError: as `load_collection`.
+    """
+    if run.extend is None:
+        return run, None
+    weights, catalogue = load_collection(run.extend, shapes)
+    return extended(run, run.extend.name, weights, catalogue), weights
+
+
+def extended(run: Run, name: str, weights: LoraWeights, catalogue: Catalogue) -> Run:
+    """`run` going on from the collection `name`: known effects keep tag, prompt, title and picture, the rank
+    stays, and a few-step LoRA that is in it is named by the new file too.
+
+    Raises:
+        ConfigError: an effect that has no teacher here, or a second few-step LoRA.
+    """
+    teachers = {slug(teacher): teacher for teacher in run.lists.effects}
+    for effect in catalogue.effects:
+        if effect.name not in teachers:
+            raise ConfigError(
+                f"{name} holds the effect {effect.name!r}, which has no teacher here and would be "
+                "forgotten; add its LoRA to the teachers"
+            )
+    held = str(catalogue.training.get("few_step", ""))
+    if held and run.few_step is not None:
+        raise ConfigError(f"{name} holds few-step sampling already ({held}): extend it without few_step")
+    known = {teachers[effect.name]: effect for effect in catalogue.effects}
+    asked = {
+        teacher: replace(run.lists.effects[teacher], recaption_prompt_with_trigword=effect.prompt)
+        for teacher, effect in known.items()
+    }
+    rank = max(map(len, weights.down.values()))
+    return replace(
+        run,
+        lists=replace(run.lists, effects={**run.lists.effects, **asked}),
+        titles={**{teacher: effect.title for teacher, effect in known.items()}, **run.titles},
+        distill=replace(run.distill, rank=rank, alpha=float(rank)),
+        held_few_step=held,
+        kept={effect.name: pair_of(effect.thumbnail) for effect in catalogue.effects if effect.thumbnail},
+    )
