@@ -90,13 +90,12 @@ def settings(seed: int, **values: Any) -> Distillation:
 def run_arm(args: argparse.Namespace, name: str, arm: Arm, seed: int) -> dict[str, Any]:
     """Train and judge one arm."""
     out = args.out / f"seed{seed}"
-    base = Trial("base", EFFECTS, args.pictures, settings(seed), out)
+    base = Trial("base", EFFECTS, args.pictures, settings(seed), out, teacher_prompts=arm.teacher_prompts)
     trial = replace(
         base,
         name=name,
         distill=settings(seed, **arm.values),
         distiller=arm.distiller,
-        teacher_prompts=arm.teacher_prompts,
         start=warmed(base, args.warm),
         evaluations=args.evaluations,
     )

@@ -132,7 +132,7 @@ def warmed(trial: Trial, cycles: int) -> Path:
     What the trials of a folder that differ from `trial` then start from.
     """
     objective = replace(trial.distill.objective, bs_weight=0.0, ts_weight=0.0, anchor="image")
-    name = f"warm_{cycles}_{trial.pictures}"
+    name = f"warm_{cycles}_{trial.pictures}" + ("_teacher_prompts" if trial.teacher_prompts else "")
     warm = replace(trial, name=name, distill=replace(trial.distill, cycles=cycles, objective=objective))
     if not warm.after_cycles.exists():
         run_trials([warm])

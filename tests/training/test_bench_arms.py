@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 import torch
 
 from collectionlora.bench import arms
-from collectionlora.bench.trial import kept
+from collectionlora.bench import trial as trial_module
+from collectionlora.bench.trial import Outcome, kept
 from collectionlora.bench.visited import VisitedDistiller
 from collectionlora.training.config import distillation
 from collectionlora.training.trainer import Trainer
@@ -63,6 +66,28 @@ def test_every_arm_is_a_setting_that_differs_from_the_pockets_own(group, name):
     same = config == arms.settings(3) and not arm.teacher_prompts and arm.distiller is not VisitedDistiller
     assert same == (name in ("all", "as it is"))
     assert config.objective.guidance == arm.values.get("objective", {}).get("guidance", 0)
+
+
+def test_an_arm_begins_with_a_student_that_knows_its_words(tmp_path, monkeypatch):
+    trials = []
+
+    def train(some):
+        trials.extend(some)
+        for trial in some:
+            trial.after_cycles.parent.mkdir(exist_ok=True)
+            trial.after_cycles.touch()
+        return [Outcome(1, 2, 1.0, 20.0, 0, 0.0, {}) for _ in some]
+
+    monkeypatch.setattr(trial_module, "run_trials", train)
+    monkeypatch.setattr(arms, "run_trials", train)
+    monkeypatch.setattr(arms, "judged", lambda *_: {})
+    args = argparse.Namespace(out=tmp_path, pictures=2, warm=3, evaluations=4, images=1)
+    for name in ("all", "no AOP", "no TS"):
+        arms.run_arm(args, name, arms.SETS["ablation"][name], seed=0)
+    warm, whole, other_warm, in_teachers_words, without = trials
+    assert [one.teacher_prompts for one in trials] == [False, False, True, True, False]
+    assert (whole.start, without.start) == (warm.after_cycles, warm.after_cycles)
+    assert in_teachers_words.start == other_warm.after_cycles != warm.after_cycles
 
 
 def test_the_table_says_how_far_seeds_lie_apart():
