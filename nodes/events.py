@@ -20,7 +20,7 @@ from ..collection.atomic import atomic_write
 from ..collection.catalogue import Effect, slug
 from ..training.prompting import TagReport
 from ..training.record import Record
-from ..training.run import Losses, by_effect
+from ..training.run import Losses
 
 REMEMBERED = 20
 PREVIEWS = "previews"
@@ -93,7 +93,7 @@ class RunEvents:
             phase="cycles",
             cycle=record.cycle + 1,
             loss=record.losses,
-            effect_loss=by_effect(record),
+            effect_loss=record.effect_losses,
             skipped=skipped,
             memory=record.memory,
             seconds_each=round(mean, 3),

@@ -39,6 +39,7 @@ def job_on(architecture: Architecture, run: Run) -> Job:
 
     Raises:
         LoraFormatError: a teacher that is missing, damaged or for another base.
+        ConfigError, CollectionError: as `read_extended`, whose collection is read whole.
     """
     run, _ = read_extended(run, architecture.linears)
     files = [effect.lora_path for effect in run.lists.effects.values()]

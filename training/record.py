@@ -46,3 +46,12 @@ class Record:
             for effect, values in by_effect.items():
                 means.setdefault(effect, {})[term] = fmean(values)
         return means
+
+    @property
+    def effect_losses(self) -> dict[str, float]:
+        """The student's mean loss by effect, over its terms."""
+        own = {
+            name: [loss for term, loss in terms.items() if term != "fake"]
+            for name, terms in self.effects.items()
+        }
+        return {name: fmean(losses) for name, losses in own.items() if losses}

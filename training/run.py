@@ -263,7 +263,7 @@ class DistillationRun:
 
     def _note(self, record: Record) -> None:
         self.seconds += sum(record.seconds.values())
-        for lines, values in ((self.losses, record.losses), (self.effect_losses, by_effect(record))):
+        for lines, values in ((self.losses, record.losses), (self.effect_losses, record.effect_losses)):
             for name, value in values.items():
                 line = lines.setdefault(name, {"cycle": [], "loss": []})
                 line["cycle"].append(record.cycle)
@@ -385,16 +385,6 @@ class DistillationRun:
         examples = {name: one for name, one in self.prepared.examples.items() if slug(name) not in kept}
         made = zip(examples, self._results(weights, examples))
         return {slug(name): (to_pil(examples[name].image), to_pil(result)) for name, result in made}
-
-
-def by_effect(record: Record) -> dict[str, float]:
-    """The student's mean loss over the terms of each effect of the cycle."""
-    means = {}
-    for effect, terms in record.effects.items():
-        own = [loss for term, loss in terms.items() if term != "fake"]
-        if own:
-            means[effect] = sum(own) / len(own)
-    return means
 
 
 def _until(cycle: int, lines: Losses) -> Losses:

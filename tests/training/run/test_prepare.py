@@ -10,6 +10,7 @@ import torch
 from collectionlora.collection.jsonl import read_effect_data, read_effects, read_general_data
 from collectionlora.training import prepare
 from collectionlora.training.captions import CaptionError, VlmEndpoint
+from collectionlora.training.run import DistillationRun, read_run
 from collectionlora.training.trainer import Cancelled
 
 
@@ -155,3 +156,17 @@ def test_previews_share_the_source_that_most_effects_have(project: Any) -> None:
     assert found["neon"] in samples
     assert found["frost"] not in samples  # it has another source only, and gets this one for its preview
     assert prepare.on_one_source([], effects, samples) == {}
+
+
+@pytest.mark.parametrize("cycles", [3, 4])
+def test_teacher_images_that_nothing_learns_from_are_made_for_previews_alone(
+    cycles: int, project: Any, host: Any
+) -> None:
+    project.settings["distill"] |= {"imitation_cycles": 3, "cycles": cycles}
+    run = read_run(project.write())
+    with DistillationRun(run, host) as job:
+        job.prepare(previewed=["neon"])
+        assert [name for name, _ in job.shown()] == ["neon"]
+        for _ in job.train():
+            pass
+    assert len(list((run.output / "teacher_images").iterdir())) == (1 if cycles == 3 else 6)

@@ -130,20 +130,6 @@ def test_previews_are_comparable_and_change_no_training(project: Any, host: Any)
     assert same(shared(project, host), plain)
 
 
-@pytest.mark.parametrize("cycles", [3, 4])
-def test_teacher_images_that_nothing_learns_from_are_made_for_previews_alone(
-    cycles: int, project: Any, host: Any
-) -> None:
-    project.settings["distill"] |= {"imitation_cycles": 3, "cycles": cycles}
-    run = read_run(project.write())
-    with DistillationRun(run, host) as job:
-        job.prepare(previewed=["neon"])
-        assert [name for name, _ in job.shown()] == ["neon"]
-        for _ in job.train():
-            pass
-    assert len(list((run.output / "teacher_images").iterdir())) == (1 if cycles == 3 else 6)
-
-
 def test_the_lent_model_is_left_as_it_was(project: Any, host: Any) -> None:
     before = {name: tensor.clone() for name, tensor in host.transformer.state_dict().items()}
     whole(project, host)
