@@ -10,6 +10,7 @@ from comfy import model_management
 from ..pocket.text import TOKENS
 from ..training.architecture import Architecture
 from ..training.cards import card_named
+from ..training.distiller import STUDENT
 from ..training.footprint import FP8, GIB, TEXT_TOKENS, Setting, Storage, adapter_bytes
 from ..training.hosts.comfy import ComfyHost
 from ..training.jobs import job_on
@@ -39,6 +40,7 @@ def plan_of(run: Run, host: ComfyHost, work: DistillationRun) -> tuple[str, str]
         text=TEXT_TOKENS if host.text_sees_image else TOKENS,
         storages=(loaded,) if on_cpu or weight <= FP8.weight else (loaded, FP8),
         checkpointing=(checkpointing,),
+        extended=work.adapters[STUDENT].shapes,
     )
     set_now = Setting(
         loaded, run.distill.optimizer, run.distill.micro_batch, run.targets.batch, checkpointing

@@ -87,6 +87,8 @@ class Job:
     """The largest."""
     few_step_rank: int = 0
     """Of the LoRA that the student is sampled on top of; 0: none."""
+    extended: Shapes = field(default_factory=dict)
+    """Linears of the collection gone on from: a few-step LoRA in it may be on more than the targets."""
     text: int = TEXT_TOKENS
     storages: tuple[Storage, ...] = STORAGES
     """How the base may lie on the device."""
@@ -133,7 +135,7 @@ class Job:
     @cached_property
     def adapted(self) -> Shapes:
         """Linears that student and fake score adapt. Raises ValueError for a target that the model lacks."""
-        return targeted(self.architecture.linears, self.config.targets, "the model")
+        return targeted(self.architecture.linears, self.config.targets, "the model") | dict(self.extended)
 
     @cached_property
     def adapter(self) -> int:

@@ -41,7 +41,8 @@ def job_on(architecture: Architecture, run: Run) -> Job:
         LoraFormatError: a teacher that is missing, damaged or for another base.
         ConfigError, CollectionError: as `read_extended`, whose collection is read whole.
     """
-    run, _ = read_extended(run, architecture.linears)
+    run, first = read_extended(run, architecture.linears)
+    shapes = architecture.linears
     files = [effect.lora_path for effect in run.lists.effects.values()]
     missing = sum(sample.base_pred_image is None for sample in run.lists.samples)
     return Job(
@@ -53,8 +54,9 @@ def job_on(architecture: Architecture, run: Run) -> Job:
         samples=len(run.lists.samples),
         general=len(run.lists.general),
         missing=missing if run.needs_images else 0,
-        teacher_rank=_largest_rank(files, architecture.linears),
-        few_step_rank=_largest_rank([run.few_step], architecture.linears) if run.few_step else 0,
+        teacher_rank=_largest_rank(files, shapes),
+        few_step_rank=_largest_rank([run.few_step], shapes) if run.few_step else 0,
+        extended={path: shapes[path] for path in first.down} if first is not None else {},
     )
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from collectionlora import cli
+from collectionlora.collection.file import load_collection, save_collection
+from collectionlora.collection.lora_weights import LoraWeights
 from collectionlora.training.cards import card
+from collectionlora.training.hosts.pocket import PocketHost
+from collectionlora.training.lora import linear_shapes
 
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -60,6 +66,30 @@ def test_a_file_is_read_with_its_lists_and_teachers(pocket: Any, capsys: pytest.
     assert content["hours"]["targets"] > 0
     pocket.change("warm_cycles = 1", "warm_cycles = 0\nimitation_cycles = 2")
     assert planned(capsys, pocket.config, "--gpu", "16")["hours"]["targets"] == 0
+
+
+def test_modules_that_only_the_extended_collection_has_are_counted(
+    pocket: Any, collection: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def parts(path: Path) -> dict[str, Any]:
+        config.write_text(f'extend = "{path}"\n{asked}')
+        found: dict[str, Any] = planned(capsys, pocket.config, "--gpu", "16")["parts_bytes"]
+        return found
+
+    config = Path(pocket.config)
+    asked = config.read_text()
+    plain = parts(collection)["student and fake score"]
+    shapes = linear_shapes(PocketHost(weights).transformer)
+    held, catalogue = load_collection(collection, shapes)
+    out, into = shapes["img_in"]
+    wider = LoraWeights(
+        {**held.down, "img_in": torch.ones(2, into)},
+        {**held.up, "img_in": torch.ones(out, 2)},
+        {**held.alpha, "img_in": 2.0},
+    )
+    save_collection(pocket.folder / "wider.safetensors", wider, catalogue)
+    more = parts(pocket.folder / "wider.safetensors")["student and fake score"]
+    assert more == plain + 2 * 4 * 2 * (out + into)  # two adapters, float32, rank 2
 
 
 def test_a_folder_is_known_by_its_configuration(
