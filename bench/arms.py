@@ -42,6 +42,7 @@ class Arm:
     values: Mapping[str, Any] = field(default_factory=dict)
     teacher_prompts: bool = False
     distiller: type[Distiller] = Distiller
+    few_step: bool = False
 
 
 def objective(**values: float | str) -> Arm:
@@ -78,6 +79,9 @@ SETS: dict[str, dict[str, Arm]] = {
         "guidance 0.5": objective(guidance=0.5),
         "half the rate": Arm({"lr": 5e-4}),
         "4 steps": objective(steps=4, ts_steps=2),
+        "few-step LoRA": Arm(few_step=True),
+        "few-step LoRA, imitation": Arm({"imitation_cycles": 1}, few_step=True),
+        "few-step LoRA, half on policy": Arm({"imitation_cycles": 1, "on_policy": 0.5}, few_step=True),
     },
 }
 
@@ -96,6 +100,7 @@ def run_arm(args: argparse.Namespace, name: str, arm: Arm, seed: int) -> dict[st
         name=name,
         distill=settings(seed, **arm.values),
         distiller=arm.distiller,
+        few_step=arm.few_step,
         start=warmed(base, args.warm),
         evaluations=args.evaluations,
     )
@@ -107,9 +112,12 @@ def run_arm(args: argparse.Namespace, name: str, arm: Arm, seed: int) -> dict[st
 def judged(trial: Trial, prompts: Mapping[str, str], images: int, seed: int) -> dict[str, Any]:
     """Measures in 8 and 4 steps, and what is left of general edits."""
     host = PocketHost(WEIGHTS)
-    lora = read_lora(trial.after_budget, linear_shapes(host.transformer))
-    student = Student([lora], prompts, trial.distill.objective.sigmas)
-    steps = {f"@{n}": Student([lora], prompts, sigmas_of(student, n)) for n in (8, 4)}
+    files = [trial.after_budget]
+    if trial.few_step:
+        files.append(WEIGHTS / "few_step.safetensors")
+    loras = [read_lora(file, linear_shapes(host.transformer)) for file in files]
+    student = Student(loras, prompts, trial.distill.objective.sigmas)
+    steps = {f"@{n}": Student(loras, prompts, sigmas_of(student, n)) for n in (8, 4)}
     report = judge_students(host, steps, PICTURES / "test", images, EFFECTS, judge_of(WEIGHTS), seed)
     rows = {row: {m: report.rows[row][m].to_json() for m in MEASURES} for row in steps}
     general = judge_general(host, student, PICTURES / "test", images, GENERAL_EDITS, seed)

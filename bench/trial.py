@@ -29,6 +29,7 @@ from ..training.run_config import Lists, Run, read_run
 from ..training.trainer import Trainer
 
 WEIGHTS = FOLDER / "weights"
+ENDLESS = 10**6
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Trial:
 
     A student is kept as `out`/NAME_cycles.safetensors after `distill.cycles` cycles. With a budget of
     `seconds` or `evaluations` training goes on until it is spent, encoding left out, and
-    NAME_budget.safetensors is kept.
+    NAME_budget.safetensors is kept. A trial that imitates goes on with that.
     """
 
     name: str
@@ -49,6 +50,8 @@ class Trial:
     distiller: type[Distiller] = Distiller
     teacher_prompts: bool = False
     """The student is asked in the teachers' own words, without tags."""
+    few_step: bool = False
+    """The student is sampled on top of the pocket's few-step LoRA; without, it has to learn that itself."""
     start: Path | None = None
     """A LoRA file that student and fake score start from."""
     seconds: float = 0.0
@@ -151,7 +154,9 @@ def run_trial(trial: Trial) -> Outcome:
         velocity = Counted(host.velocity)
         distiller = trial.distiller(velocity, job.roles, job.bank, trial.distill.objective)
         # may go on past `cycles`: nothing of a cycle may depend on how many there will be
-        config = replace(trial.distill, cycles=10**6, lr_schedule="constant")
+        config = replace(trial.distill, cycles=ENDLESS, lr_schedule="constant")
+        if config.imitation_cycles:
+            config = replace(config, imitation_cycles=ENDLESS)
         trainer = Trainer(distiller, job.trainer.lessons, config)
         records = trainer.run()
         cycles = trial.distill.cycles
@@ -189,8 +194,8 @@ def _run(trial: Trial) -> Run:
     titles = {name: run.titles[name] for name in trial.effects}
     lists = Lists(effects, samples, run.lists.general)
     output = trial.out / "lessons"
-    # without a few-step LoRA: what is compared has to learn that itself
-    changed = replace(run, lists=lists, titles=titles, tags=tags, output=output, few_step=None)
+    few_step = run.few_step if trial.few_step else None
+    changed = replace(run, lists=lists, titles=titles, tags=tags, output=output, few_step=few_step)
     return replace(changed, distill=trial.distill)
 
 

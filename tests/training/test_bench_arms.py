@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import pytest
 import torch
 
 from collectionlora.bench import arms
 from collectionlora.bench import trial as trial_module
-from collectionlora.bench.trial import Outcome, kept
+from collectionlora.bench.trial import Outcome, Trial, kept, run_trial
 from collectionlora.bench.visited import VisitedDistiller
 from collectionlora.training.config import distillation
+from collectionlora.training.distiller import Distiller
 from collectionlora.training.trainer import Trainer
 
 
@@ -63,9 +65,30 @@ def test_every_arm_is_a_setting_that_differs_from_the_pockets_own(group, name):
     arm = arms.SETS[group][name]
     config = arms.settings(3, **arm.values)
     assert config.seed == 3
-    same = config == arms.settings(3) and not arm.teacher_prompts and arm.distiller is not VisitedDistiller
-    assert same == (name in ("all", "as it is"))
+    as_it_is = (arm.teacher_prompts, arm.few_step, arm.distiller) == (False, False, Distiller)
+    assert (config == arms.settings(3) and as_it_is) == (name in ("all", "as it is"))
     assert config.objective.guidance == arm.values.get("objective", {}).get("guidance", 0)
+
+
+def test_an_arm_that_imitates_does_nothing_else_and_stands_on_the_few_step_lora(tmp_path, monkeypatch):
+    arm = arms.SETS["screen"]["few-step LoRA, half on policy"]
+    config = replace(arms.settings(0, **arm.values), batch=2, micro_batch=2)
+    terms, samplers = [], set()
+
+    class Watched(Trainer):
+        def run(self):
+            samplers.add(self.distiller.sampler)
+            for record in super().run():
+                terms.append(set(record.losses))
+                yield record
+
+    monkeypatch.setattr(trial_module, "Trainer", Watched)
+    trial = Trial("arm", ("sepia", "neon"), 1, config, tmp_path, few_step=arm.few_step, evaluations=150)
+    outcome = run_trial(trial)
+    assert outcome.cycles == len(terms) > 6
+    assert {name for names in terms for name in names} == {"imitation", "on_policy"}
+    assert samplers == {"student + few step"}
+    assert trial.after_budget.exists()
 
 
 def test_an_arm_begins_with_a_student_that_knows_its_words(tmp_path, monkeypatch):
