@@ -119,13 +119,12 @@ class Distillation:
     """First cycles that only regress the student on the teachers' images (all times, from fresh noise
     whatever the anchor: the fake score then starts as a copy). Beyond the paper, for runs of minutes."""
     imitation_cycles: int = 0
-    """Cycles after these that regress the student on the teachers' velocities, at states of new ways from
-    noise. A sample costs 8 forward-equivalents for 3 (13 with guidance), but few pictures of an effect are
-    not learnt by heart. Beyond the paper, for long runs."""
+    """Cycles after these that regress the student on the teachers' velocities, along new ways from noise. A
+    sample costs 4 forward-equivalents for 3 (5 with guidance), but few pictures of an effect are not learnt
+    by heart. Beyond the paper, for long runs."""
     on_policy: float = 0.0
-    """Share of the imitation cycles that imitate where the student itself comes by in few steps, on top of
-    the few-step LoRA if there is one. A sample costs 6.5 forward-equivalents there, 7.5 with
-    guidance, which a teacher on top of a few-step LoRA does without. Beyond the paper."""
+    """Share of the imitation's ways that the student itself takes, in few steps, on top of the few-step LoRA
+    if there is one (a teacher on top of that does without guidance). Beyond the paper."""
     seed: int = 0
     save_every: int = 50
     """Cycles between checkpoints."""

@@ -19,23 +19,19 @@ from .data import Batch
 from .flow import (
     add_noise,
     anchored_times,
-    euler_to,
     predict_x0,
     rollout,
-    shift,
     uniform_shifted,
     velocity_towards,
     x0_from_velocity,
 )
 from .losses import dmd_direction, dmd_loss, flow_matching_loss, guided, velocity_loss
-from .randomness import generators, integers, noise_like, uniform
+from .randomness import generators, integers, noise_like
 from .roles import BASE, PLUS, Roles
 
 STUDENT, FAKE = "student", "fake"
 FEW_STEP = "few step"
 """A frozen adapter of few-step sampling alone, on top of the student wherever it is sampled."""
-WAY_STEPS = 4
-"""Of the teacher, to where it is imitated."""
 
 EditVelocity = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """`velocity(x (B,C,h,w), sigma (B,), text (B,T,D), source (B,C,h,w)) -> (B,C,h,w)`: the host's model,
@@ -120,8 +116,18 @@ class Distiller:
 
         Gradients flow into the last evaluation only (if gradients are enabled), the rollout before has none.
         """
-        x, sigma = self._own_state(batch, draws, self.objective.sigmas)
-        return self._student_x0(batch, range(len(batch)), x, sigma)
+        sigmas = self.objective.sigmas
+        noise = noise_like(batch.source, draws.generators(batch, "rollout start"))
+        stops = integers(draws.generators(batch, "rollout stop"), 0, len(sigmas) - 1)
+        with self.roles.use(self.sampler):
+            x = rollout(
+                lambda x, sigma, active: self.velocity(x, sigma, batch.student[active], batch.source[active]),
+                noise,
+                sigmas,
+                stops,
+                draws.generators(batch, "rollout noise"),
+            )
+        return self._student_x0(batch, range(len(batch)), x, torch.tensor(sigmas)[stops])
 
     def image_anchored(
         self, batch: Batch, positions: Sequence[int], draws: Draws, times: Tensor, role: str = STUDENT
@@ -155,36 +161,29 @@ class Distiller:
             "fm", self.sampler, tuple(positions), velocity_loss(v, velocity_towards(target, x, sigma))
         )
 
-    def imitation(self, batch: Batch, draws: Draws) -> Term:
+    def imitation(
+        self, batch: Batch, positions: Sequence[int], x: Tensor, sigma: Tensor, own: bool
+    ) -> tuple[Term, Tensor]:
         """Beyond the paper, before matching: regress the velocity on the teacher's own (general stream: the
-        base's), guided, where the teacher comes by on a new way from noise.
+        base's), guided, where new ways from noise have come to (:mod:`.ways`). Flow matching on the few
+        images that a teacher has made learns these by heart; no way comes twice.
 
-        Flow matching on the few images that a teacher has made learns these by heart; no way comes twice.
+        On the student's `own` ways a few-step LoRA, if there is one, is below both: the student learns what
+        the teacher would do on top of it. Without teachers' ways beside them this blurs (docs/pocket.md).
+
+        Args:
+            x, sigma: states (n,C,h,w) and times (n,) of the samples at `positions`.
+
+        Returns the term, and the x0 (n,C,h,w) without gradient that the ways lead on to from there.
         """
-        o, everyone = self.objective, range(len(batch))
-        noise = noise_like(batch.source, draws.generators(batch, "way start"))
-        ends = uniform(draws.generators(batch, "way end"))
-        sigma = shift(ends, o.shift).to(noise.device)
+        role, below = (self.sampler, self._below) if own else (STUDENT, BASE)
         with torch.no_grad():
-            x = euler_to(
-                lambda x, sigma, _: self._real_velocity(batch, everyone, x, sigma),
-                noise,
-                ends,
-                WAY_STEPS,
-                o.shift,
-            )
-        return self._imitated("imitation", STUDENT, batch, x, sigma)
-
-    def on_policy(self, batch: Batch, draws: Draws) -> Term:
-        """Beyond the paper, as a share of imitation: the same regression where the student itself comes by in
-        few steps, in every other cycle in half as many.
-
-        A few-step LoRA is then below both: the student learns what the teacher would do on top of it. Without
-        off-policy imitation beside it this blurs (docs/pocket.md).
-        """
-        sigmas = self.objective.sigmas if draws.cycle % 2 else self.objective.half_sigmas
-        x, sigma = self._own_state(batch, draws, sigmas)
-        return self._imitated("on_policy", self.sampler, batch, x, sigma, self._below)
+            target = self._real_velocity(batch, positions, x, sigma, below)
+        with self.roles.use(role):
+            v = self._velocity(batch, positions, batch.student, x, sigma)
+        x0 = x0_from_velocity(x, v.detach() if own else target, sigma)
+        name = "on_policy" if own else "imitation"
+        return Term(name, role, tuple(positions), velocity_loss(v, target)), x0
 
     def fake_term(self, batch: Batch, x0: Tensor, draws: Draws) -> Term:
         """The fake score's loss on the student's samples `x0` (B,C,h,w).
@@ -261,31 +260,6 @@ class Distiller:
         # All of the batch's teachers, so that the terms of a batch share one stack.
         stack = self.bank.stack(batch.teachers())
         return self.roles.use_teachers(stack, stack.index(names), None if plus == BASE else plus)
-
-    def _imitated(
-        self, name: str, role: str, batch: Batch, x: Tensor, sigma: Tensor, below: str = BASE
-    ) -> Term:
-        """The role's velocity at a state, regressed on the teacher's on top of `below`."""
-        everyone = range(len(batch))
-        with torch.no_grad():
-            target = self._real_velocity(batch, everyone, x, sigma, below)
-        with self.roles.use(role):
-            v = self._velocity(batch, everyone, batch.student, x, sigma)
-        return Term(name, role, tuple(everyone), velocity_loss(v, target))
-
-    def _own_state(self, batch: Batch, draws: Draws, sigmas: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """The student's own input (B,C,h,w) at a random step of a schedule, and the sigma (B,) there."""
-        noise = noise_like(batch.source, draws.generators(batch, "rollout start"))
-        stops = integers(draws.generators(batch, "rollout stop"), 0, len(sigmas) - 1)
-        with self.roles.use(self.sampler):
-            x = rollout(
-                lambda x, sigma, active: self.velocity(x, sigma, batch.student[active], batch.source[active]),
-                noise,
-                sigmas,
-                stops,
-                draws.generators(batch, "rollout noise"),
-            )
-        return x, torch.tensor(sigmas)[stops].to(x.device)
 
     def _student_x0(self, batch: Batch, positions: Sequence[int], x: Tensor, sigma: Tensor) -> Tensor:
         def velocity(x: Tensor, sigma: Tensor, _: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .config import Distillation
-from .distiller import WAY_STEPS
+from .ways import STEPS
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,19 @@ def cycle_evaluations(config: Distillation, p_effect: float) -> Evaluations:
 
 
 def imitation_evaluations(config: Distillation, few_step: bool = False) -> Evaluations:
-    """Of one sample of a cycle that imitates the teachers' velocities: on their ways, or where the student
-    itself comes by.
+    """Of one sample of a cycle that imitates the teachers' velocities, along their ways and the student's.
 
     Args:
-        few_step: whether a few-step LoRA is below student and teacher there.
+        few_step: whether a few-step LoRA is below student and teacher on the student's.
     """
     o = config.objective
     guided = 2 if o.guidance else 1
-    off_policy = Evaluations(teacher=(WAY_STEPS + 1) * guided, gradient=1)
-    # a rollout stops before any of its steps
-    rollout = sum((len(sigmas) - 2) / 2 for sigmas in (o.sigmas, o.half_sigmas)) / 2
-    on_policy = Evaluations(adapter=rollout, teacher=1 if few_step else guided, gradient=1)
-    return off_policy * (1 - config.on_policy) + on_policy * config.on_policy
+    if not few_step:
+        return Evaluations(teacher=guided, gradient=1)
+    # the share is one of ways, each with so many stops
+    teachers = (1 - config.on_policy) * (STEPS + 1)
+    own = config.on_policy * (len(o.sigmas) + len(o.half_sigmas) - 2) / 2
+    return Evaluations(teacher=(guided * teachers + own) / (teachers + own), gradient=1)
 
 
 def warm_evaluations(p_effect: float) -> Evaluations:

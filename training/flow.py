@@ -165,21 +165,6 @@ def last(steps: Iterable[Step]) -> Tensor:
     return x
 
 
-def euler_to(velocity: Velocity, noise: Tensor, ends: Tensor, steps: int, s: float = 3.0) -> Tensor:
-    """States x (B, ...) at ``shift(ends)``, to which ``steps`` Euler steps lead from ``noise``.
-
-    Each sample has an end of its own, ``ends`` (B,) in [0, 1) before the shift, and takes steps of equal
-    length before the shift, as :func:`few_step_sigmas` does.
-    """
-    active = torch.arange(noise.shape[0], device=noise.device)
-    x, now = noise, _full(noise, 1.0)
-    for k in range(1, steps + 1):
-        then = shift(1 - (1 - ends.to(now)) * (k / steps), s)
-        x = x + _per_sample(then - now, x) * velocity(x, now, active)
-        now = then
-    return x
-
-
 @torch.no_grad()
 def rollout(
     velocity: Velocity,

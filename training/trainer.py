@@ -18,13 +18,13 @@ import torch
 
 from .checkpoint import CheckpointError, copied, load_optimizer_state, load_state, optimizer_state, save_state
 from .config import Distillation
-from .data import Batch, Lessons
+from .data import Batch, Lessons, Sample
 from .distiller import FAKE, STUDENT, Distiller, Draws, Term
 from .lora import LoraAdapter, LoraWeights
 from .memory import peak_memory
 from .optimizer import make_optimizer
-from .randomness import generator, uniform
 from .record import Record
+from .ways import Way, Ways
 from .workers import ALONE, Workers
 
 MAX_SKIPPED = 3
@@ -88,6 +88,7 @@ class Trainer:
             STUDENT: make_optimizer(self.student, config.lr, config),
             FAKE: make_optimizer(self.fake, config.fake_lr, config),
         }
+        self.ways = Ways(lessons, config)
         self.cycle = 0
         self.skipped = 0
         self._in_a_row = 0
@@ -122,8 +123,10 @@ class Trainer:
             else:
                 self._in_a_row = 0
             self.cycle += 1
-            if self.cycle == self.config.start_cycles and self.config.objective.fake_base == "base":
-                self.fake.load_state_dict(self.student.state_dict())
+            if self.cycle == self.config.start_cycles:
+                self.ways.restore({})
+                if self.config.objective.fake_base == "base":
+                    self.fake.load_state_dict(self.student.state_dict())
             self._kept = self._state()
             record.memory = peak_memory(next(self.student.parameters()).device)
             yield record
@@ -132,12 +135,15 @@ class Trainer:
         objective = self.config.objective
         starting = self.cycle < self.config.start_cycles
         record.lr = self._set_lr()
-        batches = self._batches(0)
+        batches: list[Batch] = []
         rolled: list[torch.Tensor] = []
         start = time.perf_counter()
-        self._update(
-            STUDENT, self._first_terms(batches) if starting else self._terms(batches, rolled), record
-        )
+        if starting and self.cycle >= self.config.warm_cycles:
+            self._imitate(record)
+        else:
+            batches = self._batches(0)
+            terms = self._warm_terms(batches) if starting else self._terms(batches, rolled)
+            self._update(STUDENT, terms, record)
         self._follow()
         record.seconds["student"] = time.perf_counter() - start
         if starting or not (objective.bs_weight or objective.ts_weight):
@@ -147,22 +153,43 @@ class Trainer:
             self._update(FAKE, self._fake_terms(number, batches, rolled), record)
         record.seconds["fake"] = time.perf_counter() - start
 
+    def _imitate(self, record: Record) -> None:
+        """One update of the student, and one step of the ways on which it imitates."""
+        ways = self.ways.visited(self.cycle)
+        reached: dict[int, torch.Tensor] = {}
+        self._update(STUDENT, self._imitation_terms(ways, reached), record)
+        moved = {number: ways[number].onward(x0.cpu(), self.cycle) for number, x0 in reached.items()}
+        for part in self.workers.gather(moved):  # each process has to know what any of them may have to save
+            moved |= part
+        self.ways.leave(self.cycle, ways, moved)
+
     # -- terms -----------------------------------------------------------------------------------------------
 
-    def _first_terms(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Term, float]]:
-        """Of cycles before the matching: on the teachers' images, then on their velocities, where they come
-        by themselves and where the student does."""
+    def _warm_terms(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Term, float]]:
+        """Of the first cycles, on the teachers' images."""
         draws = Draws(self.config.seed, self.cycle, "student")
-        chance = uniform([generator(self.config.seed, self.cycle, "on policy")]).item()
-        imitate = self.distiller.on_policy if chance < self.config.on_policy else self.distiller.imitation
-        for i, batch in enumerate(batches):
-            if self.cycle >= self.config.warm_cycles:
-                for following in batches[i + 1 : i + 2]:
-                    self.distiller.bank.prefetch(following.teachers())  # read while this one is computed
-                yield batch, imitate(batch, draws), 1.0
-            elif batch.seeded():
+        for batch in batches:
+            if batch.seeded():
                 times = torch.zeros(len(batch))
                 yield batch, self.distiller.image_anchored(batch, batch.seeded(), draws, times), 1.0
+
+    def _imitation_terms(
+        self, ways: Sequence[Way], reached: dict[int, torch.Tensor]
+    ) -> Iterator[tuple[Batch, Term, float]]:
+        """Of cycles after these, where `ways` are; the x0 that each leads on to is put into `reached`."""
+        batches = self._shared([way.sample for way in ways], range(len(ways)))
+        for i, batch in enumerate(batches):
+            for following in batches[i + 1 : i + 2]:
+                self.distiller.bank.prefetch(following.teachers())  # read while this one is computed
+            for own in (False, True):
+                here = [ways[number] for number in batch.numbers if ways[number].own == own]
+                if here:
+                    x = torch.stack([way.x for way in here]).to(batch.source)
+                    sigma = torch.tensor([way.sigma for way in here], device=x.device)
+                    positions = [batch.numbers.index(way.number) for way in here]
+                    term, x0s = self.distiller.imitation(batch, positions, x, sigma, own)
+                    reached |= zip([way.number for way in here], x0s)
+                    yield batch, term, 1.0
 
     def _terms(
         self, batches: Sequence[Batch], rolled: list[torch.Tensor]
@@ -198,9 +225,12 @@ class Trainer:
         samples."""
         config = self.config
         numbers = range(update * config.batch, (update + 1) * config.batch)
-        samples = self.lessons.draw(config.seed, self.cycle, numbers, config.p_effect)
-        size = config.micro_batch_of(self.workers.count)
-        parts = [slice(i, i + size) for i in range(0, config.batch, size)]
+        return self._shared(self.lessons.draw(config.seed, self.cycle, numbers, config.p_effect), numbers)
+
+    def _shared(self, samples: Sequence[Sample], numbers: Sequence[int]) -> list[Batch]:
+        """This process' micro-batches of a whole batch."""
+        size = self.config.micro_batch_of(self.workers.count)
+        parts = [slice(i, i + size) for i in range(0, len(samples), size)]
         device = next(self.student.parameters()).device
         return [Batch.of(samples[part], numbers[part]).to(device) for part in self.workers.share(parts)]
 
@@ -306,6 +336,7 @@ class Trainer:
         if self.average is not None:
             state["average"] = self.average
         kept: dict[str, Any] = copied(state)
+        kept["ways"] = self.ways.state()  # not copied: its tensors are replaced, never changed
         return kept
 
     def _lessons(self) -> dict[str, Any]:
@@ -322,6 +353,7 @@ class Trainer:
             load_optimizer_state(optimizer, copied(state["optimizers"][role]))
         if self.average is not None:
             self.average = copied(state["average"])
+        self.ways.restore(state.get("ways", {}))  # older ones have none
 
     def save(self, path: Path) -> None:
         """Write the state after the last finished cycle, atomically.

@@ -21,7 +21,15 @@ from collectionlora.training.sharding import Pace
 from collectionlora.training.trainer import Cancelled
 from collectionlora.training.workers import Workers
 
-VALUES = {"warm_cycles": 2, "batch": 6, "ema": 0.9, "fake_ratio": 2, "save_every": 1}
+VALUES = {
+    "warm_cycles": 2,
+    "imitation_cycles": 12,
+    "on_policy": 0.5,
+    "batch": 6,
+    "ema": 0.9,
+    "fake_ratio": 2,
+    "save_every": 1,
+}
 
 
 def sharded(net: tiny.Net) -> Pace:

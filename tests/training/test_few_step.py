@@ -36,7 +36,7 @@ def test_it_is_below_the_student_where_that_is_sampled_and_nowhere_else(tiny, te
         with world.distiller.use(term.role, batch):
             term.losses.sum().backward()
     for term in (
-        world.distiller.imitation(batch, draws),
+        world.distiller.imitation(batch, range(len(batch)), batch.source, torch.ones(len(batch)), False)[0],
         world.distiller.image_anchored(batch, range(len(batch)), draws, torch.zeros(len(batch))),
     ):
         assert term.role == STUDENT

@@ -120,15 +120,6 @@ def test_consistency_sampling_renoises_with_fresh_noise_and_euler_does_not() -> 
     assert torch.equal(*euler)
 
 
-def test_a_way_with_an_end_of_its_own_is_that_of_the_schedule() -> None:
-    noise = torch.randn(2, 3, 4, generator=generator(0))
-    way = [step.x for step in flow.euler(curved, noise, SIGMAS)]
-    ends = torch.tensor([3 / 8, 0.0])  # after five of eight steps, and after all
-    torch.testing.assert_close(flow.euler_to(curved, noise, ends, 5)[0], way[4][0])
-    torch.testing.assert_close(flow.euler_to(curved, noise, ends, 8)[1], way[7][1])
-    assert torch.equal(flow.euler_to(curved, noise, torch.ones(2), 3), noise)
-
-
 def test_rollout_is_the_consistency_sampler_stopped() -> None:
     noise = torch.randn(9, 3, 4, generator=generator(0))
     steps = list(flow.consistency(curved, noise, SIGMAS, generators(0, 0, range(9), "rollout")))

@@ -1,8 +1,6 @@
-"""The regressions on the teachers' velocities: where they are taken, from whom, at which price."""
+"""The regressions on the teachers' velocities: from whom, and where new ways from noise have come to."""
 
 from __future__ import annotations
-
-from itertools import pairwise
 
 import pytest
 import torch
@@ -10,10 +8,13 @@ from torch.nn.functional import mse_loss
 
 from collectionlora.collection.layouts import read_lora
 from collectionlora.training.data import Batch
-from collectionlora.training.distiller import STUDENT, Draws
-from collectionlora.training.flow import few_step_sigmas, rollout
+from collectionlora.training.distiller import STUDENT
+from collectionlora.training.flow import few_step_sigmas
 from collectionlora.training.lora import linear_shapes
-from collectionlora.training.randomness import integers, noise_like, uniform
+from collectionlora.training.randomness import generator, noise_like
+from collectionlora.training.ways import APART, STEPS, Way
+
+GUIDANCE = 2.0
 
 
 def batch_of(world):
@@ -22,67 +23,136 @@ def batch_of(world):
     return Batch.of([effects["neon"][0], world.lessons.general[1], effects["frost"][0]], range(3))
 
 
-@pytest.mark.parametrize("guidance", [0.0, 2.0])
-def test_imitation_regresses_on_the_teachers_velocity_where_they_come_by(guidance, tiny, teachers):
-    world = tiny.world(teachers, {"objective": {"guidance": guidance, "shift": 2.0}}, stir=True)
-    batch, draws = batch_of(world), Draws(0, 3, "student")
-    term = world.distiller.imitation(batch, draws)
-    assert world.cost == 3 * (5 * (2 if guidance else 1) + 3)
-    assert (term.name, term.positions) == ("imitation", (0, 1, 2))
-    ends = uniform(draws.generators(batch, "way end"))
-    x = noise_like(batch.source, draws.generators(batch, "way start"))
+def teacher(world, batch, x, sigma, guidance=GUIDANCE, below=None):
+    """The velocity of each sample's teacher."""
     stack = world.bank.stack(batch.teachers())
-
-    def teacher(x, sigma):
-        with world.roles.use_teachers(stack, stack.index(batch.effects)):
-            cond, uncond = (world.net(x, sigma, text, batch.source) for text in (batch.teacher, batch.empty))
-        return cond + guidance * (cond - uncond)
-
-    times = [1 - (1 - ends) * k / 4 for k in range(5)]
-    sigmas = [2 * t / (1 + t) for t in times]
-    for now, then in pairwise(sigmas):
-        x = x + (then - now).reshape(-1, 1, 1, 1) * teacher(x, now)
-    with world.roles.use(STUDENT):
-        student = world.net(x, sigmas[-1], batch.student, batch.source)
-    expected = mse_loss(student, teacher(x, sigmas[-1]), reduction="none").flatten(1).mean(1)
-    torch.testing.assert_close(term.losses, expected)
-    with world.roles.use(STUDENT):
-        term.losses.sum().backward()
-    assert all(parameter.grad.abs().sum() > 0 for parameter in world.trainer.student.parameters())
+    with torch.no_grad(), world.roles.use_teachers(stack, stack.index(batch.effects), below):
+        cond, uncond = (world.net(x, sigma, text, batch.source) for text in (batch.teacher, batch.empty))
+    return cond + guidance * (cond - uncond)
 
 
+@pytest.mark.parametrize("guidance", [0.0, GUIDANCE])
+@pytest.mark.parametrize("own", [False, True], ids=["teachers' way", "own way"])
 @pytest.mark.parametrize("below", [False, True], ids=["alone", "on a few-step LoRA"])
-@pytest.mark.parametrize(("cycle", "steps"), [(3, 4), (4, 2)])
-def test_on_policy_it_is_where_the_student_comes_by_in_few_steps(cycle, steps, below, tiny, teachers):
+def test_the_student_regresses_on_the_teachers_velocity(guidance, own, below, tiny, teachers):
     few_step = read_lora(teachers / "comic.safetensors", linear_shapes(tiny.Net())) if below else None
-    objective = {"guidance": 2.0, "steps": 4, "ts_steps": 2}
-    world = tiny.world(teachers, {"objective": objective}, few_step=few_step, stir=True)
-    batch, draws = batch_of(world), Draws(0, cycle, "student")
-    term = world.distiller.on_policy(batch, draws)
-    role = f"{STUDENT} + few step" if below else STUDENT
-    stops = integers(draws.generators(batch, "rollout stop"), 0, steps)
-    assert (term.name, term.role, term.positions) == ("on_policy", role, (0, 1, 2))
-    assert world.cost == int(stops.sum()) + 3 * ((1 if below else 2) + 3)
+    world = tiny.world(teachers, {"objective": {"guidance": guidance}}, few_step=few_step, stir=True)
+    batch, sigma = batch_of(world), torch.tensor([0.9, 0.5, 0.2])
+    x = noise_like(batch.source, [generator(0, "x", i) for i in range(3)])
+    term, x0 = world.distiller.imitation(batch, range(3), x, sigma, own)
+    on_top = own and below
+    role = f"{STUDENT} + few step" if on_top else STUDENT
+    assert (term.name, term.role) == ("on_policy" if own else "imitation", role)
+    assert term.positions == (0, 1, 2)
+    assert world.cost == 3 * ((2 if guidance and not on_top else 1) + 3)
     assert [call.role for call in world.calls if call.graph] == [role]
 
-    sigmas, sigma = few_step_sigmas(steps), torch.tensor(few_step_sigmas(steps))[stops]
-    noise = noise_like(batch.source, draws.generators(batch, "rollout start"))
-    fresh = draws.generators(batch, "rollout noise")
-
-    def student(x, sigma, active):
-        return world.net(x, sigma, batch.student[active], batch.source[active])
-
+    theirs = teacher(world, batch, x, sigma, 0.0 if on_top else guidance, "few step" if on_top else None)
     with world.roles.use(role):
-        x = rollout(student, noise, sigmas, stops, fresh)
-        ours = student(x, sigma, torch.arange(3))
-    stack = world.bank.stack(batch.teachers())
-    with world.roles.use_teachers(stack, stack.index(batch.effects), "few step" if below else None):
-        theirs = world.net(x, sigma, batch.teacher, batch.source)
-        uncond = world.net(x, sigma, batch.empty, batch.source)
-    if not below:
-        theirs = theirs + 2.0 * (theirs - uncond)
-    expected = mse_loss(ours, theirs, reduction="none").flatten(1).mean(1)
-    torch.testing.assert_close(term.losses, expected)
+        ours = world.net(x, sigma, batch.student, batch.source)
+    torch.testing.assert_close(term.losses, mse_loss(ours, theirs, reduction="none").flatten(1).mean(1))
+    torch.testing.assert_close(x0, x - sigma.reshape(-1, 1, 1, 1) * (ours if own else theirs))
+    assert not x0.requires_grad
     with world.roles.use(role):
         term.losses.sum().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in world.trainer.student.parameters())
+
+
+def test_some_samples_of_a_batch_may_be_on_ways_of_the_other_kind(tiny, teachers):
+    world = tiny.world(teachers, {"objective": {"guidance": 0.0}}, stir=True)
+    batch, sigma = batch_of(world), torch.tensor([0.9, 0.5, 0.2])
+    x = batch.source + 0.1
+    everyone, _ = world.distiller.imitation(batch, range(3), x, sigma, own=False)
+    some, x0 = world.distiller.imitation(batch, [0, 2], x[[0, 2]], sigma[[0, 2]], own=False)
+    assert some.positions == (0, 2)
+    assert len(x0) == 2
+    torch.testing.assert_close(some.losses, everyone.losses[[0, 2]])
+
+
+def visits(world, monkeypatch):
+    """All that a run visits: {(cycle, number): Way}."""
+    seen, visited = {}, world.trainer.ways.visited
+
+    def spy(cycle):
+        ways = visited(cycle)
+        seen.update({(cycle, way.number): way for way in ways})
+        return ways
+
+    monkeypatch.setattr(world.trainer.ways, "visited", spy)
+    for _ in world.trainer.run():
+        pass
+    return seen
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0], ids=["teachers'", "own"])
+def test_a_way_is_taken_a_step_further_at_every_visit(share, tiny, teachers, monkeypatch):
+    cycles = 12 * APART
+    objective = {"guidance": GUIDANCE, "shift": 2.0, "steps": 4, "ts_steps": 2}
+    values = {
+        "imitation_cycles": cycles,
+        "cycles": cycles,
+        "on_policy": share,
+        "lr": 0.0,
+        "objective": objective,
+    }
+    world = tiny.world(teachers, values, stir=True)
+    seen = visits(world, monkeypatch)
+    assert len(seen) == cycles * world.trainer.config.batch
+    moved, ended = 0, set()
+    for (cycle, number), way in seen.items():
+        after = seen.get((cycle + APART, number))
+        if after is None:
+            continue
+        if way.step + 1 == len(way.sigmas):
+            assert (after.start, after.step, after.sigma) == (cycle + APART, 0, 1.0)
+            ended.add(way.sigmas)
+            continue
+        assert (after.start, after.step, after.sample) == (way.start, way.step + 1, way.sample)
+        batch, sigma = Batch.of([way.sample], [number]), torch.tensor([way.sigma])
+        if share:
+            with torch.no_grad(), world.roles.use(STUDENT):
+                v = world.net(way.x[None], sigma, batch.student, batch.source)
+            noise = noise_like(way.x[None], [generator(0, cycle, number, "way noise")])
+            expected = (1 - after.sigma) * (way.x - way.sigma * v) + after.sigma * noise
+        else:
+            v = teacher(world, batch, way.x[None], sigma)
+            expected = way.x + (after.sigma - way.sigma) * v
+        torch.testing.assert_close(after.x, expected[0])
+        moved += 1
+    assert moved > cycles
+    whole = {sigmas for sigmas in ended if len(sigmas) == max(map(len, ended))}
+    if share:
+        assert {few_step_sigmas(4, 2.0)[:-1], few_step_sigmas(2, 2.0)[:-1]} <= ended
+    else:
+        times = [[s / (2 - s) for s in sigmas] for sigmas in whole]
+        assert {len(one) for one in times} == {1 + STEPS}
+        for start, *then in times:
+            assert start == 1
+            assert 1 - 1 / STEPS < then[0] <= 1
+            assert then == pytest.approx([then[0] - k / STEPS for k in range(STEPS)])
+
+
+def test_ways_begin_at_noise_of_their_own_and_do_not_stop_together(tiny, teachers, monkeypatch):
+    cycles = 12 * APART
+    world = tiny.world(teachers, {"imitation_cycles": cycles, "cycles": cycles, "on_policy": 0.5})
+    seen = visits(world, monkeypatch)
+    starts = [way for (cycle, _), way in seen.items() if way.start == cycle]
+    assert len({tuple(way.x.flatten().tolist()) for way in starts}) == len(starts)
+    assert {way.own for way in starts} == {False, True}
+    for cycle in range(6 * APART, cycles):
+        steps = [seen[cycle, number].step for number in range(world.trainer.config.batch)]
+        assert steps.count(0) < len(steps)
+    late = [way.step for (cycle, _), way in seen.items() if cycle > 6 * APART]
+    assert set(late) == set(range(8))
+    assert late.count(0) < len(late) / 3
+
+
+def test_a_way_is_its_name(tiny, teachers):
+    world = tiny.world(teachers, {"imitation_cycles": 20, "cycles": 20, "on_policy": 0.5})
+    ways = [Way.begin(world.lessons, world.trainer.config, 11, number) for number in (0, 1, 0)]
+    assert torch.equal(ways[0].x, ways[2].x)
+    assert ways[0].sigmas == ways[2].sigmas
+    assert not torch.equal(ways[0].x, ways[1].x)
+    for _ in world.trainer.run():
+        pass
+    assert world.trainer.ways.held == {}  # nothing is kept for cycles that do not imitate

@@ -17,7 +17,7 @@ import torch
 from collectionlora.training.workers import Workers
 
 SCRIPT = Path(__file__).with_name("several_workers.py")
-CYCLES = 10
+CYCLES = 20
 
 
 def run(teachers: Path, out: Path, count: int, cycles: int = CYCLES, *options: str) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ def test_a_micro_batch_as_large_as_the_batch_leaves_no_process_idle(
 def test_a_checkpoint_goes_on_in_another_number_of_processes(
     whole: dict[str, Any], teachers: Path, tmp_path: Path
 ) -> None:
-    run(teachers, tmp_path, 2, CYCLES // 2)
+    run(teachers, tmp_path, 2, CYCLES, "--stop-at", "12")  # on ways that are held
     (after,) = run(teachers, tmp_path, 1)
     assert after["cycle"] == CYCLES
     assert distance(after["weights"], whole["weights"]) < 1e-8
@@ -101,8 +101,8 @@ def test_processes_that_share_one_base_do_the_same(
 
 
 def test_one_that_is_asked_to_stop_stops_all(whole: dict[str, Any], teachers: Path, tmp_path: Path) -> None:
-    stopped = run(teachers, tmp_path, 2, CYCLES, "--stop-at", "4")
-    assert [(one["cycle"], one["stopped"]) for one in stopped] == [(4, True), (4, True)]
+    stopped = run(teachers, tmp_path, 2, CYCLES, "--stop-at", "11")
+    assert [(one["cycle"], one["stopped"]) for one in stopped] == [(11, True), (11, True)]
     assert stopped[0]["weights"] == stopped[1]["weights"]
     after = run(teachers, tmp_path, 2)
     assert distance(after[0]["weights"], whole["weights"]) < 1e-8
