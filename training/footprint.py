@@ -11,6 +11,7 @@ from .architecture import LATENT_PIXELS, Architecture, Tokens
 from .config import Distillation, OptimizerName
 from .lora import PAPER_TARGETS, Shapes, targeted
 from .run_config import CHECKPOINTING, Checkpointing, Targets
+from .ways import APART
 
 GIB = 2**30
 FLOAT16, FLOAT32, FLOAT64 = 2, 4, 8
@@ -285,9 +286,11 @@ def ram_bytes(job: Job, setting: Setting) -> Bytes:
 
 
 def kept_bytes(job: Job, setting: Setting) -> int:
-    """The state after a cycle: both adapters, their moments, the moving average."""
-    moments = moment_bytes(job.adapted, job.config.rank, setting.optimizer)
-    return 2 * (FLOAT32 * job.adapter + moments) + (FLOAT32 * job.adapter if job.config.ema else 0)
+    """The state after a cycle: both adapters, their moments, the moving average, ways that go on."""
+    c = job.config
+    moments = moment_bytes(job.adapted, c.rank, setting.optimizer)
+    ways = FLOAT32 * APART * c.batch * job.latent if c.imitation_cycles else 0
+    return 2 * (FLOAT32 * job.adapter + moments) + (FLOAT32 * job.adapter if c.ema else 0) + ways
 
 
 def disk_bytes(job: Job, setting: Setting) -> Bytes:

@@ -176,6 +176,20 @@ def test_adapters_moments_gradients_and_the_kept_state_are_as_large_as_their_ten
     assert kept_bytes(work, Setting(FLOAT32)) == bytes_of(tensors(trainer._state()))
 
 
+def test_ways_that_go_on_are_as_large_as_those_that_a_run_holds(tiny: Any, teachers: Any) -> None:
+    values = {"imitation_cycles": 40, "cycles": 41}
+    trainer = tiny.world(teachers, values).trainer
+    held = 0
+    for _ in trainer.run():
+        held = max(held, bytes_of(way.x for ways in trainer.ways.held.values() for way in ways.values()))
+    work, none = (
+        replace(job(batch=trainer.config.batch, **some), side=32) for some in (values, {"cycles": 41})
+    )
+    planned = kept_bytes(work, Setting()) - kept_bytes(none, Setting())
+    small, latent = tiny.LATENT[0] * tiny.LATENT[1] * tiny.LATENT[2], work.latent
+    assert 0.6 < held / small / (planned / latent) <= 1
+
+
 def test_eight_bit_moments_are_as_large_as_their_tensors() -> None:
     pytest.importorskip("bitsandbytes")
     work = job(optimizer="adamw8bit")
