@@ -245,7 +245,8 @@ def _plan(args: argparse.Namespace) -> int:
     else:
         effects, samples = args.effects or 50, (args.effects or 50) * (args.pictures or 20)
         config = distillation(preset=args.preset or "default")
-        job = Job(config, effects=effects, samples=samples, general=args.general or 0)
+        missing = None if config.learns_images else 0
+        job = Job(config, effects=effects, samples=samples, general=args.general or 0, missing=missing)
     job = replace(job, devices=args.gpus, side=args.size or job.side)
     made = plan(job, card(args.gpu))
     print(json.dumps(to_json(made), indent=1) if args.json else f"{words(made)}\n{verdict(made)}".rstrip())

@@ -175,6 +175,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "fake_ratio": 2,
         "save_every": 25,
     },
+    # On top of a few-step LoRA (`few_step`): no teacher images, no fake score, a sixth of the evaluations.
+    # Shown in the pocket alone; these numbers are not tuned.
+    "imitation": {
+        "cycles": 5000,
+        "imitation_cycles": 5000,
+        "on_policy": 0.5,
+        "rank": 32,
+        "alpha": 32.0,
+        "lr_schedule": "hold",
+        "ema": 0.995,
+    },
     # Minutes on two CPU cores: a first guess that works, not yet tuned.
     "pocket": {
         "objective": {"guidance": 0.0, "floor": 0.1},

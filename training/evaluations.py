@@ -77,3 +77,10 @@ def imitation_evaluations(config: Distillation, few_step: bool = False) -> Evalu
 def warm_evaluations(p_effect: float) -> Evaluations:
     """Of one sample of a warm cycle, which only regresses on the teachers' images."""
     return Evaluations(gradient=p_effect)
+
+
+def last_evaluations(config: Distillation, p_effect: float, few_step: bool = False) -> Evaluations:
+    """Of one sample of the run's last cycles, which match distributions if any do; arguments as above."""
+    if config.matching_cycles:
+        return cycle_evaluations(config, p_effect)
+    return imitation_evaluations(config, few_step) if config.imitation_cycles else warm_evaluations(p_effect)

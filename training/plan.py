@@ -9,7 +9,13 @@ from typing import Any, get_args
 
 from .cards import COPY, UTILISATION, Card
 from .config import OptimizerName
-from .evaluations import Evaluations, cycle_evaluations, imitation_evaluations, warm_evaluations
+from .evaluations import (
+    Evaluations,
+    cycle_evaluations,
+    imitation_evaluations,
+    last_evaluations,
+    warm_evaluations,
+)
 from .footprint import (
     BF16,
     FLOAT32,
@@ -39,7 +45,7 @@ class Hours:
     """Making the missing teacher images."""
     cycles: float
     cycle: float
-    """Seconds of a cycle that matches distributions."""
+    """Seconds of one of the last cycles, which match distributions if any do."""
 
     @property
     def all(self) -> float:
@@ -178,7 +184,7 @@ def hours(job: Job, setting: Setting, card: Card, utilisation: float = UTILISATI
     return Hours(
         target_evaluations(job) / job.devices * seconds(each.target, setting.target_batch) / HOUR,
         (c.warm_cycles * warm + c.imitation_cycles * imitating + c.matching_cycles * full) / HOUR,
-        full,
+        full if c.matching_cycles else imitating if c.imitation_cycles else warm,
     )
 
 
@@ -188,10 +194,14 @@ def target_evaluations(job: Job) -> int:
 
 
 def model_operations(job: Job) -> float:
-    """FLOP of one cycle without recomputation: what model utilisation is measured by."""
-    each, count = passes(job, "none"), cycle_evaluations(job.config, job.p_effect)
+    """FLOP of one of the last cycles without recomputation: what model utilisation is measured by."""
+    each, count = passes(job, "none"), _last(job)
     gradient = count.gradient * (each.adapter + each.backward)
     return job.config.batch * (count.adapter * each.adapter + count.teacher * each.teacher + gradient)
+
+
+def _last(job: Job) -> Evaluations:
+    return last_evaluations(job.config, job.p_effect, job.few_step > 0)
 
 
 def _reading(job: Job, storage: Storage, card: Card) -> float:
@@ -219,7 +229,7 @@ def _unpacking(job: Job, storage: Storage, card: Card) -> float:
 def words(plan: Plan) -> str:
     """A table for people."""
     job, setting, c = plan.job, plan.setting, plan.job.config
-    count = cycle_evaluations(c, job.p_effect).equivalents
+    count = _last(job).equivalents
     lines = [
         f"{job.effects} effects, {job.images} teacher images to make, {job.side} pixels, rank {c.rank}, "
         f"{c.cycles} cycles of {c.batch} samples of {count:.4g} forward-equivalents"
@@ -268,7 +278,6 @@ def to_json(plan: Plan) -> dict[str, Any]:
     """The same for programs: bytes, seconds, hours."""
     job, setting, took = plan.job, plan.setting, plan.hours
     phase, parts = plan.peak
-    count = cycle_evaluations(job.config, job.p_effect)
     return {
         "gpu": None if plan.card is None else plan.card.name,
         "gpus": job.devices,
@@ -280,7 +289,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "parts_bytes": parts,
         "phases_bytes": {name: sum(own.values()) for name, own in device_bytes(job, setting).items()},
         "setting": chosen(setting),
-        "forward_equivalents": count.equivalents,
+        "forward_equivalents": _last(job).equivalents,
         "hours": took and {"targets": took.targets, "cycles": took.cycles, "all": took.all},
         "seconds_per_cycle": took and took.cycle,
         "flop_per_cycle": model_operations(job),

@@ -105,6 +105,7 @@ class DistillationRun:
         self.run, self.host, self.cancelled = run, host, cancelled
         self.effects, self._samples = run.lists.effects, run.lists.samples
         check_lists(list(self.effects), self._samples)
+        run.require_few_steps()
         for name in run.titles:
             if name not in self.effects:
                 raise ConfigError(f"titles.{name}: no effect of that name{nearest(name, self.effects)}")

@@ -111,6 +111,15 @@ class Run:
         """Whether every sample needs its teacher's image: to learn from or to write captions by."""
         return self.distill.learns_images or self.captions is not None
 
+    def require_few_steps(self) -> None:
+        """Raises ConfigError if the collection would be sampled in few steps that nothing has taught it."""
+        only_imitates = self.distill.imitation_cycles and not self.distill.matching_cycles
+        if only_imitates and not (self.few_step or self.held_few_step):
+            raise ConfigError(
+                "imitation alone teaches no few steps: name a few_step LoRA, or leave cycles for matching "
+                f"(cycles = {self.distill.cycles}, imitation_cycles = {self.distill.imitation_cycles})"
+            )
+
     @property
     def checkpoint(self) -> Path:
         """Where the state of the run is kept."""

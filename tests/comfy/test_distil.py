@@ -72,6 +72,17 @@ def test_distil_save_load_and_sample_in_one_session(server: Any, picture: str) -
 
 
 @pytest.mark.usefixtures("lessons")
+def test_a_few_step_lora_and_the_preset_for_it_need_no_teacher_images(server: Any) -> None:
+    settings = {"preset": "imitation", "more": "batch = 2\nbank_ram = 64"}
+    graph = distil("imitator", cycles=9, settings=settings)
+    assert "teaches no few steps: name a few_step LoRA" in server.error_of(graph)
+    graph["distil"]["inputs"] |= {"few_step": "pocket (built in)"}
+    assert "cycles: 9" in server.run(graph)["distil"]["text"][0]
+    losses = json.loads((folder_of(server, "imitator") / "report.json").read_text())["losses"]
+    assert set(losses) == {"imitation", "on_policy"}
+
+
+@pytest.mark.usefixtures("lessons")
 def test_losses_equal_those_of_the_headless_host(server: Any, tmp_path: Path) -> None:
     """The same lists and seeds, once in ComfyUI and once with diffusers' transformer."""
     inputs = server.base_directory / "input"

@@ -74,6 +74,7 @@ def test_a_cycle_costs_what_the_project_says() -> None:
         {"warm_cycles": 10, "imitation_cycles": 100},
         {"imitation_cycles": 100, "objective": {"guidance": 0.0}},
         {"imitation_cycles": 120, "on_policy": 1.0},
+        {"p_effect": 1.0, "warm_cycles": 120},
         {
             "imitation_cycles": 120,
             "on_policy": 0.5,
@@ -300,6 +301,20 @@ def test_one_gpu_distils_fifty_effects_in_a_day_on_one_card_of_80_gb(side: int, 
 
 def test_a_preview_takes_an_hour_after_its_teacher_images() -> None:
     assert plan(Job(distillation(preset="preview"), side=512), card(80)).hours.cycles <= 1
+
+
+def test_imitation_takes_no_teacher_images_and_a_sixth_of_the_evaluations() -> None:
+    config = distillation(preset="imitation")
+    assert not config.learns_images
+    assert config.matching_cycles == 0
+    work = Job(config, general=1000, few_step_rank=64, missing=0)
+    content, text = to_json(plan(work, card(80))), words(plan(work, card(80)))
+    assert content["hours"]["targets"] == 0
+    assert content["forward_equivalents"] == 4.5  # a guided teacher on its way, one on a few-step LoRA
+    assert "5000 cycles of 8 samples of 4.5 forward-equivalents" in text
+    assert content["seconds_per_cycle"] * config.cycles == pytest.approx(3600 * content["hours"]["cycles"])
+    matching = plan(Job(distillation({**RANK_32, "cycles": config.cycles}), general=1000), card(80))
+    assert content["hours"]["cycles"] < matching.hours.cycles / 5
 
 
 def test_presets_of_one_card_are_shorter_and_narrower_than_the_paper() -> None:

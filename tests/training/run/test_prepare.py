@@ -163,6 +163,7 @@ def test_teacher_images_that_nothing_learns_from_are_made_for_previews_alone(
     cycles: int, project: Any, host: Any
 ) -> None:
     project.settings["distill"] |= {"imitation_cycles": 3, "cycles": cycles}
+    project.settings["few_step"] = "comic.safetensors"
     run = read_run(project.write())
     with DistillationRun(run, host) as job:
         job.prepare(previewed=["neon"])

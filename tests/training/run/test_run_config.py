@@ -119,3 +119,15 @@ def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"binary\.toml: not a TOML file"):
         read_run(tmp_path / "binary.toml")
+
+
+def test_imitation_alone_needs_a_few_step_lora(project: Any) -> None:
+    project.settings["preset"] = "imitation"
+    project.settings["distill"] = {"cycles": 3, "imitation_cycles": 3}
+    with pytest.raises(ConfigError, match="teaches no few steps: name a few_step LoRA"):
+        read_run(project.write()).require_few_steps()
+    project.settings["distill"]["cycles"] = 4
+    read_run(project.write()).require_few_steps()
+    project.settings["distill"]["cycles"] = 3
+    project.settings["few_step"] = "comic.safetensors"
+    read_run(project.write()).require_few_steps()
