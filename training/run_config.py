@@ -112,12 +112,12 @@ class Run:
         return self.distill.learns_images or self.captions is not None
 
     def require_few_steps(self) -> None:
-        """Raises ConfigError if the collection would be sampled in few steps that nothing has taught it."""
-        only_imitates = self.distill.imitation_cycles and not self.distill.matching_cycles
-        if only_imitates and not (self.few_step or self.held_few_step):
+        """Raises ConfigError if nothing would have taught the collection the few steps it is sampled in."""
+        if self.distill.imitation_cycles and not self.distill.matching_cycles and not self.few_step:
             raise ConfigError(
-                "imitation alone teaches no few steps: name a few_step LoRA, or leave cycles for matching "
-                f"(cycles = {self.distill.cycles}, imitation_cycles = {self.distill.imitation_cycles})"
+                "imitation alone teaches no few steps, and unlearns those of a collection that is extended: "
+                f"name a few_step LoRA, or let cycles = {self.distill.cycles} be more than warm_cycles and "
+                f"imitation_cycles = {self.distill.imitation_cycles}"
             )
 
     @property
