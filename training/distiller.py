@@ -165,11 +165,12 @@ class Distiller:
         self, batch: Batch, positions: Sequence[int], x: Tensor, sigma: Tensor, own: bool
     ) -> tuple[Term, Tensor]:
         """Beyond the paper, before matching: regress the velocity on the teacher's own (general stream: the
-        base's), guided, where new ways from noise have come to (:mod:`.ways`). Flow matching on the few
-        images that a teacher has made learns these by heart; no way comes twice.
+        base's) where new ways from noise have come to (:mod:`.ways`). Flow matching on the few images that a
+        teacher has made learns these by heart; no way comes twice.
 
-        On the student's `own` ways a few-step LoRA, if there is one, is below both: the student learns what
-        the teacher would do on top of it. Without teachers' ways beside them this blurs (docs/pocket.md).
+        Teachers' ways are guided, and so is what is learnt there, unless a few-step LoRA is to be added to
+        the student as to a teacher: that guides by itself. On the student's `own` ways it is below both.
+        Without teachers' ways beside them these blur (docs/pocket.md).
 
         Args:
             x, sigma: states (n,C,h,w) and times (n,) of the samples at `positions`.
@@ -178,10 +179,11 @@ class Distiller:
         """
         role, below = (self.sampler, self._below) if own else (STUDENT, BASE)
         with torch.no_grad():
-            target = self._real_velocity(batch, positions, x, sigma, below)
+            cond, real = self._unguided_and_guided(batch, positions, x, sigma, below)
+            target = real if self._below == BASE else cond
         with self.roles.use(role):
             v = self._velocity(batch, positions, batch.student, x, sigma)
-        x0 = x0_from_velocity(x, v.detach() if own else target, sigma)
+        x0 = x0_from_velocity(x, v.detach() if own else real, sigma)
         name = "on_policy" if own else "imitation"
         return Term(name, role, tuple(positions), velocity_loss(v, target)), x0
 
@@ -236,20 +238,24 @@ class Distiller:
         samples = x0.detach() if name == "bs" else None
         return Term(name, self.sampler, tuple(positions), dmd_loss(x0, direction), samples)
 
-    def _real_velocity(
-        self, batch: Batch, positions: Sequence[int], x: Tensor, sigma: Tensor, below: str = BASE
-    ) -> Tensor:
-        """Each sample's own teacher (general stream: the base) with its own prompt, guided. On top of a
-        few-step LoRA `below` it needs no guidance: such a LoRA is made to be sampled without.
+    def _real_velocity(self, batch: Batch, positions: Sequence[int], x: Tensor, sigma: Tensor) -> Tensor:
+        """Each sample's own teacher (general stream: the base) with its own prompt, guided."""
+        return self._unguided_and_guided(batch, positions, x, sigma, BASE)[1]
+
+    def _unguided_and_guided(
+        self, batch: Batch, positions: Sequence[int], x: Tensor, sigma: Tensor, below: str
+    ) -> tuple[Tensor, Tensor]:
+        """The same without guidance too. On top of a few-step LoRA `below` there is none: such a LoRA is made
+        to be sampled without.
 
         Two forwards and not one batch of twice the size: prompts of unequal length would need a mask.
         """
         with self._teachers(batch, positions, below):
             cond = self._velocity(batch, positions, batch.teacher, x, sigma)
             if not self.objective.guidance or below != BASE:
-                return cond
+                return cond, cond
             uncond = self._velocity(batch, positions, batch.empty, x, sigma)
-            return guided(cond, uncond, self.objective.guidance)
+            return cond, guided(cond, uncond, self.objective.guidance)
 
     def _teachers(
         self, batch: Batch, positions: Sequence[int], plus: str = BASE

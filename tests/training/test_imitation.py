@@ -47,11 +47,14 @@ def test_the_student_regresses_on_the_teachers_velocity(guidance, own, below, ti
     assert world.cost == 3 * ((2 if guidance and not on_top else 1) + 3)
     assert [call.role for call in world.calls if call.graph] == [role]
 
-    theirs = teacher(world, batch, x, sigma, 0.0 if on_top else guidance, "few step" if on_top else None)
+    learnt, leading = (
+        teacher(world, batch, x, sigma, weight, "few step" if on_top else None)
+        for weight in (0.0 if below else guidance, guidance)  # a few-step LoRA guides by itself
+    )
     with world.roles.use(role):
         ours = world.net(x, sigma, batch.student, batch.source)
-    torch.testing.assert_close(term.losses, mse_loss(ours, theirs, reduction="none").flatten(1).mean(1))
-    torch.testing.assert_close(x0, x - sigma.reshape(-1, 1, 1, 1) * (ours if own else theirs))
+    torch.testing.assert_close(term.losses, mse_loss(ours, learnt, reduction="none").flatten(1).mean(1))
+    torch.testing.assert_close(x0, x - sigma.reshape(-1, 1, 1, 1) * (ours if own else leading))
     assert not x0.requires_grad
     with world.roles.use(role):
         term.losses.sum().backward()
