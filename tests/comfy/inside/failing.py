@@ -70,7 +70,7 @@ def main(effects: Path, data: Path, output: Path, kind: str) -> dict[str, Any]:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
             for parameter in self.student.parameters():
                 parameter.data.fill_(float("nan"))
-            self._update("student", self._first_terms(self._batches(0)), record)
+            self._update("student", self._warm_terms(self._batches(0)), record)
 
     def full(self: DistillationRun, **_: Any) -> None:
         raise OSError("no space left")
