@@ -273,7 +273,7 @@ def ram_bytes(job: Job, setting: Setting) -> Bytes:
     """Part -> bytes in RAM, beside the process itself and the text encoder; at most."""
     c = job.config
     # the new copy is made before the old one goes
-    state = 2 * kept_bytes(job, setting) + (FLOAT32 * job.adapter if c.ema else 0)
+    state = 2 * kept_bytes(job, setting) + (FLOAT32 * job.adapter if c.ema else 0) + ways_bytes(job)
     lessons = job.samples * (3 * job.prompt + 2 * job.latent) + job.general * (2 * job.prompt + job.latent)
     architecture, storage = job.architecture, setting.storage
     blocks = 0 if storage.blocks is None else architecture.num_layers
@@ -286,17 +286,21 @@ def ram_bytes(job: Job, setting: Setting) -> Bytes:
 
 
 def kept_bytes(job: Job, setting: Setting) -> int:
-    """The state after a cycle: both adapters, their moments, the moving average, ways that go on."""
-    c = job.config
-    moments = moment_bytes(job.adapted, c.rank, setting.optimizer)
-    ways = FLOAT32 * APART * c.batch * job.latent if c.imitation_cycles else 0
-    return 2 * (FLOAT32 * job.adapter + moments) + (FLOAT32 * job.adapter if c.ema else 0) + ways
+    """What is copied after a cycle: both adapters, their moments, the moving average."""
+    moments = moment_bytes(job.adapted, job.config.rank, setting.optimizer)
+    return 2 * (FLOAT32 * job.adapter + moments) + (FLOAT32 * job.adapter if job.config.ema else 0)
+
+
+def ways_bytes(job: Job) -> int:
+    """The ways that go on, at most, which a state holds without a copy."""
+    return FLOAT32 * APART * job.config.batch * job.latent if job.config.imitation_cycles else 0
 
 
 def disk_bytes(job: Job, setting: Setting) -> Bytes:
     """Part -> bytes in the run's folder."""
     return {
         "teacher images": job.images * (FLOAT32 * job.latent + job.path),
-        "state": 2 * kept_bytes(job, setting),  # while it is written the earlier one is still there
+        # while it is written the earlier one is still there
+        "state": 2 * (kept_bytes(job, setting) + ways_bytes(job)),
         "collection": 2 * (job.adapter + job.few_step),
     }

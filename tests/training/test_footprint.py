@@ -35,6 +35,7 @@ from collectionlora.training.footprint import (
     disk_bytes,
     kept_bytes,
     moment_bytes,
+    ways_bytes,
 )
 from collectionlora.training.hosts.diffusers import EditVelocity, pocket_transformer, set_checkpointing
 from collectionlora.training.hosts.pocket import PocketHost
@@ -182,12 +183,13 @@ def test_ways_that_go_on_are_as_large_as_those_that_a_run_holds(tiny: Any, teach
     held = 0
     for _ in trainer.run():
         held = max(held, bytes_of(way.x for ways in trainer.ways.held.values() for way in ways.values()))
-    work, none = (
-        replace(job(batch=trainer.config.batch, **some), side=32) for some in (values, {"cycles": 41})
-    )
-    planned = kept_bytes(work, Setting()) - kept_bytes(none, Setting())
-    small, latent = tiny.LATENT[0] * tiny.LATENT[1] * tiny.LATENT[2], work.latent
-    assert 0.6 < held / small / (planned / latent) <= 1
+    work = job(batch=trainer.config.batch, **values)
+    own = tiny.LATENT[0] * tiny.LATENT[1] * tiny.LATENT[2]
+    assert 0.6 < held / own / (ways_bytes(work) / work.latent) <= 1
+    none = job(batch=trainer.config.batch, cycles=41)
+    assert ways_bytes(none) == 0
+    larger = disk_bytes(work, Setting())["state"] - disk_bytes(none, Setting())["state"]
+    assert larger == 2 * ways_bytes(work)
 
 
 def test_eight_bit_moments_are_as_large_as_their_tensors() -> None:
