@@ -154,7 +154,7 @@ class DistilCollection(io.ComfyNode):
         )
         first = None
         if extend is not None:
-            run, first = extended(run, extend.name, extend.weights, extend.catalogue), extend.weights
+            run, first = extended(run, extend.name, extend.weights, extend.catalogue)
         host = ComfyHost(model, clip, vae, long_side, multiple_for(long_side), shape == "square")
         run = replace(run, distill=_fitting(run.distill, host))
         if start == ANEW and output.exists():

@@ -19,8 +19,7 @@ from torch import Tensor
 from ..collection.atomic import atomic_write
 from ..collection.catalogue import Effect, slug
 from ..training.prompting import TagReport
-from ..training.record import Record
-from ..training.run import Losses
+from ..training.record import Losses, Record
 
 REMEMBERED = 20
 PREVIEWS = "previews"

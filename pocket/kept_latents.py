@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..collection.atomic import atomic_write
-from ..training.lora import LoraWeights
 
 VERSION = 1
 """To be raised when the same inputs are sampled into other latents."""
@@ -39,14 +38,3 @@ class KeptLatents:
             with atomic_write(path) as temporary:
                 save_file({"latents": latents}, temporary)
             return latents
-
-
-def weights_hash(loras: Sequence[LoraWeights]) -> str:
-    """Of all numbers and names, in order."""
-    digest = hashlib.sha256()
-    for lora in loras:
-        for path in sorted(lora.down):
-            digest.update(f"{path} {lora.scale(path)}".encode())
-            for part in (lora.down[path], lora.up[path]):
-                digest.update(part.float().contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()

@@ -17,14 +17,14 @@ from ..collection.layouts import read_lora, write_lora
 from ..training.bank import TeacherBank
 from ..training.flow import few_step_sigmas
 from ..training.host import Host
-from ..training.lora import LoraAdapter, LoraWeights, Shapes, added_up
+from ..training.lora import LoraAdapter, LoraWeights, Shapes, added_up, weights_hash
 from ..training.randomness import generator
 from ..training.roles import BASE, Roles
 from ..training.sampling import sample_collection, sample_teachers
 from ..training.targets import file_hash
 from .effects import EFFECTS
 from .images import FloatImage, load_folder
-from .kept_latents import KeptLatents, weights_hash
+from .kept_latents import KeptLatents
 
 BATCH = 32
 

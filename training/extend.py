@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..collection.catalogue import Catalogue, slug
+from ..collection.errors import LoraFormatError
 from ..collection.file import load_collection
 from ..collection.lora_weights import LoraWeights
 from ..collection.thumbnails import pair_of
-from .lora import Shapes
+from .lora import Shapes, taken_apart
 from .run_config import ConfigError, Run
 
 
@@ -22,15 +23,19 @@ def read_extended(run: Run, shapes: Shapes) -> tuple[Run, LoraWeights | None]:
     if run.extend is None:
         return run, None
     weights, catalogue = load_collection(run.extend, shapes)
-    return extended(run, run.extend.name, weights, catalogue), weights
+    return extended(run, run.extend.name, weights, catalogue)
 
 
-def extended(run: Run, name: str, weights: LoraWeights, catalogue: Catalogue) -> Run:
-    """`run` going on from the collection `name`: known effects keep tag, prompt, title and picture, the rank
-    stays, and a few-step LoRA that is in it is named by the new file too.
+def extended(run: Run, name: str, weights: LoraWeights, catalogue: Catalogue) -> tuple[Run, LoraWeights]:
+    """`run` going on from the collection `name`, and the weights that its student starts from: known effects
+    keep tag, prompt, title and picture, and the student its rank.
+
+    A few-step LoRA that is in it is taken out and stands below the student again. In a file that does not say
+    where it is (of an earlier version) it is trained as a part of the student; the new file names it.
 
     Raises:
-        ConfigError: an effect that has no teacher here, or a second few-step LoRA.
+        ConfigError: an effect that has no teacher here, a second few-step LoRA, or a rank of the first that
+            the weights have not.
     """
     teachers = {slug(teacher): teacher for teacher in run.lists.effects}
     for effect in catalogue.effects:
@@ -42,17 +47,34 @@ def extended(run: Run, name: str, weights: LoraWeights, catalogue: Catalogue) ->
     held = str(catalogue.training.get("few_step", ""))
     if held and run.few_step is not None:
         raise ConfigError(f"{name} holds few-step sampling already ({held}): extend it without few_step")
+    student, below = _parts(name, weights, catalogue)
     known = {teachers[effect.name]: effect for effect in catalogue.effects}
     asked = {
         teacher: replace(run.lists.effects[teacher], recaption_prompt_with_trigword=effect.prompt)
         for teacher, effect in known.items()
     }
-    rank = max(map(len, weights.down.values()))
-    return replace(
+    rank = max(map(len, student.down.values()))
+    going_on = replace(
         run,
         lists=replace(run.lists, effects={**run.lists.effects, **asked}),
         titles={**{teacher: effect.title for teacher, effect in known.items()}, **run.titles},
         distill=replace(run.distill, rank=rank, alpha=float(rank)),
         held_few_step=held,
+        below=below,
         kept={effect.name: pair_of(effect.thumbnail) for effect in catalogue.effects if effect.thumbnail},
     )
+    return going_on, student
+
+
+def _parts(name: str, weights: LoraWeights, catalogue: Catalogue) -> tuple[LoraWeights, LoraWeights | None]:
+    """The student and the few-step LoRA that it stands on; None where the file does not say that it does."""
+    rank = catalogue.training.get("few_step_rank")
+    if rank is None:
+        return weights, None
+    try:
+        return taken_apart(weights, rank)
+    except (LoraFormatError, TypeError) as error:
+        raise ConfigError(
+            f"{name} says that its few-step LoRA has rank {rank!r}, but {error}: the file was changed; get "
+            "it again from whoever made it"
+        ) from error

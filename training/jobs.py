@@ -55,9 +55,16 @@ def job_on(architecture: Architecture, run: Run) -> Job:
         general=len(run.lists.general),
         missing=missing if run.needs_images else 0,
         teacher_rank=_largest_rank(files, shapes),
-        few_step_rank=_largest_rank([run.few_step], shapes) if run.few_step else 0,
+        few_step_rank=_few_step_rank(run, shapes),
         extended={path: shapes[path] for path in first.down} if first is not None else {},
     )
+
+
+def _few_step_rank(run: Run, shapes: Shapes) -> int:
+    """0 without a few-step LoRA below the student."""
+    if run.below is not None:
+        return max(map(len, run.below.down.values()))
+    return _largest_rank([run.few_step], shapes) if run.few_step else 0
 
 
 def _largest_rank(files: Iterable[Path], shapes: Shapes) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,10 @@ __all__ = [
     "added_up",
     "block_targets",
     "linear_shape",
+    "taken_apart",
     "target_shapes",
     "targeted",
+    "weights_hash",
 ]
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -111,6 +114,49 @@ def added_up(loras: Sequence[LoraWeights]) -> LoraWeights:
     down = {p: torch.cat([lora.down[p].float() for lora in having]) for p, having in holders.items()}
     up = {p: torch.cat([lora.up[p].float() * lora.scale(p) for lora in h], 1) for p, h in holders.items()}
     return LoraWeights(down, up, {path: float(len(a)) for path, a in down.items()})
+
+
+def widened(lora: LoraWeights, shapes: Shapes) -> LoraWeights:
+    """The same LoRA on these modules too, where it adds zero; of its largest rank there."""
+    lacking = {path: shape for path, shape in shapes.items() if path not in lora.down}
+    rank = max(map(len, lora.down.values()))
+    blank = LoraAdapter(lacking, rank, rank).weights()
+    return LoraWeights(lora.down | blank.down, lora.up | blank.up, lora.alpha | blank.alpha)
+
+
+def taken_apart(lora: LoraWeights, rank: int) -> tuple[LoraWeights, LoraWeights]:
+    """Two LoRAs that `added_up` would make this one of, the second of this rank on every module. Where a
+    module has no more than that, the first lacks it.
+
+    Raises:
+        LoraFormatError: the second would be larger than the whole, or all of it.
+    """
+    ranks = [lora.rank(path) for path in lora.down]
+    if not 1 <= rank <= min(ranks) or rank == max(ranks):
+        raise LoraFormatError(f"ranks of {min(ranks)} to {max(ranks)} do not hold another of rank {rank}")
+    wider = [path for path in lora.down if lora.rank(path) > rank]
+    first = LoraWeights(
+        {path: lora.down[path][:-rank] for path in wider},
+        {path: lora.up[path][:, :-rank] for path in wider},
+        {path: lora.scale(path) * (lora.rank(path) - rank) for path in wider},
+    )
+    second = LoraWeights(
+        {path: down[-rank:] for path, down in lora.down.items()},
+        {path: up[:, -rank:] for path, up in lora.up.items()},
+        {path: lora.scale(path) * rank for path in lora.down},
+    )
+    return first, second
+
+
+def weights_hash(loras: Sequence[LoraWeights]) -> str:
+    """Of all numbers and names, in order."""
+    digest = hashlib.sha256()
+    for lora in loras:
+        for path in sorted(lora.down):
+            digest.update(f"{path} {lora.scale(path)}".encode())
+            for part in (lora.down[path], lora.up[path]):
+                digest.update(part.float().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class LoraAdapter(nn.Module):

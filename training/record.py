@@ -1,9 +1,12 @@
-"""What a run says of each of its cycles."""
+"""What a run says of each of its cycles, and the curves of all."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from statistics import fmean
+
+Losses = dict[str, dict[str, list[float]]]
+"""Term or effect -> {"cycle": [...], "loss": [...]} over the cycles that have it."""
 
 
 @dataclass
@@ -55,3 +58,12 @@ class Record:
             for name, terms in self.effects.items()
         }
         return {name: fmean(losses) for name, losses in own.items() if losses}
+
+
+def until(cycle: int, lines: Losses) -> Losses:
+    """The points before that cycle."""
+    before = {}
+    for name, line in lines.items():
+        count = sum(one < cycle for one in line["cycle"])
+        before[name] = {"cycle": line["cycle"][:count], "loss": line["loss"][:count]}
+    return before

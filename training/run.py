@@ -22,7 +22,7 @@ from .checkpoint import CheckpointError
 from .config import nearest
 from .distiller import FAKE, FEW_STEP, STUDENT, Distiller
 from .host import Host
-from .lora import LoraAdapter, added_up, linear_shapes, target_shapes
+from .lora import LoraAdapter, added_up, linear_shapes, target_shapes, weights_hash, widened
 from .pictures import to_pil
 from .plots import plot_losses, plot_similarity
 from .prepare import (
@@ -37,7 +37,7 @@ from .prepare import (
 )
 from .prompting import TagReport
 from .randomness import generator
-from .record import Record
+from .record import Losses, Record, until
 from .roles import Roles
 from .run_config import ConfigError, Run, Targets, read_run
 from .sampling import apply_collection
@@ -49,9 +49,6 @@ __all__ = ["DistillationRun", "Prepared", "Progress", "Run", "Targets", "read_ru
 
 Progress = Callable[[str, int, int], None]
 """`progress(phase, done, all)`: phases "teacher images", "cycles"."""
-
-Losses = dict[str, dict[str, list[float]]]
-"""Term or effect -> {"cycle": [...], "loss": [...]} over the cycles that have it."""
 
 
 @dataclass
@@ -128,8 +125,9 @@ class DistillationRun:
             for role in (STUDENT, FAKE) if config.objective.fake_base == "base" else (STUDENT,):
                 self.adapters[role].load(first)
         adapters = dict(self.adapters)
-        if run.few_step is not None:
-            adapters[FEW_STEP] = LoraAdapter.of(read_lora(run.few_step, self.shapes)).to(host.device)
+        below = run.below if run.few_step is None else read_lora(run.few_step, self.shapes)
+        if below is not None:
+            adapters[FEW_STEP] = LoraAdapter.of(below).to(host.device)
         self.roles = Roles(host.transformer, adapters)
         self.losses: Losses = {}
         self.effect_losses: Losses = {}
@@ -253,7 +251,10 @@ class DistillationRun:
 
     @property
     def _few_step(self) -> str | None:
-        return None if self.run.few_step is None else file_hash(self.run.few_step)
+        """Of the few-step LoRA below the student."""
+        if self.run.few_step is not None:
+            return file_hash(self.run.few_step)
+        return None if self.run.below is None else weights_hash([self.run.below])
 
     @property
     def _progress_file(self) -> Path:
@@ -296,15 +297,17 @@ class DistillationRun:
                     f"{self._progress_file}: effect {name!r} was trained as {theirs!r}, this run has "
                     f"{ours[name]!r}; restore lists and settings, or start again without resuming"
                 )
-        self.losses = _until(self.trainer.cycle, content["losses"])
-        self.effect_losses = _until(self.trainer.cycle, content.get("effect_losses", {}))
+        self.losses = until(self.trainer.cycle, content["losses"])
+        self.effect_losses = until(self.trainer.cycle, content.get("effect_losses", {}))
         self.seconds = float(content["seconds"])
 
     def result(self) -> LoraWeights:
-        """The collection so far: the student, and the few-step LoRA below it."""
-        few_step = self.roles.adapters.get(FEW_STEP)
-        student = self.trainer.result()
-        return student if few_step is None else added_up([student, few_step.weights()])
+        """The collection so far: the student, and in the last rows of every module the few-step LoRA below
+        it."""
+        student, few_step = self.trainer.result(), self.roles.adapters.get(FEW_STEP)
+        if few_step is None:
+            return student
+        return added_up([student, widened(few_step.weights(), self.adapters[STUDENT].shapes)])
 
     def finish(self, thumbnails: bool = True) -> dict[str, Any]:
         """Write the collection, report.json and the plots; returns the report.
@@ -329,6 +332,8 @@ class DistillationRun:
         few_step = run.held_few_step if run.few_step is None else run.few_step.name
         if few_step:
             training["few_step"] = few_step
+        if FEW_STEP in self.roles.adapters:  # so that who extends the collection can take it out again
+            training["few_step_rank"] = self.roles.adapters[FEW_STEP].rank
         catalogue = replace(prepared.catalogue, training=training)
         pictures = {**run.kept}
         if thumbnails and run.thumbnails:
@@ -386,12 +391,3 @@ class DistillationRun:
         examples = {name: one for name, one in self.prepared.examples.items() if slug(name) not in kept}
         made = zip(examples, self._results(weights, examples))
         return {slug(name): (to_pil(examples[name].image), to_pil(result)) for name, result in made}
-
-
-def _until(cycle: int, lines: Losses) -> Losses:
-    """The points before that cycle."""
-    before = {}
-    for name, line in lines.items():
-        count = sum(one < cycle for one in line["cycle"])
-        before[name] = {"cycle": line["cycle"][:count], "loss": line["loss"][:count]}
-    return before

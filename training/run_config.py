@@ -17,6 +17,7 @@ from ..collection.jsonl import (
     read_effects,
     read_general_data,
 )
+from ..collection.lora_weights import LoraWeights
 from ..collection.thumbnails import Pair
 from .captions import VlmEndpoint
 from .config import ConfigError, Distillation, checked, distillation, nearest
@@ -84,6 +85,8 @@ class Run:
     """A finished collection that the student starts from, see `extend`."""
     held_few_step: str = ""
     """Name of the few-step LoRA in the collection that is extended: the new file names it too."""
+    below: LoraWeights | None = None
+    """That LoRA, taken out of the collection: it stands below the student as one of `few_step` does."""
     shard: bool = False
     """Split the blocks of the base over the processes that torchrun starts, instead of one base in each."""
     checkpointing: Checkpointing = "full"
@@ -113,9 +116,10 @@ class Run:
 
     def require_few_steps(self) -> None:
         """Raises ConfigError if nothing would have taught the collection the few steps it is sampled in."""
-        if self.distill.imitation_cycles and not self.distill.matching_cycles and not self.few_step:
+        imitates = self.distill.imitation_cycles and not self.distill.matching_cycles
+        if imitates and self.few_step is None and self.below is None:
             raise ConfigError(
-                "imitation alone teaches no few steps, and unlearns those of a collection that is extended: "
+                "imitation alone teaches no few steps, and unlearns those that a collection has by itself: "
                 f"name a few_step LoRA, or let cycles = {self.distill.cycles} be more than warm_cycles and "
                 f"imitation_cycles = {self.distill.imitation_cycles}"
             )

@@ -66,9 +66,19 @@ def test_distil_save_load_and_sample_in_one_session(server: Any, picture: str) -
     graph["distil"]["inputs"] |= {"name": "second", "extend": ["load", 1]}
     assert "holds few-step sampling already (few_step.safetensors)" in server.error_of(graph)
     graph["distil"]["inputs"] |= {"few_step": "none"}
+    graph["settings"]["inputs"] |= {"preset": "imitation", "more": "batch = 2\nbank_ram = 64"}
     server.run(graph)
-    again = read_catalogue(folder_of(server, "second") / "collection.safetensors")
-    assert again.training["few_step"] == "few_step.safetensors"
+    weights, again = load_collection(folder_of(server, "second") / "collection.safetensors")
+    before, _ = load_collection(saved)
+    for key in ("few_step", "few_step_rank", "rank"):
+        assert again.training[key] == catalogue.training[key]
+    below = again.training["few_step_rank"]
+    for path, down in weights.down.items():
+        assert torch.equal(down[-below:], before.down[path][-below:])
+        assert torch.equal(weights.up[path][:, -below:], before.up[path][:, -below:])
+    assert any(
+        not torch.equal(up[:, :-below], before.up[path][:, :-below]) for path, up in weights.up.items()
+    )
 
 
 @pytest.mark.usefixtures("lessons")

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from collectionlora.collection.errors import LoraFormatError
-from collectionlora.training.lora import LoraAdapter, LoraWeights, TeacherStack, block_targets, target_shapes
+from collectionlora.training.lora import (
+    LoraAdapter,
+    LoraWeights,
+    TeacherStack,
+    added_up,
+    block_targets,
+    taken_apart,
+    target_shapes,
+    widened,
+)
 from collectionlora.training.randomness import generator
 from collectionlora.training.roles import Roles
 
@@ -184,3 +193,31 @@ def test_targets_of_another_family_are_the_linears_of_its_blocks() -> None:
     assert set(targets) == {"proj", "mlp.0", "single.0"}
     adapted = set(target_shapes(net, targets))
     assert adapted == {"blocks.0.proj", "blocks.0.mlp.0", "blocks.1.proj", "blocks.1.mlp.0", "single.0"}
+
+
+def deltas(lora: LoraWeights) -> dict[str, Tensor]:
+    return {path: lora.scale(path) * up @ lora.down[path] for path, up in lora.up.items()}
+
+
+def test_two_that_were_added_up_are_taken_apart_again() -> None:
+    one, other = trained(rank=4).weights(), trained(rank=3, alpha=1.5, seed=1).weights()
+    for part in (one.down, one.up, one.alpha):
+        del part["2"]
+    first, second = taken_apart(added_up([one, other]), 3)
+    torch.testing.assert_close(deltas(first), deltas(one))
+    torch.testing.assert_close(deltas(second), deltas(other))
+    for rank in (0, 4, 7):
+        with pytest.raises(LoraFormatError, match=f"ranks of 3 to 7 do not hold another of rank {rank}"):
+            taken_apart(added_up([one, other]), rank)
+    with pytest.raises(LoraFormatError, match="of rank 3"):  # nothing would be left
+        taken_apart(other, 3)
+
+
+def test_a_widened_lora_adds_zero_on_the_other_modules() -> None:
+    one = trained().weights()
+    for part in (one.down, one.up, one.alpha):
+        del part["2"]
+    wide = widened(one, SHAPES)
+    assert wide.rank("2") == 4
+    assert torch.equal(deltas(wide)["2"], torch.zeros(SHAPES["2"]))
+    assert torch.equal(deltas(wide)["0"], deltas(one)["0"])

@@ -15,10 +15,11 @@ from collectionlora.collection.errors import CollectionError
 from collectionlora.collection.file import load_collection, save_collection, with_thumbnails
 from collectionlora.collection.layouts import read_lora
 from collectionlora.collection.lora_weights import LoraWeights
-from collectionlora.training.extend import read_extended
+from collectionlora.training.checkpoint import CheckpointError
+from collectionlora.training.extend import extended, read_extended
 from collectionlora.training.lora import linear_shapes
 from collectionlora.training.run import DistillationRun, read_run
-from collectionlora.training.run_config import ConfigError
+from collectionlora.training.run_config import ConfigError, Run
 
 KNOWN = Effect("frost", "Frosted glass", "<frost_1>", "<frost_1> cover it with ice")
 
@@ -83,6 +84,73 @@ def test_known_effects_keep_tag_prompt_title_and_picture_and_the_rank_stays(proj
 def test_a_run_that_extends_nothing_is_itself(project: Any, host: Any) -> None:
     run = read_run(project.write())
     assert read_extended(run, linear_shapes(host.transformer)) == (run, None)
+
+
+def trained(run: Run, host: Any, first: LoraWeights | None = None, resume: bool = False) -> None:
+    with DistillationRun(run, host, first=first) as job:
+        job.prepare()
+        for _ in job.train(resume):
+            pass
+        job._plot = lambda: None  # type: ignore[method-assign]
+        job.finish(thumbnails=False)
+
+
+def with_few_step(project: Any, host: Any) -> LoraWeights:
+    """Trains out/collection.safetensors on top of comic.safetensors, of rank 3; extending it is then asked
+    for, by imitation alone, and its weights returned."""
+    project.settings["few_step"] = "comic.safetensors"
+    run = read_run(project.write())
+    trained(run, host)
+    del project.settings["few_step"]
+    project.settings |= {"output": "more", "extend": "out/collection.safetensors"}
+    project.settings["distill"] |= {"cycles": 2, "warm_cycles": 0, "imitation_cycles": 2, "lr": 0.1}
+    return load_collection(run.collection, linear_shapes(host.transformer))[0]
+
+
+def test_a_few_step_lora_that_a_collection_holds_stays_as_it_is_below_the_student(
+    project: Any, host: Any
+) -> None:
+    shapes = linear_shapes(host.transformer)
+    before = with_few_step(project, host)
+    asked = read_run(project.write())
+    run, first = read_extended(asked, shapes)
+    assert first is not None
+    assert run.distill.rank == asked.distill.rank
+    trained(run, host, first)
+    after, catalogue = load_collection(run.collection, shapes)
+    assert catalogue.training["few_step"] == "comic.safetensors"
+    assert catalogue.training["few_step_rank"] == 3
+    assert catalogue.training["rank"] == asked.distill.rank + 3
+    assert before.down.keys() == after.down.keys()
+    for path in before.down:
+        assert torch.equal(after.down[path][-3:], before.down[path][-3:])
+        assert torch.equal(after.up[path][:, -3:], before.up[path][:, -3:])
+        assert path not in first.down or not torch.equal(after.up[path][:, :-3], before.up[path][:, :-3])
+    assert first.down.keys() < before.down.keys()  # the few-step LoRA has a module of its own
+    trained(replace(run, distill=replace(run.distill, cycles=3)), host, first, resume=True)
+
+
+def test_a_checkpoint_is_not_resumed_on_another_held_few_step_lora(project: Any, host: Any) -> None:
+    with_few_step(project, host)
+    run, first = read_extended(read_run(project.write()), linear_shapes(host.transformer))
+    trained(run, host, first)
+    assert run.below is not None
+    weaker = replace(run.below, alpha={path: alpha / 2 for path, alpha in run.below.alpha.items()})
+    with pytest.raises(CheckpointError, match="another few_step LoRA"):
+        trained(replace(run, below=weaker), host, first, resume=True)
+
+
+@pytest.mark.parametrize("rank", [0, -3, 4, 5, 3.0, "3"])
+def test_a_few_step_rank_that_the_weights_have_not_is_refused(rank: Any, project: Any, host: Any) -> None:
+    with_few_step(project, host)
+    run, shapes = read_run(project.write()), linear_shapes(host.transformer)
+    assert run.extend is not None
+    weights, catalogue = load_collection(run.extend, shapes)
+    catalogue.training["few_step_rank"] = rank
+    with pytest.raises(
+        ConfigError, match=r"collection\.safetensors says .* rank '?-?[0-9.]+'?, but .* get it"
+    ):
+        extended(run, run.extend.name, weights, catalogue)
 
 
 def test_an_effect_without_teacher_and_a_second_few_step_lora_are_refused(project: Any, host: Any) -> None:

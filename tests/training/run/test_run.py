@@ -385,7 +385,8 @@ def test_a_few_step_lora_below_the_student_is_in_the_collection(project: Any, ho
     weights, catalogue = shared(project, host), read_catalogue(run.collection)
     below = read_lora(project.folder / "comic.safetensors", linear_shapes(host.transformer))
     assert catalogue.training["few_step"] == "comic.safetensors"
-    assert catalogue.training["rank"] == run.distill.rank + 3
+    assert catalogue.training["rank"] == run.distill.rank + catalogue.training["few_step_rank"]
+    assert catalogue.training["few_step_rank"] == 3
     for path, a in below.down.items():
         assert torch.equal(weights.down[path][-3:], a.bfloat16())
     project.settings["few_step"] = "neon.safetensors"
