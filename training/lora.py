@@ -28,6 +28,7 @@ __all__ = [
     "target_shapes",
     "targeted",
     "weights_hash",
+    "widened",
 ]
 
 Shapes = Mapping[str, tuple[int, int]]
