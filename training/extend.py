@@ -47,7 +47,7 @@ def extended(run: Run, name: str, weights: LoraWeights, catalogue: Catalogue) ->
     held = str(catalogue.training.get("few_step", ""))
     if held and run.few_step is not None:
         raise ConfigError(f"{name} holds few-step sampling already ({held}): extend it without few_step")
-    student, below = _parts(name, weights, catalogue)
+    student, below = _parts(name, weights, catalogue) if held else (weights, None)
     known = {teachers[effect.name]: effect for effect in catalogue.effects}
     asked = {
         teacher: replace(run.lists.effects[teacher], recaption_prompt_with_trigword=effect.prompt)

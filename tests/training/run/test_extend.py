@@ -35,7 +35,7 @@ def begun(project: Any, shapes: Any) -> LoraWeights:
     )
 
 
-def finished(project: Any, shapes: Any, **training: str) -> Catalogue:
+def finished(project: Any, shapes: Any, **training: Any) -> Catalogue:
     """finished.safetensors: the effect frost, with a picture; a LoRA of other modules than the run's targets,
     and of different ranks, as one with a few-step LoRA in it may be."""
     weights = begun(project, shapes)
@@ -151,6 +151,15 @@ def test_a_few_step_rank_that_the_weights_have_not_is_refused(rank: Any, project
         ConfigError, match=r"collection\.safetensors says .* rank '?-?[0-9.]+'?, but .* get it"
     ):
         extended(run, run.extend.name, weights, catalogue)
+
+
+def test_a_rank_without_a_few_step_lora_says_nothing(project: Any, host: Any) -> None:
+    shapes = linear_shapes(host.transformer)
+    finished(project, shapes, few_step_rank=1)
+    run, first = read_extended(read_run(project.write()), shapes)
+    assert run.below is None
+    assert first is not None
+    assert first.down.keys() == begun(project, shapes).down.keys()
 
 
 def test_an_effect_without_teacher_and_a_second_few_step_lora_are_refused(project: Any, host: Any) -> None:
