@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,14 @@ import torch
 from collectionlora import cli
 from collectionlora.collection.file import load_collection, save_collection
 from collectionlora.collection.lora_weights import LoraWeights
+from collectionlora.pocket import TRANSFORMER
+from collectionlora.pocket.demo import FOLDER
+from collectionlora.training.architecture import Architecture
 from collectionlora.training.cards import card
 from collectionlora.training.hosts.pocket import PocketHost
+from collectionlora.training.jobs import job_of
 from collectionlora.training.lora import linear_shapes
+from collectionlora.training.run_config import read_run
 
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -90,6 +96,17 @@ def test_modules_that_only_the_extended_collection_has_are_counted(
     save_collection(pocket.folder / "wider.safetensors", wider, catalogue)
     more = parts(pocket.folder / "wider.safetensors")["student and fake score"]
     assert more == plain + 2 * 4 * 2 * (out + into)  # two adapters, float32, rank 2
+
+
+def test_a_few_step_lora_that_the_extended_collection_holds_is_counted_as_such(tmp_path: Path) -> None:
+    own = read_run(FOLDER / "collection.toml")
+    shapes = Architecture.of(TRANSFORMER).linears
+    weights, catalogue = load_collection(FOLDER / "weights" / "collection.safetensors", shapes)
+    held = tmp_path / "held.safetensors"
+    save_collection(held, weights, replace(catalogue, training=catalogue.training | {"few_step_rank": 8}))
+    job = job_of(replace(own, few_step=None, extend=held))
+    assert job.few_step_rank == job_of(own).few_step_rank == 8
+    assert job.config.rank == own.distill.rank
 
 
 def test_a_folder_is_known_by_its_configuration(
