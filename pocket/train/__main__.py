@@ -9,6 +9,7 @@ length, to try it.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import shutil
 import subprocess
@@ -73,9 +74,9 @@ def write_run(out: Path, share: float = 1.0) -> None:
     for key, place in places.items():
         (line,) = re.findall(rf'^{key} = ".*"$', text, re.MULTILINE)
         text = text.replace(line, f'{key} = "{place}"')
-    lengths = {name: max(1, round(int(length) * share)) for name, length in LENGTH.findall(text)}
+    lengths = {name: math.ceil(int(length) * share) for name, length in LENGTH.findall(text)}
     starts = sum(length for name, length in lengths.items() if name != "cycles")
-    lengths["cycles"] = max(lengths["cycles"], starts)  # rounding may leave too few
+    lengths["cycles"] = max(lengths["cycles"], starts)  # rounding up may make the parts more than the whole
     text = LENGTH.sub(lambda line: f"{line[1]} = {lengths[line[1]]}", text)
     with atomic_write(out / "collection.toml") as temporary:
         temporary.write_text(text, encoding="utf-8")

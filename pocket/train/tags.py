@@ -52,10 +52,11 @@ def main() -> None:
     for file in ("effects.jsonl", "data.jsonl"):
         _pick(file, names, args.out)
     shipped = read_run(FOLDER / "collection.toml")
-    distill = replace(shipped.distill, cycles=args.cycles, warm_cycles=args.cycles * 2 // 3)
+    lengths = {"cycles": args.cycles, "warm_cycles": args.cycles * 2 // 3, "imitation_cycles": 0}
+    distill = replace(shipped.distill, **lengths)
     lists = read_lists(args.out / "effects.jsonl", args.out / "data.jsonl")
     lists = replace(lists, general=shipped.lists.general)
-    run = replace(shipped, lists=lists, distill=distill, titles={})
+    run = replace(shipped, lists=lists, distill=distill, titles={}, few_step=None)
     host = PocketHost(WEIGHTS, "cuda" if torch.cuda.is_available() else "cpu")
     rows = {}
     with Console() as console:
