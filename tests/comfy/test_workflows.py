@@ -173,7 +173,7 @@ def test_two_effects_are_asked_for_in_one_prompt(server: Any, converted: Any) ->
     outputs = server.run(graph)
     catalogue = read_catalogue(WEIGHTS / "collection.safetensors")
     prompt = outputs["shown"]["text"][0]
-    assert prompt == f"{catalogue['thermal'].prompt}, then {catalogue['confetti'].prompt}"
+    assert prompt == f"{catalogue['moonlight'].prompt}, then {catalogue['stained_glass'].prompt}"
     assert outputs[named(graph, "SaveImage")]["images"]
 
 
