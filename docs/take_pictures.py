@@ -44,7 +44,10 @@ ALONE = (
 )
 NO_PATHS = (
     "(base) => { for (const one of document.querySelectorAll('textarea'))"
-    " one.value = one.value.replaceAll(base, 'ComfyUI'); }"
+    " one.value = one.value.replaceAll(base, 'ComfyUI');"
+    " const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);"
+    " while (texts.nextNode()) if (texts.currentNode.data.includes(base))"
+    " texts.currentNode.data = texts.currentNode.data.replaceAll(base, 'ComfyUI'); }"
 )
 SETTINGS = {
     "Comfy.VueNodes.Enabled": True,
