@@ -77,6 +77,7 @@ def test_the_run_file_means_what_was_made_there_and_what_ships(tmp_path):
     assert run.distill.rank == shipped.distill.rank
     assert run.distill.imitation_cycles == shipped.distill.imitation_cycles / 100
     assert run.distill.cycles == shipped.distill.cycles / 100
+    assert run.distill.warm_cycles == shipped.distill.warm_cycles == 0  # none stay none
     for share in (0.001, 0.0001):
         everything.write_run(tmp_path, share)
         few = read_run(tmp_path / "collection.toml").distill
