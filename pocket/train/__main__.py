@@ -75,8 +75,6 @@ def write_run(out: Path, share: float = 1.0) -> None:
         (line,) = re.findall(rf'^{key} = ".*"$', text, re.MULTILINE)
         text = text.replace(line, f'{key} = "{place}"')
     lengths = {name: math.ceil(int(length) * share) for name, length in LENGTH.findall(text)}
-    starts = sum(length for name, length in lengths.items() if name != "cycles")
-    lengths["cycles"] = max(lengths["cycles"], starts)  # rounding up may make the parts more than the whole
     text = LENGTH.sub(lambda line: f"{line[1]} = {lengths[line[1]]}", text)
     with atomic_write(out / "collection.toml") as temporary:
         temporary.write_text(text, encoding="utf-8")
