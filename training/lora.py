@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..collection.errors import LoraFormatError
 from ..collection.lora_weights import LoraWeights
+from .low_rank import Factors, add_low_rank, cast
 from .randomness import generator
 
 __all__ = [
@@ -180,6 +180,8 @@ class LoraAdapter(nn.Module):
         self.up = nn.ParameterDict(
             {_key(path): nn.Parameter(torch.zeros(n, rank, dtype=dtype)) for path, (n, _) in shapes.items()}
         )
+        self.factors: dict[str, Factors] = {p: (self.down[_key(p)], self.up[_key(p)]) for p in shapes}
+        """The same parameters by module path: A and B."""
 
     @classmethod
     def create(
@@ -213,9 +215,9 @@ class LoraAdapter(nn.Module):
 
     def forward(self, path: str, x: Tensor) -> Tensor:
         """The delta (..., out) that the Linear at ``path`` gains on input x (..., in)."""
-        key = _key(path)
-        low = self.scale * F.linear(x, self.down[key].to(x.dtype))  # scaled here, where it is small
-        return F.linear(low, self.up[key].to(x.dtype))
+        masters = self.factors[path]
+        blank = x.new_zeros(*x.shape[:-1], len(masters[1]))
+        return add_low_rank(blank, x, cast({path: masters}, x.dtype)[path], self.scale, masters)
 
     @torch.no_grad()
     def weights(self) -> LoraWeights:
@@ -283,6 +285,10 @@ class TeacherStack:
                 b[e, :, : lora.rank(path)] = lora.up[path] * lora.scale(path)
             down[path], up[path] = a, b
         return cls(tuple(teachers), down, up)
+
+    def factors(self, number: int) -> dict[str, Factors]:
+        """A and B of one teacher on each module path."""
+        return {path: (down[number], self.up[path][number]) for path, down in self.down.items()}
 
     def index(self, names: Sequence[str | None]) -> Tensor:
         """(B,) long for :meth:`Roles.use_teachers`: each sample's teacher by name, None for the base (-1)."""

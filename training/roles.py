@@ -13,11 +13,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .lora import LoraAdapter, TeacherStack, linear_shape
+from .low_rank import Factors, add_low_rank, cast
 
 BASE = "base"
 PLUS = " + "
@@ -151,9 +151,8 @@ class Roles:
         if path not in self._handles:
             self._handles[path] = linear.register_forward_hook(partial(self._add_delta, path))
 
-    def _add_delta(self, path: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        delta = self._active.delta(path, args[0])
-        return None if delta is None else output + delta.to(output.dtype)
+    def _add_delta(self, path: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return self._active.add(path, args[0], output)
 
     def _linear(self, path: str, shape: tuple[int, int], owner: str) -> nn.Module:
         try:
@@ -170,7 +169,7 @@ class Roles:
 
 
 class _Role:
-    """The base: no delta anywhere. Two uses of one name are the same role."""
+    """The base: adds nothing anywhere. Two uses of one name are the same role."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -178,17 +177,23 @@ class _Role:
     def same(self, other: _Role) -> bool:
         return self.name == other.name
 
-    def delta(self, path: str, x: Tensor) -> Tensor | None:
-        return None
+    def add(self, path: str, x: Tensor, output: Tensor) -> Tensor:
+        """What the Linear at `path`, which made `output` of `x`, gives under this role."""
+        return output
 
 
 class _AdapterRole(_Role):
+    """An adapter as it is now: its numbers must not change while the role is in use."""
+
     def __init__(self, name: str, adapter: LoraAdapter) -> None:
         super().__init__(name)
-        self._adapter = adapter
+        self._scale, self._masters = adapter.scale, adapter.factors
+        self._cast = _Cast(self._masters)
 
-    def delta(self, path: str, x: Tensor) -> Tensor | None:
-        return self._adapter(path, x) if path in self._adapter.shapes else None
+    def add(self, path: str, x: Tensor, output: Tensor) -> Tensor:
+        if path not in self._masters:
+            return output
+        return add_low_rank(output, x, self._cast(x.dtype)[path], self._scale, self._masters[path])
 
 
 class _TeacherRole(_Role):
@@ -201,6 +206,8 @@ class _TeacherRole(_Role):
         self._index = index
         self._numbers = numbers
         self._shared = numbers[0] if len(set(numbers)) == 1 else None
+        only = {} if self._shared is None or self._shared < 0 else stack.factors(self._shared)
+        self._cast = _Cast(only)
 
     def same(self, other: _Role) -> bool:
         return (
@@ -209,7 +216,7 @@ class _TeacherRole(_Role):
             and self._numbers == other._numbers
         )
 
-    def delta(self, path: str, x: Tensor) -> Tensor | None:
+    def add(self, path: str, x: Tensor, output: Tensor) -> Tensor:
         if x.shape[0] != len(self._index):
             raise RoleError(
                 f"{path} got an input of shape {tuple(x.shape)}, but teachers are chosen for "
@@ -217,15 +224,26 @@ class _TeacherRole(_Role):
                 "batch, repeat the index)"
             )
         if path not in self._stack.down or self._shared == -1:
-            return None
-        down, up = self._stack.down[path], self._stack.up[path]
+            return output
         if self._shared is not None:
-            return F.linear(F.linear(x, down[self._shared].to(x.dtype)), up[self._shared].to(x.dtype))
+            return add_low_rank(output, x, self._cast(x.dtype)[path])
         self._index = self._index.to(x.device)  # moves on the first Linear only
-        chosen = self._index.clamp(min=0)
-        low = x.reshape(x.shape[0], -1, x.shape[-1]) @ down[chosen].to(x.dtype).transpose(1, 2)
-        low = low * (self._index >= 0).to(low.dtype).reshape(-1, 1, 1)
-        return (low @ up[chosen].to(x.dtype).transpose(1, 2)).reshape(*x.shape[:-1], -1)
+        chosen, present = self._index.clamp(min=0), (self._index >= 0).reshape(-1, 1, 1)
+        down, up = self._stack.down[path][chosen], self._stack.up[path][chosen]
+        return add_low_rank(output, x, ((down * present).to(x.dtype), up.to(x.dtype)))
+
+
+class _Cast:
+    """All factors in the dtype of the arithmetic, made when that is known."""
+
+    def __init__(self, factors: dict[str, Factors]) -> None:
+        self._factors = factors
+        self._made: dict[torch.dtype, dict[str, Factors]] = {}
+
+    def __call__(self, dtype: torch.dtype) -> dict[str, Factors]:
+        if dtype not in self._made:
+            self._made[dtype] = cast(self._factors, dtype)
+        return self._made[dtype]
 
 
 class _SumRole(_Role):
@@ -238,9 +256,10 @@ class _SumRole(_Role):
     def same(self, other: _Role) -> bool:
         return isinstance(other, _SumRole) and all(a.same(b) for a, b in zip(self._parts, other._parts))
 
-    def delta(self, path: str, x: Tensor) -> Tensor | None:
-        first, second = (part.delta(path, x) for part in self._parts)
-        return second if first is None else first if second is None else first + second
+    def add(self, path: str, x: Tensor, output: Tensor) -> Tensor:
+        for part in self._parts:
+            output = part.add(path, x, output)
+        return output
 
 
 class _Guard(torch.autograd.Function):
