@@ -1,7 +1,7 @@
 """A Qwen-Image transformer by its sizes alone: its Linears, what it computes, what autograd keeps of it.
 
-Formulas follow diffusers' `QwenImageTransformer2DModel` with adapters on the Linears of its blocks; ComfyUI's
-model keeps slightly less (its norms are fused). Tests hold them against real models.
+Formulas follow diffusers' `QwenImageTransformer2DModel` with fused blocks (:mod:`.hosts.fused`) and adapters
+on their Linears. Tests hold them against real models.
 """
 
 from __future__ import annotations
@@ -182,25 +182,29 @@ class Architecture:
         each block, and into the last norm. `item`: bytes of a number of the model's arithmetic."""
         return self.width * item * (self.num_layers * tokens.all + tokens.image)
 
-    def attention_outputs(self, tokens: Tokens, item: int) -> int:
-        """Bytes of what attention makes of one sample in all blocks: its output, and the softmax's statistics
-        in float32."""
-        return self.num_layers * tokens.all * (self.width * item + 4 * self.num_attention_heads)
+    def attention_kept(self, tokens: Tokens, item: int) -> int:
+        """Bytes of what attention keeps of one sample in all blocks: query, key, value and output, and the
+        softmax's statistics in float32."""
+        return self.num_layers * tokens.all * self._attention(item)
 
-    def block_activations(self, tokens: Tokens, rank: int, item: int) -> int:
-        """Bytes that one block keeps of one sample to its backward, its input included; adapters on all of
-        its Linears.
+    def _attention(self, item: int) -> int:
+        return 4 * self.width * item + 4 * self.num_attention_heads
 
-        Of each token: both norms' inputs, outputs and modulated outputs, query and key before their norm,
-        attention's output as it goes into the projection and as it comes out of it, the mlp's output (11 of
-        the width), the mlp's hidden state before and after its activation (2 of four times the width), what
-        attention keeps (query, key, value, output: 4), and query and key in float32 where the model is not.
-        Then the low ranks of six adapters, and float32 statistics.
+    def block_activations(self, tokens: Tokens, rank: int, item: int, attention: bool = True) -> int:
+        """Bytes that one block keeps of one sample to its backward; adapters on all of its Linears.
+
+        Of each token: its input and what is modulated of it, query and key before their norm, attention's
+        output as it goes into the projection and as it comes out of it, the sum with the input and what is
+        modulated of that, the mlp's output (9 of the width), the mlp's hidden state before and after its
+        activation (2 of four times the width), what attention keeps, and the low ranks of six adapters.
+
+        Args:
+            attention: whether attention and what comes before it are included.
         """
-        d, heads = self.width, self.num_attention_heads
-        in_float32 = 2 * 4 * d if item < 4 else 0
-        statistics = 4 * item + (2 + 1) * 4 * heads  # of two norms; of norms and softmax by head
-        return tokens.all * ((11 + 2 * 4 + 4) * d * item + in_float32 + 6 * rank * item + statistics)
+        width = self.width * item
+        after = (5 + 2 * 4) * width + 3 * rank * item
+        before = 4 * width + 3 * rank * item + self._attention(item)
+        return tokens.all * (after + before if attention else after)
 
     def backward_transient(self, tokens: Tokens, item: int) -> int:
         """Bytes of one sample beside what is kept, at the worst moment of a backward: the gradient of the
@@ -208,9 +212,9 @@ class Architecture:
         return self.width * item * (4 * tokens.image + tokens.all // 2)
 
     def forward_transient(self, tokens: Tokens, item: int) -> int:
-        """Bytes of one sample at the worst moment of a forward that keeps nothing: in the mlp, the base's
-        output, the adapter's and their sum (3 of four times the width), and seven tensors of the block."""
-        return self.width * item * (7 + 3 * 4) * tokens.all
+        """Bytes of one sample at the worst moment of a forward that keeps nothing: in the mlp, the hidden
+        state before and after its activation (2 of four times the width), and seven tensors of the block."""
+        return self.width * item * (7 + 2 * 4) * tokens.all
 
 
 def _rows(path: str, tokens: Tokens) -> int:

@@ -20,7 +20,7 @@ TEXT_TOKENS = 256
 EIGHT_BIT_AT_LEAST, EIGHT_BIT_BLOCK = 4096, 256
 """bitsandbytes keeps smaller tensors' moments in float32, and one float32 scale for so many numbers."""
 
-ADAPTERS = "student and fake score"
+ADAPTERS, CAST = "student and fake score", "adapters, cast"
 Bytes = dict[str, int]
 
 
@@ -194,15 +194,13 @@ def moment_bytes(shapes: Shapes, rank: int, optimizer: OptimizerName) -> int:
 
 def activation_bytes(job: Job, setting: Setting) -> int:
     """What one micro-batch keeps to its backward under the student: all at once without checkpointing; with
-    it what the blocks keep, and one block computed again."""
-    architecture, tokens, item = job.architecture, job.tokens, setting.storage.item
-    block = setting.micro_batch * architecture.block_activations(tokens, job.config.rank, item)
-    if item < FLOAT32:  # the masters of the adapter, cast for the arithmetic
-        block += item * job.adapter // architecture.num_layers
+    it what the blocks keep, and what is computed again of one block."""
+    architecture, tokens = job.architecture, job.tokens
+    item, batch = setting.storage.item, setting.micro_batch
+    whole = setting.checkpointing != "selective"
+    block = batch * architecture.block_activations(tokens, job.config.rank, item, whole)
     if setting.checkpointing == "none":
-        return (
-            block * architecture.num_layers + setting.micro_batch * architecture.width * tokens.image * item
-        )
+        return block * architecture.num_layers + batch * architecture.width * tokens.image * item
     return block + _kept_by_blocks(job, setting)
 
 
@@ -211,7 +209,7 @@ def _kept_by_blocks(job: Job, setting: Setting) -> int:
     architecture, item = job.architecture, setting.storage.item
     kept = architecture.block_inputs(job.tokens, item)
     if setting.checkpointing == "selective":
-        kept += architecture.attention_outputs(job.tokens, item)
+        kept += architecture.attention_kept(job.tokens, item)
     return setting.micro_batch * kept
 
 
@@ -231,32 +229,34 @@ def device_bytes(job: Job, setting: Setting) -> Mapping[str, Bytes]:
     held = {**base, **trained, "latents and prompts": _small(job, job.share(batch), batch)}
     # In float32 whatever the file has; the next ones arrive while those in use are still there.
     teacher = FLOAT32 * job.teacher
+    cast = item if item < FLOAT32 else 0
     kept = activation_bytes(job, setting)
     graph = kept if setting.checkpointing == "none" else _kept_by_blocks(job, setting)
     return {
         "backward": {
             **held,
             "teachers": batch * teacher,
+            CAST: 2 * cast * job.adapter,  # for what is computed again, beside what the forward used
             "activations": kept,
             "workspace": batch * architecture.backward_transient(tokens, item) + unpacked,
         },
         "scoring": {
             **held,
             "teachers": 2 * batch * teacher,
+            CAST: cast * (job.adapter + max(job.adapter, job.teacher)),
             "activations": graph,
             "workspace": batch * forward + unpacked,
         },
         "update": {
             **held,
             "teachers": batch * teacher,
-            # torch's AdamW takes the square roots of all second moments at once
-            "workspace": FLOAT32 * job.adapter if setting.optimizer == "adamw" else 0,
         },
         "teacher images": {
             **base,
             ADAPTERS: trained[ADAPTERS],
             "latents and prompts": _small(job, setting.target_batch, setting.target_batch),
             "teachers": 2 * min(2, setting.target_batch) * teacher,  # images are made in the order of effects
+            CAST: cast * job.teacher,
             "workspace": setting.target_batch * forward + unpacked,
         },
     }

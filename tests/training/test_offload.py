@@ -337,7 +337,7 @@ def test_packed_blocks_are_offloaded_as_they_are() -> None:
 @pytest.mark.parametrize("policy", ["none", "selective", "full"])
 def test_a_small_qwen_image_edit_trains_the_same_under_every_policy(policy: str) -> None:
     diffusers = pytest.importorskip("diffusers")
-    from collectionlora.training.hosts.diffusers import set_checkpointing
+    from collectionlora.training.hosts.fused import fuse
 
     net = diffusers.QwenImageTransformer2DModel(
         in_channels=64,
@@ -372,8 +372,9 @@ def test_a_small_qwen_image_edit_trains_the_same_under_every_policy(policy: str)
         return scored, [p.grad.clone() for p in student.parameters() if p.grad is not None]
 
     with Roles(net, {"student": student}) as roles:
+        fuse(net)
         expected = gradients(roles)
-        set_checkpointing(net, policy)
+        fuse(net, policy)
         with Offload(net, "cpu") as offload:
             torch.testing.assert_close(gradients(roles), expected, rtol=1e-6, atol=1e-9)
             assert len(offload.present) == 2

@@ -218,10 +218,8 @@ def test_more_blocks_to_offload_than_there_are_are_refused(folder):
 def test_the_command_line_distils_on_it(folder, tmp_path, monkeypatch, capsys, kept):
     """Lists, two pictures and a teacher in; a collection out that the same base loads."""
     hosts, policies = [], []
-    keep, checkpointed = qwen.keep_small, qwen.set_checkpointing
-    monkeypatch.setattr(
-        qwen, "set_checkpointing", lambda net, how: policies.append(how) or checkpointed(net, how)
-    )
+    keep, fuse = qwen.keep_small, qwen.fuse
+    monkeypatch.setattr(qwen, "fuse", lambda net, how: policies.append(how) or fuse(net, how))
     monkeypatch.setattr(qwen, "keep_small", lambda *given: hosts.append(given[2:]) or keep(*given))
     from safetensors.torch import save_file
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from ...pocket import TRANSFORMER
 from ..fp8 import PACKED, quantize_base
@@ -83,27 +81,6 @@ def shard(transformer: Any, device: torch.device | str) -> Pace:
 def kept_identity(identity: str, base_dtype: str) -> str:
     """A host's identity, given that of its files: packed weights are other weights."""
     return f"{identity} {PACKED}" if base_dtype == PACKED else identity
-
-
-def set_checkpointing(transformer: Any, policy: str) -> None:
-    """What a forward with gradient keeps of each block: "none" of it is computed again in the backward,
-    everything but attention ("selective": 52 MB a block at 1024 x 1024, for a third less work), or "full".
-    """
-    if policy == "none":
-        transformer.disable_gradient_checkpointing()
-    elif policy == "full":
-        transformer.enable_gradient_checkpointing()
-    elif policy == "selective":
-        kept = partial(create_selective_checkpoint_contexts, _keep_attention)
-        again = partial(checkpoint, use_reentrant=False, context_fn=kept)
-        transformer.enable_gradient_checkpointing(again)
-    else:
-        raise ValueError(f"checkpointing = {policy!r}; valid are none, selective, full")
-
-
-def _keep_attention(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPolicy:
-    attention = operation.name().startswith("aten::_scaled_dot_product")
-    return CheckpointPolicy.MUST_SAVE if attention else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 class EditVelocity(nn.Module):

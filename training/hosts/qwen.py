@@ -16,7 +16,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from ..fp8 import AS_LOADED
 from ..pictures import read_picture, to_pil, to_tensor
-from .diffusers import EditVelocity, keep_small, kept_identity, set_checkpointing
+from .diffusers import EditVelocity, keep_small, kept_identity
+from .fused import fuse
 
 MULTIPLE = 32
 SEEN_AREA = 384 * 384
@@ -38,7 +39,7 @@ class QwenEditHost:
         base_dtype, offload: how the transformer's blocks are kept, see :func:`.diffusers.keep_small`. The two
             blocks that an offloaded transformer has on the device stay there while the text encoder works.
         long_side: pixels, of the pictures that `read_image` makes.
-        checkpointing: see :func:`.diffusers.set_checkpointing`.
+        checkpointing: see :func:`.fused.fuse`.
 
     Raises:
         ValueError: naming the folder or part that is missing or damaged; more blocks to offload than there
@@ -69,7 +70,7 @@ class QwenEditHost:
         for part in (self.transformer, vae, words):
             part.eval().requires_grad_(False)
         self.offload = keep_small(self.transformer, self.device, base_dtype, offload)
-        set_checkpointing(self.transformer, checkpointing)
+        fuse(self.transformer, checkpointing)
         build: Any = QwenImageEditPlusPipeline
         self._pipeline = build(None, vae.to(self.device), words, tokenizer, processor, self.transformer)
         self._velocity = EditVelocity(self.transformer)

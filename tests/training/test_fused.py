@@ -1,0 +1,96 @@
+"""Fused blocks: what diffusers' own compute, with its gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from collectionlora.training.lora import PAPER_TARGETS, LoraAdapter, target_shapes
+from collectionlora.training.roles import Roles
+
+pytest.importorskip("diffusers")
+
+from diffusers import QwenImageTransformer2DModel
+
+from collectionlora.training.hosts.diffusers import EditVelocity
+from collectionlora.training.hosts.fused import fuse, gated, modulated
+
+CHANNELS = 4
+
+
+def transformer(by_token: bool) -> Any:
+    """Small; `by_token`: one that modulates the source's tokens by themselves, as later editions do."""
+    torch.manual_seed(0)
+    model = QwenImageTransformer2DModel(
+        in_channels=4 * CHANNELS,
+        out_channels=CHANNELS,
+        num_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        axes_dims_rope=(4, 6, 6),
+        zero_cond_t=by_token,
+    )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("by_token", [False, True])
+@pytest.mark.parametrize("policy", ["none", "selective", "full"])
+def test_fused_blocks_compute_and_learn_the_same(policy: str, by_token: bool) -> None:
+    model = transformer(by_token)
+    student = LoraAdapter.create(target_shapes(model, PAPER_TARGETS), 4, 4.0, 0)
+    for up in student.up.values():
+        torch.nn.init.normal_(up, std=0.05)
+    x, source = torch.randn(2, 2, CHANNELS, 4, 6).unbind()
+    given = x, torch.tensor([0.3, 0.8]), torch.randn(2, 5, 12), source
+
+    def learnt() -> tuple[Tensor, Tensor]:
+        student.zero_grad()
+        with Roles(model, {"student": student}) as roles, roles.use("student"):
+            output = roles.guard(EditVelocity(model)(*given))
+            output.square().mean().backward()
+        gradients = [p.grad.flatten() for p in student.parameters() if p.grad is not None]
+        return output.detach(), torch.cat(gradients)
+
+    expected = learnt()
+    fuse(model, policy)
+    for got, wanted in zip(learnt(), expected, strict=True):
+        assert (got - wanted).norm() < 1e-5 * wanted.norm()
+
+
+def test_checkpointing_keeps_less() -> None:
+    kept = {}
+    for policy in ("none", "selective", "full"):
+        model = transformer(False)
+        fuse(model, policy)
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        x = torch.randn(1, CHANNELS, 8, 8, requires_grad=True)
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            EditVelocity(model)(x, torch.ones(1), torch.randn(1, 5, 12), x.detach())
+        kept[policy] = sum(sizes.values())
+    assert kept["full"] < 0.7 * kept["selective"] < 0.5 * kept["none"]
+
+
+def test_another_policy_is_refused() -> None:
+    with pytest.raises(ValueError, match="checkpointing = 'some'; valid are none, selective, full"):
+        fuse(transformer(False), "some")
+
+
+def test_the_backward_is_that_of_the_forward() -> None:
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    x, shift, scale = random(2, 3, 4), random(2, 1, 4), random(2, 1, 4)
+    assert torch.autograd.gradcheck(lambda *given: modulated(*given, 1e-6), (x, shift, scale))
+    assert torch.autograd.gradcheck(gated, (x, shift, random(2, 3, 4)))
