@@ -93,6 +93,7 @@ class Trainer:
         self.skipped = 0
         self._in_a_row = 0
         self._kept = self._state()
+        self._spare: dict[str, Any] | None = None
 
     # -- the run ---------------------------------------------------------------------------------------------
 
@@ -127,7 +128,7 @@ class Trainer:
                 self.ways.restore({})
                 if self.config.objective.fake_base == "base":
                     self.fake.load_state_dict(self.student.state_dict())
-            self._kept = self._state()
+            self._kept, self._spare = self._state(self._spare), self._kept
             record.memory = peak_memory(next(self.student.parameters()).device)
             yield record
 
@@ -322,7 +323,8 @@ class Trainer:
 
     # -- state -----------------------------------------------------------------------------------------------
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self, over: dict[str, Any] | None = None) -> dict[str, Any]:
+        """A copy of everything that changes, in the memory of an earlier one."""
         state = {
             "cycle": self.cycle,
             "skipped": self.skipped,
@@ -335,7 +337,7 @@ class Trainer:
         }
         if self.average is not None:
             state["average"] = self.average
-        kept: dict[str, Any] = copied(state)
+        kept: dict[str, Any] = copied(state, over)
         kept["ways"] = self.ways.state()  # not copied: its tensors are replaced, never changed
         return kept
 
