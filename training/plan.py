@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, get_args
 
-from .cards import COPY, UTILISATION, Card
+from .cards import BACKWARD, COPY, UNPACKING, UTILISATION, Card
 from .config import OptimizerName
 from .evaluations import (
     Evaluations,
@@ -157,19 +157,25 @@ def passes(job: Job, checkpointing: Checkpointing) -> Passes:
 def hours(job: Job, setting: Setting, card: Card, utilisation: float = UTILISATION) -> Hours:
     """What the job takes on a card.
 
-    A pass over a batch takes as long as its operations at `utilisation` of the card's peak, or as reading the
-    weights, or as fetching those that are not there, whichever is longest; and then the unpacking of weights.
+    A pass over a batch takes as long as its operations at `utilisation` of the card's peak and the unpacking
+    of weights, or as reading the weights, or as fetching those that are not there, or as launching its
+    kernels, whichever is longest.
     """
     reading, more = _reading(job, setting.storage, card), _unpacking(job, setting.storage, card)
+    launching = job.architecture.num_layers * card.launch
+    forward = launching * (UNPACKING if setting.storage.unpacked else 1)
 
-    def seconds(operations: float, batch: int) -> float:
+    def seconds(operations: float, batch: int, launching: float = forward) -> float:
         """Of one sample's share of a pass over `batch` samples."""
         computing = operations / (utilisation * card.operations)
-        return max(computing, reading / batch) + more / batch if operations else 0.0
+        return max(computing + more / batch, reading / batch, launching / batch) if operations else 0.0
 
     each, batch = passes(job, setting.checkpointing), setting.micro_batch
-    parts = (each.adapter, each.recomputed, each.backward + each.scores)
-    gradient = sum(seconds(part, batch) for part in parts)
+    gradient = (
+        seconds(each.adapter, batch)
+        + seconds(each.recomputed, batch)
+        + seconds(each.backward + each.scores, batch, BACKWARD * launching)
+    )
 
     def cycle(count: Evaluations) -> float:
         own, teachers = seconds(each.adapter, batch), seconds(each.teacher, batch)

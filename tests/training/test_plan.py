@@ -41,6 +41,8 @@ from collectionlora.training.plan import (
 from collectionlora.training.run_config import Targets
 
 RANK_32: dict[str, Any] = {"rank": 32, "alpha": 32.0}
+KEPT_UP = replace(card(80), launch=0.0)
+"""No kernel waits to be launched."""
 INSTANT = Card(1, "computes only", 1e6, 1e15, math.inf, math.inf)
 """Nothing but operations takes time on it."""
 RESIDENT = STORAGES[:2]
@@ -169,7 +171,7 @@ def jobs() -> list[Job]:
 @pytest.mark.parametrize("job", jobs(), ids=lambda job: f"rank {job.config.rank}, {job.side}")
 def test_a_larger_card_is_never_slower(job: Job) -> None:
     for storages in (RESIDENT, STORAGES):
-        made = [plan(replace(job, storages=storages), one) for one in CARDS]
+        made = [plan(replace(job, storages=storages), replace(one, launch=0.0)) for one in CARDS]
         took = [one.hours.all if one.hours else math.inf for one in made]
         assert all(larger <= smaller for smaller, larger in pairwise(took))
         assert took[-1] < math.inf
@@ -293,14 +295,24 @@ def test_tables_and_json_say_the_same() -> None:
 
 @pytest.mark.parametrize("side", [512, 640, 768])
 @pytest.mark.parametrize("general", [0, 1000])
-def test_one_gpu_distils_fifty_effects_in_a_day_on_one_card_of_80_gb(side: int, general: int) -> None:
-    made = plan(Job(distillation(preset="one-gpu"), side=side, general=general), card(80))
+def test_one_gpu_distils_fifty_effects_in_a_day_where_the_processor_keeps_up(side: int, general: int) -> None:
+    made = plan(Job(distillation(preset="one-gpu"), side=side, general=general), KEPT_UP)
     assert made.hours.all <= 24
     assert made.setting.optimizer == "adamw"
 
 
 def test_a_preview_takes_an_hour_after_its_teacher_images() -> None:
-    assert plan(Job(distillation(preset="preview"), side=512), card(80)).hours.cycles <= 1
+    assert plan(Job(distillation(preset="preview"), side=512), KEPT_UP).hours.cycles <= 1
+
+
+def test_a_processor_that_launches_slowly_makes_small_pictures_slow() -> None:
+    job = Job(distillation(RANK_32), samples=0)
+    small, large = (
+        [hours(replace(job, side=side), Setting(), one).cycle for one in (KEPT_UP, card(80))]
+        for side in (256, 2048)
+    )
+    assert small[1] > 2 * small[0]
+    assert large[1] == large[0]
 
 
 def test_imitation_takes_no_teacher_images_and_a_sixth_of_the_evaluations() -> None:
