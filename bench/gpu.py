@@ -27,14 +27,18 @@ from torch import Tensor, nn
 from ..collection.atomic import atomic_write
 from ..training.architecture import Architecture
 from ..training.bank import TeacherBank
-from ..training.config import distillation
+from ..training.cards import card_named
+from ..training.config import Distillation, OptimizerName, distillation
 from ..training.distiller import FAKE, STUDENT, Distiller
-from ..training.footprint import GIB
-from ..training.hosts.diffusers import EditVelocity, set_checkpointing
+from ..training.footprint import GIB, Job, Setting, Storage, device_bytes
+from ..training.hosts.diffusers import EditVelocity
+from ..training.hosts.fused import fuse
 from ..training.lora import PAPER_TARGETS, LoraAdapter, linear_shapes, target_shapes
 from ..training.memory import peak_memory
 from ..training.offload import Offload
+from ..training.plan import hours, model_operations
 from ..training.roles import BASE, Roles
+from ..training.run_config import Checkpointing
 from ..training.trainer import Trainer
 from .flops import Metered, Work
 from .random_qwen import TEACHER_RANK, TEACHERS, Size, random_lessons, random_transformer, write_teachers
@@ -48,14 +52,16 @@ class Way:
     """One way to hold and run the model."""
 
     base_dtype: str = "bf16"
-    checkpointing: str = "full"
+    checkpointing: Checkpointing = "full"
     offload: str = "none"
     """"none", "half" or "all" of the blocks."""
-    optimizer: str = "adamw"
+    optimizer: OptimizerName = "adamw"
+    fused: bool = True
 
 
 WAYS = {
     "bf16": Way(),
+    "bf16, diffusers' blocks": Way(fused=False),
     "bf16, selective": Way(checkpointing="selective"),
     "bf16, no checkpointing": Way(checkpointing="none"),
     "bf16, adamw8bit": Way(optimizer="adamw8bit"),
@@ -79,7 +85,7 @@ class Settings:
     size: Size = field(default_factory=Size)
     device: str = "cuda"
     cycles: int = 1
-    """Timed, after one that is not."""
+    """Timed, after the single forwards and backwards."""
     repeats: int = 3
     """Timed single forwards and backwards, after one that is not."""
     peak_tflops: float | None = None
@@ -113,7 +119,10 @@ def measure(way: Way, settings: Settings, teachers: dict[str, Path]) -> dict[str
     layers = size.architecture.num_layers
     offload = {"none": 0, "half": layers // 2, "all": layers}[way.offload]
     transformer, away = random_transformer(size, device, way.base_dtype, offload)
-    set_checkpointing(transformer, way.checkpointing)
+    if way.fused:
+        fuse(transformer, way.checkpointing)
+    else:
+        transformer.enable_gradient_checkpointing()  # type: ignore[operator]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     shapes = target_shapes(transformer, PAPER_TARGETS)
@@ -130,9 +139,7 @@ def measure(way: Way, settings: Settings, teachers: dict[str, Path]) -> dict[str
         ranks = {STUDENT: size.rank, FAKE: size.rank, "teachers": TEACHER_RANK, BASE: 0}
         metered = Metered(velocity, roles, work, ranks, way.checkpointing)
         bank = TeacherBank(teachers, linear_shapes(transformer), device)
-        config = {"cycles": 1 + settings.cycles, "batch": 1, "p_effect": 1.0, "optimizer": way.optimizer}
-        config |= {"rank": size.rank, "alpha": float(size.rank)}
-        distill = distillation(config)
+        distill = configured(way, settings)
         trainer = Trainer(Distiller(metered, roles, bank, distill.objective), lessons, distill)
 
         def forward() -> None:
@@ -146,20 +153,21 @@ def measure(way: Way, settings: Settings, teachers: dict[str, Path]) -> dict[str
             "forward_seconds": _seconds(forward, settings),
             "both_seconds": _seconds(both, settings),
         }
-        cycles = trainer.run()
-        next(cycles)
         metered.model = metered.hardware = late = 0.0
         if away is not None:
             late = away.late
-        seconds = sum(sum(record.seconds.values()) for record in cycles) / settings.cycles
+        start = time.perf_counter()
+        parts = [record.seconds for record in trainer.run()]
         result |= {
-            "cycle_seconds": seconds,
+            "cycle_seconds": (time.perf_counter() - start) / settings.cycles,
+            "parts_seconds": {part: sum(own[part] for own in parts) / settings.cycles for part in parts[0]},
             "peak_gib": peak_memory(device) / GIB,
             "cycle_model_flops": metered.model / settings.cycles,
             "cycle_hardware_flops": metered.hardware / settings.cycles,
             "forward_model_flops": work.forward(size.rank),
             "both_model_flops": work.forward(size.rank) + work.backward(size.rank),
         }
+        result |= planned(way, settings, result["cycle_model_flops"])
         if device.type == "cuda":
             result["reserved_gib"] = torch.cuda.max_memory_reserved(device) / GIB
         if settings.profile:
@@ -168,6 +176,42 @@ def measure(way: Way, settings: Settings, teachers: dict[str, Path]) -> dict[str
             result["late_blocks_a_cycle"] = (away.late - late) / settings.cycles
             result |= gradient_errors(adapters[STUDENT], both, transformer, away)
     return result
+
+
+def configured(way: Way, settings: Settings) -> Distillation:
+    """One sample a cycle, in the effect stream."""
+    rank = settings.size.rank
+    config = {"cycles": settings.cycles, "batch": 1, "p_effect": 1.0, "optimizer": way.optimizer}
+    return distillation(config | {"rank": rank, "alpha": float(rank)})
+
+
+def planned(way: Way, settings: Settings, operations: float) -> dict[str, float]:
+    """What `collectionlora plan` says of such a cycle: its peak, and its seconds on a card that it knows.
+
+    Rollouts stop at random: the seconds are those of the operations that the timed cycles took.
+    """
+    size, layers = settings.size, settings.size.architecture.num_layers
+    job = Job(
+        configured(way, settings),
+        size.architecture,
+        side=size.pixels,
+        effects=len(TEACHERS),
+        samples=len(TEACHERS),
+        teacher_rank=TEACHER_RANK,
+        text=size.text,
+    )
+    waiting = {"none": 0, "half": layers // 2, "all": layers}[way.offload]
+    blocks = layers - waiting + min(2, waiting) if waiting else None
+    storage = Storage(way.base_dtype, weight=1 if way.base_dtype == "fp8" else 2, blocks=blocks)
+    setting = Setting(storage, way.optimizer, checkpointing=way.checkpointing)
+    phases = {
+        name: sum(p.values()) for name, p in device_bytes(job, setting).items() if name != "teacher images"
+    }
+    found = {"planned_gib": max(phases.values()) / GIB}
+    card = card_named(torch.cuda.get_device_name(settings.device)) if settings.device != "cpu" else None
+    if card is not None:
+        found["planned_seconds"] = hours(job, setting, card).cycle * operations / model_operations(job)
+    return found
 
 
 def gradient_errors(
@@ -233,14 +277,23 @@ def _profile(action: Callable[[], None], device: torch.device) -> str:
 
 def table(rows: dict[str, dict[str, Any]], settings: Settings) -> str:
     """One line a way."""
-    heads = ["peak GiB", "s a cycle", "forward ms", "forward + backward ms", "model %", "hardware %"]
+    heads = [
+        "peak GiB (plan)",
+        "s a cycle (plan)",
+        "forward ms",
+        "forward + backward ms",
+        "model %",
+        "hardware %",
+    ]
     heads.append("gradient error (noise)")
     lines = ["| | " + " | ".join(heads) + " |", "|" + "---|" * (len(heads) + 1)]
     for name, row in rows.items():
         if "error" in row:
             cells = [row["error"], *[""] * (len(heads) - 1)]
         else:
-            cells = [f"{row['peak_gib']:.2f}", f"{row['cycle_seconds']:.2f}"]
+            cells = [f"{row['peak_gib']:.2f} ({row['planned_gib']:.2f})", f"{row['cycle_seconds']:.2f}"]
+            if "planned_seconds" in row:
+                cells[-1] += f" ({row['planned_seconds']:.2f})"
             cells += [f"{1000 * row[key]:.0f}" for key in ("forward_seconds", "both_seconds")]
             for key in ("cycle_model_flops", "cycle_hardware_flops"):
                 cells.append(_percent(row[key] / row["cycle_seconds"], settings.peak_tflops))
@@ -298,7 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--text", type=int, default=size.text, help="tokens of a prompt")
     parser.add_argument("--rank", type=int, default=size.rank, help="of student and fake score")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--cycles", type=int, default=settings.cycles, help="timed, after a first one")
+    parser.add_argument("--cycles", type=int, default=settings.cycles, help="timed")
     parser.add_argument("--repeats", type=int, default=settings.repeats, help="timed forwards and backwards")
     parser.add_argument("--peak-tflops", type=float, help=f"default: {PEAK_TFLOPS:g} (H100) on CUDA")
     parser.add_argument("--profile", action="store_true", help="the most costly operations of each way")

@@ -18,7 +18,7 @@ from collectionlora.bench.flops import Work
 from collectionlora.bench.gpu import WAYS, Settings, Way
 from collectionlora.bench.random_qwen import Size, random_lessons, random_transformer, write_teachers
 from collectionlora.training.architecture import Architecture, Operations
-from collectionlora.training.hosts.diffusers import set_checkpointing
+from collectionlora.training.hosts.fused import fuse
 from collectionlora.training.lora import PAPER_TARGETS, LoraAdapter, target_shapes
 from collectionlora.training.roles import Roles
 
@@ -38,7 +38,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_counted_flops_are_those_that_torch_counts(checkpointing: str) -> None:
     size = Size(Architecture(num_layers=6, **SHORT), pixels=128, text=8, rank=4)
     net, _ = random_transformer(size, CPU)
-    set_checkpointing(net, checkpointing)
+    fuse(net, checkpointing)
     velocity = gpu._Velocity(net, CPU)
     sample = random_lessons(size, CPU).effects["one"][0]
     given = sample.source[None], torch.full((1,), 0.7), sample.student[None], sample.source[None]
@@ -51,8 +51,7 @@ def test_counted_flops_are_those_that_torch_counts(checkpointing: str) -> None:
         with FlopCounterMode(display=False) as counter:
             velocity(*given).sum().backward()
     expected = work.forward(size.rank) + work.backward(size.rank)
-    # attention as plain products is not kept by the selective policy, and does not compute scores again
-    again = {"none": 0.0}.get(checkpointing, work.again(size.rank, "full") - work.model.scores)
+    again = work.again(size.rank, checkpointing) - work.model.scores  # products compute none twice
     assert counter.get_total_flops() == pytest.approx(expected + again, rel=0.03)
 
 
@@ -74,7 +73,9 @@ def test_a_way_is_measured(files: dict[str, Path], name: str) -> None:
         assert row["gradient_error"] <= 1e-2
         assert 0 <= row["late_blocks_a_cycle"] < 30
     line = gpu.table({name: row}, TINY).splitlines()[-1]
-    assert line.startswith(f"| {name} | {row['peak_gib']:.2f} | {row['cycle_seconds']:.2f} |")
+    assert line.startswith(
+        f"| {name} | {row['peak_gib']:.2f} ({row['planned_gib']:.2f}) | {row['cycle_seconds']:.2f} |"
+    )
     assert ("(0.0e+00)" in line) == ("offload" in name)
 
 
