@@ -95,6 +95,14 @@ def test_a_copy_is_not_changed_by_later_updates():
     assert copy["c"] == [1, 2]
 
 
+def test_a_copy_takes_the_memory_of_an_earlier_one_where_it_fits(tiny):
+    old = copied({"a": [torch.zeros(2), torch.zeros(3)], "gone": torch.zeros(1), "c": torch.zeros(2)})
+    state = {"a": [torch.ones(2), torch.ones(4)], "new": torch.ones(1), "c": torch.ones(2).double()}
+    copy = copied(state, old)
+    assert tiny.same(copy, state)
+    assert copy["a"][0].data_ptr() == old["a"][0].data_ptr()
+
+
 def test_a_loaded_state_does_not_hold_its_file(path, tiny):
     save_state(path, STATE)
     state = load_state(path)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 from torch.autograd.graph import saved_tensors_hooks
 
 from collectionlora.training.lora import PAPER_TARGETS, LoraAdapter, target_shapes
@@ -17,7 +18,7 @@ pytest.importorskip("diffusers")
 from diffusers import QwenImageTransformer2DModel
 
 from collectionlora.training.hosts.diffusers import EditVelocity
-from collectionlora.training.hosts.fused import fuse, gated, modulated
+from collectionlora.training.hosts.fused import _Compiled, fuse, gated, modulated
 
 CHANNELS = 4
 
@@ -94,3 +95,14 @@ def test_the_backward_is_that_of_the_forward() -> None:
     x, shift, scale = random(2, 3, 4), random(2, 1, 4), random(2, 1, 4)
     assert torch.autograd.gradcheck(lambda *given: modulated(*given, 1e-6), (x, shift, scale))
     assert torch.autograd.gradcheck(gated, (x, shift, random(2, 3, 4)))
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(*_: Any) -> None:
+        raise TorchDynamoException("no C compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda function: no_compiler)
+    double = _Compiled(lambda x: 2 * x)
+    with pytest.warns(UserWarning, match="runs slower, not compiled: no C compiler"):
+        assert double(3) == 6
+    assert double(4) == 8

@@ -10,6 +10,7 @@ The Linears stay calls of the modules: hooks, offload, packed weights and checkp
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -91,7 +92,8 @@ class FusedBlock:
     def _again(part: Callable[..., Any], *given: Any) -> Any:
         if not torch.is_grad_enabled():
             return part(*given)
-        return checkpoint(part, *given, use_reentrant=False)
+        # nothing in a block draws random numbers, and to keep the generators' states takes time
+        return checkpoint(part, *given, use_reentrant=False, preserve_rng_state=False)
 
     def _before(self, image: Tensor, text: Tensor, time: Tensor, rotation: Rotation) -> tuple[Tensor, ...]:
         """Query, key, value (B,H,T+L,D) and the modulations of image and text (B or 2B,6,1,D)."""
@@ -229,7 +231,25 @@ def _run(function: Callable[..., Any], first: Tensor, *others: Any) -> Any:
 
 @cache
 def _kernel(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
-    return torch.compile(function) if compiled and find_spec("triton") else function
+    return _Compiled(function) if compiled and find_spec("triton") else function
+
+
+class _Compiled:
+    """A function as `torch.compile` makes it; as it is, where that fails: Triton needs a C compiler."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.run = function, torch.compile(function)
+
+    def __call__(self, *given: Any) -> Any:
+        from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+        try:
+            return self.run(*given)
+        except TorchDynamoException as error:
+            reason = " ".join(str(error).split())[:300]
+            warnings.warn(f"{self.function.__name__} runs slower, not compiled: {reason}", stacklevel=2)
+            self.run = self.function
+            return self.function(*given)
 
 
 def _precise(x: Tensor) -> Tensor:
