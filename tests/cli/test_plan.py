@@ -36,7 +36,6 @@ def test_a_card_and_a_size_make_a_plan(capsys: pytest.CaptureFixture[str]) -> No
     assert content["hours"]["all"] == pytest.approx(content["hours"]["targets"] + content["hours"]["cycles"])
     assert set(content["setting"]) >= {"base", "optimizer", "micro_batch", "targets.batch", "checkpointing"}
     smaller = planned(capsys, "--gpu", "80", "--preset", "one-gpu", "--size", "512")
-    assert smaller["peak_bytes"] < content["peak_bytes"]
     assert smaller["hours"]["all"] < content["hours"]["all"]
 
 
