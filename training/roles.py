@@ -183,8 +183,6 @@ class _Role:
 
 
 class _AdapterRole(_Role):
-    """An adapter as it is now: its numbers must not change while the role is in use."""
-
     def __init__(self, name: str, adapter: LoraAdapter) -> None:
         super().__init__(name)
         self._scale, self._masters = adapter.scale, adapter.factors
@@ -193,7 +191,7 @@ class _AdapterRole(_Role):
     def add(self, path: str, x: Tensor, output: Tensor) -> Tensor:
         if path not in self._masters:
             return output
-        return add_low_rank(output, x, self._cast(x.dtype)[path], self._scale, self._masters[path])
+        return add_low_rank(output, x, self._cast(path, x.dtype), self._scale, self._masters[path])
 
 
 class _TeacherRole(_Role):
@@ -226,7 +224,7 @@ class _TeacherRole(_Role):
         if path not in self._stack.down or self._shared == -1:
             return output
         if self._shared is not None:
-            return add_low_rank(output, x, self._cast(x.dtype)[path])
+            return add_low_rank(output, x, self._cast(path, x.dtype))
         self._index = self._index.to(x.device)  # moves on the first Linear only
         chosen, present = self._index.clamp(min=0), (self._index >= 0).reshape(-1, 1, 1)
         down, up = self._stack.down[path][chosen], self._stack.up[path][chosen]
@@ -234,16 +232,23 @@ class _TeacherRole(_Role):
 
 
 class _Cast:
-    """All factors in the dtype of the arithmetic, made when that is known."""
+    """Factors in the dtype of the arithmetic: all at once when that is known, and again after a change."""
 
     def __init__(self, factors: dict[str, Factors]) -> None:
         self._factors = factors
-        self._made: dict[torch.dtype, dict[str, Factors]] = {}
+        self._dtype: torch.dtype | None = None
+        self._made: dict[str, Factors] = {}
+        self._versions: dict[str, list[int]] = {}
 
-    def __call__(self, dtype: torch.dtype) -> dict[str, Factors]:
-        if dtype not in self._made:
-            self._made[dtype] = cast(self._factors, dtype)
-        return self._made[dtype]
+    def __call__(self, path: str, dtype: torch.dtype) -> Factors:
+        if dtype != self._dtype or self._versions[path] != _versions(self._factors[path]):
+            self._dtype, self._made = dtype, cast(self._factors, dtype)
+            self._versions = {path: _versions(pair) for path, pair in self._factors.items()}
+        return self._made[path]
+
+
+def _versions(factors: Factors) -> list[int]:
+    return [0 if factor.is_inference() else factor._version for factor in factors]
 
 
 class _SumRole(_Role):

@@ -180,6 +180,19 @@ def test_gradients_reach_the_active_adapter_alone(net: Net, roles: Roles) -> Non
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
+def test_an_adapter_that_changes_while_in_use_computes_with_its_new_numbers(net: Net, roles: Roles) -> None:
+    x, vector = (tensor.bfloat16() for tensor in batch())
+    net.bfloat16()
+    with roles.use("student"), torch.no_grad():
+        before = net(x, vector)
+        for parameter in roles.adapters["student"].parameters():
+            parameter.mul_(2)
+        assert not torch.equal(net(x, vector), before)
+        within = net(x, vector)
+    with roles.use("student"), torch.no_grad():
+        assert torch.equal(net(x, vector), within)
+
+
 def test_checkpointing_leaves_the_gradients_as_they_are(net: Net, roles: Roles) -> None:
     student = roles.adapters["student"]
     found = []
