@@ -54,10 +54,11 @@ class _LowRank(torch.autograd.Function):
         up: Tensor,
         scale: float,
     ) -> Tensor:
-        low = _add(output.detach(), x, down, up, scale)
+        added = output.detach()  # and no view, so that the model may write over it: FLUX does
+        low = _add(added, x, down, up, scale)
         ctx.save_for_backward(x, low, down, up)
         ctx.scale, ctx.dtype = scale, master.dtype
-        return output
+        return added
 
     @staticmethod
     @once_differentiable

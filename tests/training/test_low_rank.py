@@ -39,6 +39,16 @@ def test_the_sum_takes_the_memory_of_the_output(gradient: bool) -> None:
     assert added.requires_grad == gradient
 
 
+def test_the_model_may_write_over_the_sum() -> None:
+    x, (down, up) = draw(6, 5), factors()
+    added = add_low_rank(draw(6, 4), x, (down, up))
+    added += draw(6, 4)
+    added.square().sum().backward()
+    expected = (2 * draw(6, 4) + x @ down.mT @ up.mT).square().sum()
+    for got, wanted in zip((down.grad, up.grad), torch.autograd.grad(expected, (down, up)), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
 def test_an_output_of_another_kind_is_left_as_it_is() -> None:
     x, (down, up) = draw(6, 5), factors()
     for output in (draw(4, 6).T, draw(6, 4).float()):
