@@ -31,9 +31,10 @@ def add_low_rank(
         masters: what the factors were cast from, and what gets their gradients, in its own dtype; by default
             the factors themselves.
     """
-    if output.dtype != x.dtype or not output.is_contiguous():
-        blank = x.new_zeros(output.shape)
-        return output + add_low_rank(blank, x, factors, scale, masters).to(output.dtype)
+    if torch.compiler.is_compiling() or output.dtype != x.dtype or not output.is_contiguous():
+        down, up = (factor.to(x.dtype) for factor in masters or factors)
+        product = _times(_rows(x, down) @ down.mT, scale) @ up.mT
+        return output + product.reshape(output.shape).to(output.dtype)
     if not torch.is_grad_enabled():
         _add(output, x, *factors, scale)
         return output

@@ -241,7 +241,10 @@ class _Cast:
         self._versions: dict[str, list[int]] = {}
 
     def __call__(self, path: str, dtype: torch.dtype) -> Factors:
-        if dtype != self._dtype or self._versions[path] != _versions(self._factors[path]):
+        pair = self._factors[path]
+        if pair[0].dtype == pair[1].dtype == dtype:
+            return pair
+        if dtype != self._dtype or self._versions[path] != _versions(pair):
             self._dtype, self._made = dtype, cast(self._factors, dtype)
             self._versions = {path: _versions(pair) for path, pair in self._factors.items()}
         return self._made[path]
