@@ -225,8 +225,10 @@ class _Rotated(torch.autograd.Function):
 # -- arithmetic ----------------------------------------------------------------------------------------------
 
 
-def _run(function: Callable[..., Any], first: Tensor, *others: Any) -> Any:
-    return _kernel(function, first.device.type == "cuda")(first, *others)
+def _run(function: Callable[..., Any], *given: Any) -> Any:
+    # detached: the compiler would make another kernel for every choice of who requires gradients
+    plain = [one.detach() if isinstance(one, Tensor) else one for one in given]
+    return _kernel(function, plain[0].device.type == "cuda")(*plain)
 
 
 @cache
