@@ -58,6 +58,10 @@ class Way:
     optimizer: OptimizerName = "adamw"
     fused: bool = True
 
+    def waiting(self, layers: int) -> int:
+        """How many of so many blocks wait in host memory."""
+        return {"none": 0, "half": layers // 2, "all": layers}[self.offload]
+
 
 WAYS = {
     "bf16": Way(),
@@ -116,8 +120,7 @@ def _out_of_memory(error: Exception) -> bool:
 def measure(way: Way, settings: Settings, teachers: dict[str, Path]) -> dict[str, Any]:
     """Run one way in this process; times in seconds, memory in GiB, FLOPs a timed cycle."""
     size, device = settings.size, torch.device(settings.device)
-    layers = size.architecture.num_layers
-    offload = {"none": 0, "half": layers // 2, "all": layers}[way.offload]
+    offload = way.waiting(size.architecture.num_layers)
     transformer, away = random_transformer(size, device, way.base_dtype, offload)
     if way.fused:
         fuse(transformer, way.checkpointing)
@@ -200,7 +203,7 @@ def planned(way: Way, settings: Settings, operations: float) -> dict[str, float]
         teacher_rank=TEACHER_RANK,
         text=size.text,
     )
-    waiting = {"none": 0, "half": layers // 2, "all": layers}[way.offload]
+    waiting = way.waiting(layers)
     blocks = layers - waiting + min(2, waiting) if waiting else None
     storage = Storage(way.base_dtype, weight=1 if way.base_dtype == "fp8" else 2, blocks=blocks)
     setting = Setting(storage, way.optimizer, checkpointing=way.checkpointing)
@@ -208,7 +211,8 @@ def planned(way: Way, settings: Settings, operations: float) -> dict[str, float]
         name: sum(p.values()) for name, p in device_bytes(job, setting).items() if name != "teacher images"
     }
     found = {"planned_gib": max(phases.values()) / GIB}
-    card = card_named(torch.cuda.get_device_name(settings.device)) if settings.device != "cpu" else None
+    cuda = settings.device.startswith("cuda")
+    card = card_named(torch.cuda.get_device_name(settings.device)) if cuda else None
     if card is not None:
         found["planned_seconds"] = hours(job, setting, card).cycle * operations / model_operations(job)
     return found
@@ -284,8 +288,8 @@ def table(rows: dict[str, dict[str, Any]], settings: Settings) -> str:
         "forward + backward ms",
         "model %",
         "hardware %",
+        "gradient error (noise)",
     ]
-    heads.append("gradient error (noise)")
     lines = ["| | " + " | ".join(heads) + " |", "|" + "---|" * (len(heads) + 1)]
     for name, row in rows.items():
         if "error" in row:
