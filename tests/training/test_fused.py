@@ -84,7 +84,7 @@ def test_checkpointing_keeps_less() -> None:
 
 
 def test_another_policy_is_refused() -> None:
-    with pytest.raises(ValueError, match="checkpointing = 'some'; valid are none, selective, full"):
+    with pytest.raises(ValueError, match="checkpointing = 'some'; valid are full, selective, none"):
         fuse(transformer(False), "some")
 
 

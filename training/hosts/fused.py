@@ -23,8 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ..frozen import blocks_of
-
-POLICIES = ("none", "selective", "full")
+from ..run_config import CHECKPOINTING
 
 Rotation = tuple[Tensor, Tensor]
 """cos and sin for each token and feature (L,1,D): feature d becomes x[d] cos[d] + x[d ^ 1] sin[d]."""
@@ -41,8 +40,8 @@ def fuse(transformer: Any, checkpointing: str = "none") -> None:
     Raises:
         ValueError: another policy.
     """
-    if checkpointing not in POLICIES:
-        raise ValueError(f"checkpointing = {checkpointing!r}; valid are {', '.join(POLICIES)}")
+    if checkpointing not in CHECKPOINTING:
+        raise ValueError(f"checkpointing = {checkpointing!r}; valid are {', '.join(CHECKPOINTING)}")
     blocks = blocks_of(transformer)
     if not any(isinstance(block.forward, FusedBlock) for block in blocks):
         transformer.pos_embed.register_forward_hook(_rotation)
@@ -201,19 +200,10 @@ class _Gated(torch.autograd.Function):
 
 class _Rotated(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        text: Tensor,
-        image: Tensor,
-        first: Tensor,
-        second: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        eps: float,
-    ) -> Tensor:
-        ctx.save_for_backward(text, image, first, second, cos, sin)
-        ctx.eps = eps
-        return _run(_rotate, text, image, first, second, cos, sin, eps)  # type: ignore[no-any-return]
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        *tensors, ctx.eps = given
+        ctx.save_for_backward(*tensors)
+        return _run(_rotate, *given)  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
