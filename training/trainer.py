@@ -89,9 +89,7 @@ class Trainer:
             FAKE: make_optimizer(self.fake, config.fake_lr, config),
         }
         self.ways = Ways(lessons, config)
-        self.cycle = 0
-        self.skipped = 0
-        self._in_a_row = 0
+        self.cycle = self.skipped = self._in_a_row = 0
         self._kept = self._state()
         self._spare: dict[str, Any] | None = None
 
