@@ -57,6 +57,8 @@ class Way:
     """"none", "half" or "all" of the blocks."""
     optimizer: OptimizerName = "adamw"
     fused: bool = True
+    compiled: bool = False
+    """Whole blocks; else what lies between their matrix products."""
 
     def waiting(self, layers: int) -> int:
         """How many of so many blocks wait in host memory."""
@@ -66,12 +68,15 @@ class Way:
 WAYS = {
     "bf16": Way(),
     "bf16, diffusers' blocks": Way(fused=False),
+    "bf16, compiled": Way(compiled=True),
     "bf16, selective": Way(checkpointing="selective"),
     "bf16, no checkpointing": Way(checkpointing="none"),
+    "bf16, no checkpointing, compiled": Way(checkpointing="none", compiled=True),
     "bf16, adamw8bit": Way(optimizer="adamw8bit"),
     "bf16, half offloaded": Way(offload="half"),
     "bf16, offloaded": Way(offload="all"),
     "fp8": Way("fp8"),
+    "fp8, compiled": Way("fp8", compiled=True),
     "fp8, selective": Way("fp8", "selective"),
     "fp8, no checkpointing": Way("fp8", "none"),
     "fp8, adamw8bit": Way("fp8", optimizer="adamw8bit"),
@@ -123,7 +128,7 @@ def measure(way: Way, settings: Settings, teachers: dict[str, Path]) -> dict[str
     offload = way.waiting(size.architecture.num_layers)
     transformer, away = random_transformer(size, device, way.base_dtype, offload)
     if way.fused:
-        fuse(transformer, way.checkpointing)
+        fuse(transformer, way.checkpointing, way.compiled)
     else:
         transformer.enable_gradient_checkpointing()  # type: ignore[operator]
     if device.type == "cuda":

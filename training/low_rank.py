@@ -6,7 +6,8 @@ GPU the time to launch counts as much as the time to compute.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,14 @@ TOGETHER = 128
 """Tensors that are cast at a time."""
 Factors = tuple[Tensor, Tensor]
 """A (r, in) and B (out, r) for all rows, or one for each sample: (B, r, in), (B, out, r)."""
+
+
+class LowRank(NamedTuple):
+    """What `add_low_rank` adds, but for its input."""
+
+    factors: Factors
+    scale: float = 1.0
+    masters: Factors | None = None
 
 
 def add_low_rank(
@@ -92,19 +101,24 @@ def _times(low: Tensor, scale: float) -> Tensor:
     return low if scale == 1 else low * scale
 
 
-@torch.no_grad()
 def cast(factors: dict[str, Factors], dtype: torch.dtype) -> dict[str, Factors]:
     """All factors in another dtype, many with a kernel; those that have it already are not copied."""
-    sources = [factor for pair in factors.values() for factor in pair]
-    if all(source.dtype == dtype for source in sources):
-        return factors
-    made: list[Tensor] = []
-    for start in range(0, len(sources), TOGETHER):
-        some = sources[start : start + TOGETHER]
-        flat = torch.cat([source.flatten() for source in some]).to(dtype)
-        parts = torch.split(flat, [source.numel() for source in some])
-        made += [part.view(source.shape) for part, source in zip(parts, some, strict=True)]
+    made = cast_all([factor for pair in factors.values() for factor in pair], dtype)
     return dict(zip(factors, zip(made[::2], made[1::2], strict=True), strict=True))
+
+
+@torch.no_grad()
+def cast_all(tensors: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
+    """Tensors of one device in another dtype, many with a kernel; as they are, where they all have it."""
+    if all(tensor.dtype == dtype for tensor in tensors):
+        return tensors
+    made: list[Tensor] = []
+    for start in range(0, len(tensors), TOGETHER):
+        some = tensors[start : start + TOGETHER]
+        flat = torch.cat([tensor.flatten() for tensor in some]).to(dtype)
+        parts = torch.split(flat, [tensor.numel() for tensor in some])
+        made += [part.view(tensor.shape) for part, tensor in zip(parts, some, strict=True)]
+    return made
 
 
 def _rows(x: Tensor, factor: Tensor) -> Tensor:

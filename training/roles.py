@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .lora import LoraAdapter, TeacherStack, linear_shape
-from .low_rank import Factors, add_low_rank, cast
+from .low_rank import Factors, LowRank, add_low_rank, cast
 
 BASE = "base"
 PLUS = " + "
@@ -149,10 +148,7 @@ class Roles:
         assert self._handles is not None
         linear = self._linear(path, shape, "a teacher")
         if path not in self._handles:
-            self._handles[path] = linear.register_forward_hook(partial(self._add_delta, path))
-
-    def _add_delta(self, path: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return self._active.add(path, args[0], output)
+            self._handles[path] = linear.register_forward_hook(_Delta(self, path))
 
     def _linear(self, path: str, shape: tuple[int, int], owner: str) -> nn.Module:
         try:
@@ -168,6 +164,29 @@ class Roles:
         return linear
 
 
+def products(linear: nn.Module, x: Tensor) -> tuple[LowRank, ...] | None:
+    """What the active roles add to what a Linear makes of x, in this order; None if others hook it too."""
+    hooks = linear._forward_hooks.values()
+    if not all(isinstance(hook, _Delta) for hook in hooks) or linear._forward_pre_hooks:
+        return None
+    return tuple(product for hook in hooks for product in hook.products(x))  # type: ignore[attr-defined]
+
+
+class _Delta:
+    """The hook on a Linear."""
+
+    def __init__(self, roles: Roles, path: str) -> None:
+        self.roles, self.path = roles, path
+
+    def __call__(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        for product in self.products(args[0]):
+            output = add_low_rank(output, args[0], *product)
+        return output
+
+    def products(self, x: Tensor) -> tuple[LowRank, ...]:
+        return self.roles._active.products(self.path, x)
+
+
 class _Role:
     """The base: adds nothing anywhere. Two uses of one name are the same role."""
 
@@ -177,9 +196,9 @@ class _Role:
     def same(self, other: _Role) -> bool:
         return self.name == other.name
 
-    def add(self, path: str, x: Tensor, output: Tensor) -> Tensor:
-        """What the Linear at `path`, which made `output` of `x`, gives under this role."""
-        return output
+    def products(self, path: str, x: Tensor) -> tuple[LowRank, ...]:
+        """What this role adds to what the Linear at `path` makes of x."""
+        return ()
 
 
 class _AdapterRole(_Role):
@@ -188,10 +207,10 @@ class _AdapterRole(_Role):
         self._scale, self._masters = adapter.scale, adapter.factors
         self._cast = _Cast(self._masters)
 
-    def add(self, path: str, x: Tensor, output: Tensor) -> Tensor:
+    def products(self, path: str, x: Tensor) -> tuple[LowRank, ...]:
         if path not in self._masters:
-            return output
-        return add_low_rank(output, x, self._cast(path, x.dtype), self._scale, self._masters[path])
+            return ()
+        return (LowRank(self._cast(path, x.dtype), self._scale, self._masters[path]),)
 
 
 class _TeacherRole(_Role):
@@ -214,7 +233,7 @@ class _TeacherRole(_Role):
             and self._numbers == other._numbers
         )
 
-    def add(self, path: str, x: Tensor, output: Tensor) -> Tensor:
+    def products(self, path: str, x: Tensor) -> tuple[LowRank, ...]:
         if x.shape[0] != len(self._index):
             raise RoleError(
                 f"{path} got an input of shape {tuple(x.shape)}, but teachers are chosen for "
@@ -222,13 +241,13 @@ class _TeacherRole(_Role):
                 "batch, repeat the index)"
             )
         if path not in self._stack.down or self._shared == -1:
-            return output
+            return ()
         if self._shared is not None:
-            return add_low_rank(output, x, self._cast(path, x.dtype))
+            return (LowRank(self._cast(path, x.dtype)),)
         self._index = self._index.to(x.device)  # moves on the first Linear only
         chosen, present = self._index.clamp(min=0), (self._index >= 0).reshape(-1, 1, 1)
         down, up = self._stack.down[path][chosen], self._stack.up[path][chosen]
-        return add_low_rank(output, x, ((down * present).to(x.dtype), up.to(x.dtype)))
+        return (LowRank(((down * present).to(x.dtype), up.to(x.dtype))),)
 
 
 class _Cast:
@@ -264,10 +283,8 @@ class _SumRole(_Role):
     def same(self, other: _Role) -> bool:
         return isinstance(other, _SumRole) and all(a.same(b) for a, b in zip(self._parts, other._parts))
 
-    def add(self, path: str, x: Tensor, output: Tensor) -> Tensor:
-        for part in self._parts:
-            output = part.add(path, x, output)
-        return output
+    def products(self, path: str, x: Tensor) -> tuple[LowRank, ...]:
+        return tuple(product for part in self._parts for product in part.products(path, x))
 
 
 class _Guard(torch.autograd.Function):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.exc import TorchDynamoException
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -18,7 +20,8 @@ pytest.importorskip("diffusers")
 from diffusers import QwenImageTransformer2DModel
 
 from collectionlora.training.hosts.diffusers import EditVelocity
-from collectionlora.training.hosts.fused import _Compiled, fuse, gated, modulated
+from collectionlora.training.hosts.fused import fuse
+from collectionlora.training.hosts.kernels import Compiled, gated, kernel, modulated
 
 CHANNELS = 4
 
@@ -41,28 +44,62 @@ def transformer(by_token: bool) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def student_of(model: Any) -> LoraAdapter:
+    """An adapter that has learnt something."""
+    student = LoraAdapter.create(target_shapes(model, PAPER_TARGETS), 4, 4.0, 0)
+    for up in student.up.values():
+        torch.nn.init.normal_(up, std=0.05)
+    return student
+
+
+def learnt(model: Any, student: LoraAdapter, words: int = 5) -> tuple[Tensor, Tensor]:
+    """Output and gradients for two samples."""
+    draw = torch.Generator().manual_seed(0)
+    x, source = torch.randn(2, 2, CHANNELS, 4, 6, generator=draw).unbind()
+    text = torch.randn(2, words, 12, generator=draw)
+    student.zero_grad()
+    with Roles(model, {"student": student}) as roles, roles.use("student"):
+        output = roles.guard(EditVelocity(model)(x, torch.tensor([0.3, 0.8]), text, source))
+        output.square().mean().backward()
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in student.parameters()]
+    return output.detach(), torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def same(got: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> bool:
+    return all(float((one - other).norm()) < 1e-5 * float(other.norm()) for one, other in zip(got, wanted))
+
+
 @pytest.mark.parametrize("by_token", [False, True])
 @pytest.mark.parametrize("policy", ["none", "selective", "full"])
 def test_fused_blocks_compute_and_learn_the_same(policy: str, by_token: bool) -> None:
     model = transformer(by_token)
-    student = LoraAdapter.create(target_shapes(model, PAPER_TARGETS), 4, 4.0, 0)
-    for up in student.up.values():
-        torch.nn.init.normal_(up, std=0.05)
-    x, source = torch.randn(2, 2, CHANNELS, 4, 6).unbind()
-    given = x, torch.tensor([0.3, 0.8]), torch.randn(2, 5, 12), source
-
-    def learnt() -> tuple[Tensor, Tensor]:
-        student.zero_grad()
-        with Roles(model, {"student": student}) as roles, roles.use("student"):
-            output = roles.guard(EditVelocity(model)(*given))
-            output.square().mean().backward()
-        gradients = [p.grad.flatten() for p in student.parameters() if p.grad is not None]
-        return output.detach(), torch.cat(gradients)
-
-    expected = learnt()
+    student = student_of(model)
+    expected = learnt(model, student)
     fuse(model, policy)
-    for got, wanted in zip(learnt(), expected, strict=True):
-        assert (got - wanted).norm() < 1e-5 * wanted.norm()
+    assert same(learnt(model, student), expected)
+
+
+@pytest.mark.parametrize("policy", ["none", "full"])
+def test_compiled_blocks_compute_and_learn_the_same(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = transformer(False)
+    student = student_of(model)
+    expected = [learnt(model, student, words) for words in (5, 7)]
+    graphs: list[str] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph.code)
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
+    kernel.cache_clear()
+    fuse(model, policy, compiled=True)
+    for words, wanted in zip((5, 7), expected):
+        assert same(learnt(model, student, words), wanted)
+    once = len(graphs)
+    assert 2 <= once <= 8  # of all blocks the same, but for the first, whose input needs no gradient
+    learnt(model, student, 9)
+    assert len(graphs) == once
+    kernel.cache_clear()
 
 
 def test_checkpointing_keeps_less() -> None:
@@ -102,7 +139,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) 
         raise TorchDynamoException("no C compiler")
 
     monkeypatch.setattr(torch, "compile", lambda function: no_compiler)
-    double = _Compiled(lambda x: 2 * x)
+    double = Compiled(lambda x: 2 * x)
     with pytest.warns(UserWarning, match="runs slower, not compiled: no C compiler"):
         assert double(3) == 6
     assert double(4) == 8

@@ -1,41 +1,42 @@
-"""Blocks of Qwen-Image-Edit that read and write memory less: on an H100 a third of a forward was spent
-between its matrix products.
+"""Blocks of Qwen-Image-Edit that read and write memory less than diffusers' own.
 
-What lies between them is three functions here, each with a backward of its own, which keeps its inputs alone.
-Written in plain torch, they run anywhere; on a GPU `torch.compile` makes one or two kernels of each. Between
-bfloat16 tensors they compute in float32 and round once, where diffusers rounds after every operation.
-
-The Linears stay calls of the modules: hooks, offload, packed weights and checkpointing do not notice.
+A block is two functions, `before` attention and `after` it, of its Linears and of :mod:`.kernels`. The
+Linears are the modules themselves, so that hooks, offload, packed weights and checkpointing do not notice; or
+their tensors, for each of the two functions to be compiled as a whole.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from functools import cache
-from importlib.util import find_spec
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ..frozen import blocks_of
 from ..run_config import CHECKPOINTING
+from .kernels import Rotation, gated, kernel, modulated, rotated
+from .plain_linear import plain_linears
 
-Rotation = tuple[Tensor, Tensor]
-"""cos and sin for each token and feature (L,1,D): feature d becomes x[d] cos[d] + x[d ^ 1] sin[d]."""
+Linears = Mapping[str, Callable[[Tensor], Any]]
+"""By their path in a block."""
+AFTER = ("attn.to_out", "attn.to_add_out", "img_mlp", "txt_mlp")
+"""What the paths of those Linears begin with that come after attention."""
+VARIANTS = 64
+"""Of a compiled function: by what is adapted, of what a gradient is asked, and which lengths have varied."""
 
 
-def fuse(transformer: Any, checkpointing: str = "none") -> None:
+def fuse(transformer: Any, checkpointing: str = "none", compiled: bool = False) -> None:
     """Replace the forwards of a frozen transformer's blocks, as attributes of those modules; and again for
     another policy.
 
     Args:
         checkpointing: what a forward with gradient keeps of each block. With "none" of it nothing is computed
             again in the backward, with "selective" what comes before and after attention, with "full" all.
+        compiled: let `torch.compile` make one function of all that comes before attention, adapters
+            included, and one of what comes after. Blocks that are offloaded are left as they are.
 
     Raises:
         ValueError: another policy.
@@ -45,15 +46,24 @@ def fuse(transformer: Any, checkpointing: str = "none") -> None:
     blocks = blocks_of(transformer)
     if not any(isinstance(block.forward, FusedBlock) for block in blocks):
         transformer.pos_embed.register_forward_hook(_rotation)
+    if compiled:
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, VARIANTS)
     for block in blocks:
-        block.forward = FusedBlock(block, checkpointing)
+        block.forward = FusedBlock(block, checkpointing, compiled)
 
 
 class FusedBlock:
     """Stands in for a block's `forward`."""
 
-    def __init__(self, block: Any, checkpointing: str) -> None:
-        self.block, self.checkpointing = block, checkpointing
+    def __init__(self, block: Any, checkpointing: str, compiled: bool) -> None:
+        self.checkpointing, self.compiled = checkpointing, compiled
+        linears = {path: one for path, one in block.named_modules() if isinstance(one, nn.Linear)}
+        late = {path: one for path, one in linears.items() if path.startswith(AFTER)}
+        self.linears = {after: late, before: {path: one for path, one in linears.items() if path not in late}}
+        attn = block.attn
+        self.norms = attn.norm_q, attn.norm_k, attn.norm_added_q, attn.norm_added_k
+        self.sizes = Sizes(attn.heads, block.img_norm1.eps, attn.norm_q.eps)
 
     def __call__(
         self,
@@ -95,41 +105,89 @@ class FusedBlock:
         return checkpoint(part, *given, use_reentrant=False, preserve_rng_state=False)
 
     def _before(self, image: Tensor, text: Tensor, time: Tensor, rotation: Rotation) -> tuple[Tensor, ...]:
-        """Query, key, value (B,H,T+L,D) and the modulations of image and text (B or 2B,6,1,D)."""
-        block, attn, eps = self.block, self.block.attn, self.block.img_norm1.eps
-        mods = block.img_mod(time).unflatten(1, (6, 1, -1))
-        text_mods = block.txt_mod(time[: len(text)]).unflatten(1, (6, 1, -1))
-        shift, scale, *_ = text_mods.unbind(1)
-        there = modulated(text, shift, scale, eps)
-        shift, scale, *_ = mods.unbind(1)
-        here = by_part(modulated, image, shift, scale, eps)
-
-        def heads(linear: nn.Module, x: Tensor) -> Tensor:
-            split: Tensor = linear(x).unflatten(-1, (attn.heads, x.shape[-1] // attn.heads))
-            return split
-
-        query, key = (
-            rotated(heads(added, there), heads(own, here), text_norm, image_norm, rotation)
-            for added, own, text_norm, image_norm in (
-                (attn.add_q_proj, attn.to_q, attn.norm_added_q, attn.norm_q),
-                (attn.add_k_proj, attn.to_k, attn.norm_added_k, attn.norm_k),
-            )
-        )
-        value = torch.cat([heads(attn.add_v_proj, there), heads(attn.to_v, here)], 1)
-        return *(x.transpose(1, 2) for x in (query, key, value)), mods, text_mods
+        norms = tuple(norm.weight for norm in self.norms)
+        return self._run(before, image, text, time, rotation, norms)
 
     def _after(
         self, image: Tensor, text: Tensor, mixed: Tensor, mods: Tensor, text_mods: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Text and image, given what attention made of both (B,T+L,D)."""
-        block, attn, eps, length = self.block, self.block.attn, self.block.img_norm2.eps, text.shape[1]
-        _, _, gate, shift, scale, gate2 = mods.unbind(1)
-        image = by_part(gated, image, gate, attn.to_out[0](mixed[:, length:].contiguous()))
-        image = by_part(gated, image, gate2, block.img_mlp(by_part(modulated, image, shift, scale, eps)))
-        _, _, gate, shift, scale, gate2 = text_mods.unbind(1)
-        text = gated(text, gate, attn.to_add_out(mixed[:, :length].contiguous()))
-        text = gated(text, gate2, block.txt_mlp(modulated(text, shift, scale, eps)))
-        return text, image
+    ) -> tuple[Tensor, ...]:
+        return self._run(after, image, text, mixed, mods, text_mods)
+
+    def _run(self, part: Callable[..., Any], image: Tensor, *given: Any) -> tuple[Tensor, ...]:
+        linears = self.linears[part]
+        plain = plain_linears(linears, image) if self.compiled else None
+        if plain is None:
+            result: tuple[Tensor, ...] = part(linears, self.sizes, image, *given)
+        else:
+            result = kernel(part, compiled=True)(plain, self.sizes, image, *given)
+        return result
+
+
+class Sizes(NamedTuple):
+    """What is the same in all blocks."""
+
+    heads: int
+    eps: float
+    """Of the norms that are modulated."""
+    eps_qk: float
+
+
+def before(
+    linears: Linears,
+    sizes: Sizes,
+    image: Tensor,
+    text: Tensor,
+    time: Tensor,
+    rotation: Rotation,
+    norms: tuple[Tensor, ...],
+) -> tuple[Tensor, ...]:
+    """A block up to its attention: query, key, value (B,H,T+L,D) and the modulations of image and text
+    (B or 2B,6,1,D)."""
+    mods = linears["img_mod.1"](F.silu(time)).unflatten(1, (6, 1, -1))
+    text_mods = linears["txt_mod.1"](F.silu(time[: len(text)])).unflatten(1, (6, 1, -1))
+    shift, scale, *_ = text_mods.unbind(1)
+    there = modulated(text, shift, scale, sizes.eps)
+    shift, scale, *_ = mods.unbind(1)
+    here = by_part(modulated, image, shift, scale, sizes.eps)
+
+    def heads(name: str, x: Tensor) -> Tensor:
+        split: Tensor = linears[f"attn.{name}"](x).unflatten(-1, (sizes.heads, -1))
+        return split
+
+    def turned(added: str, own: str, text_norm: Tensor, image_norm: Tensor) -> Tensor:
+        return rotated(heads(added, there), heads(own, here), text_norm, image_norm, rotation, sizes.eps_qk)
+
+    norm_q, norm_k, norm_added_q, norm_added_k = norms
+    query = turned("add_q_proj", "to_q", norm_added_q, norm_q)
+    key = turned("add_k_proj", "to_k", norm_added_k, norm_k)
+    value = torch.cat([heads("add_v_proj", there), heads("to_v", here)], 1)
+    return *(x.transpose(1, 2) for x in (query, key, value)), mods, text_mods
+
+
+def after(
+    linears: Linears,
+    sizes: Sizes,
+    image: Tensor,
+    text: Tensor,
+    mixed: Tensor,
+    mods: Tensor,
+    text_mods: Tensor,
+) -> tuple[Tensor, ...]:
+    """Text and image, given what attention made of both (B,T+L,D)."""
+    length, eps = text.shape[1], sizes.eps
+
+    def mlp(stream: str, x: Tensor) -> Tensor:
+        inner = F.gelu(linears[f"{stream}_mlp.net.0.proj"](x), approximate="tanh")
+        output: Tensor = linears[f"{stream}_mlp.net.2"](inner)
+        return output
+
+    _, _, gate, shift, scale, gate2 = mods.unbind(1)
+    image = by_part(gated, image, gate, linears["attn.to_out.0"](mixed[:, length:].contiguous()))
+    image = by_part(gated, image, gate2, mlp("img", by_part(modulated, image, shift, scale, eps)))
+    _, _, gate, shift, scale, gate2 = text_mods.unbind(1)
+    text = gated(text, gate, linears["attn.to_add_out"](mixed[:, :length].contiguous()))
+    text = gated(text, gate2, mlp("txt", modulated(text, shift, scale, eps)))
+    return text, image
 
 
 def by_part(function: Callable[..., Tensor], x: Tensor, *given: Any) -> Tensor:
@@ -147,196 +205,8 @@ def by_part(function: Callable[..., Tensor], x: Tensor, *given: Any) -> Tensor:
     return torch.cat([function(half(x, i).contiguous(), *(half(one, i) for one in given)) for i in (0, 1)], 1)
 
 
-def modulated(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """LayerNorm(x) (1 + scale) + shift; x (B,L,D), shift and scale (B,1,D)."""
-    output: Tensor = _Modulated.apply(x, shift, scale, eps)  # type: ignore[no-untyped-call]
-    return output
-
-
-def gated(x: Tensor, gate: Tensor, change: Tensor) -> Tensor:
-    """x + gate change; x and change (B,L,D), gate (B,1,D)."""
-    output: Tensor = _Gated.apply(x, gate, change)  # type: ignore[no-untyped-call]
-    return output
-
-
-def rotated(text: Tensor, image: Tensor, text_norm: Any, image_norm: Any, rotation: Rotation) -> Tensor:
-    """Queries or keys of all tokens (B,T+L,H,D), text first, normalised by the root of their mean square and
-    rotated; text (B,T,H,D), image (B,L,H,D)."""
-    norms = text_norm.weight, image_norm.weight
-    output: Tensor = _Rotated.apply(text, image, *norms, *rotation, image_norm.eps)  # type: ignore[no-untyped-call]
-    return output
-
-
-class _Modulated(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-        ctx.save_for_backward(x, scale)
-        ctx.eps = eps
-        return _run(_modulate, x, shift, scale, eps)  # type: ignore[no-any-return]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale = ctx.saved_tensors
-        own = _run(_modulate_input, grad, x, scale, ctx.eps) if ctx.needs_input_grad[0] else None
-        if not any(ctx.needs_input_grad[1:3]):
-            return own, None, None, None
-        return own, *_run(_modulate_parameters, grad, x, ctx.eps), None
-
-
-class _Gated(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor, change: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, change)
-        return _run(_gate, x, gate, change)  # type: ignore[no-any-return]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gate, change = ctx.saved_tensors
-        own = _run(_gate_parameter, grad, change) if ctx.needs_input_grad[1] else None
-        return grad, own, _run(_gate_change, grad, gate)
-
-
-class _Rotated(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *given: Any) -> Tensor:
-        *tensors, ctx.eps = given
-        ctx.save_for_backward(*tensors)
-        return _run(_rotate, *given)  # type: ignore[no-any-return]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        text, image = _run(_rotate_back, grad, *ctx.saved_tensors, ctx.eps)
-        return text, image, None, None, None, None, None
-
-
-# -- arithmetic ----------------------------------------------------------------------------------------------
-
-
-def _run(function: Callable[..., Any], *given: Any) -> Any:
-    # detached: the compiler would make another kernel for every choice of who requires gradients
-    plain = [one.detach() if isinstance(one, Tensor) else one for one in given]
-    return _kernel(function, plain[0].device.type == "cuda")(*plain)
-
-
-@cache
-def _kernel(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
-    return _Compiled(function) if compiled and find_spec("triton") else function
-
-
-class _Compiled:
-    """A function as `torch.compile` makes it; as it is, where that fails: Triton needs a C compiler."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function, self.run = function, torch.compile(function)
-
-    def __call__(self, *given: Any) -> Any:
-        from torch._dynamo.exc import TorchDynamoException  # takes a second to import
-
-        try:
-            return self.run(*given)
-        except TorchDynamoException as error:
-            reason = " ".join(str(error).split())[:300]
-            warnings.warn(f"{self.function.__name__} runs slower, not compiled: {reason}", stacklevel=2)
-            self.run = self.function
-            return self.function(*given)
-
-
-def _precise(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _standardised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """LayerNorm without parameters, and the reciprocal standard deviation."""
-    x = _precise(x)
-    centred = x - x.mean(-1, keepdim=True)
-    reciprocal = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
-    return centred * reciprocal, reciprocal
-
-
-def _modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    normal, _ = _standardised(x, eps)
-    return (normal * (1 + _precise(scale)) + shift).to(x.dtype)
-
-
-def _modulate_input(grad: Tensor, x: Tensor, scale: Tensor, eps: float) -> Tensor:
-    normal, reciprocal = _standardised(x, eps)
-    own = _precise(grad) * (1 + _precise(scale))
-    along = (own * normal).mean(-1, keepdim=True)
-    return (reciprocal * (own - own.mean(-1, keepdim=True) - normal * along)).to(x.dtype)
-
-
-def _modulate_parameters(grad: Tensor, x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    normal, _ = _standardised(x, eps)
-    own = _precise(grad)
-    return own.sum(1, keepdim=True).to(x.dtype), (own * normal).sum(1, keepdim=True).to(x.dtype)
-
-
-def _gate(x: Tensor, gate: Tensor, change: Tensor) -> Tensor:
-    return (x + _precise(gate) * change).to(x.dtype)
-
-
-def _gate_change(grad: Tensor, gate: Tensor) -> Tensor:
-    return grad * gate
-
-
-def _gate_parameter(grad: Tensor, change: Tensor) -> Tensor:
-    return (_precise(grad) * change).sum(1, keepdim=True).to(grad.dtype)
-
-
 def _rotation(_: nn.Module, __: object, tables: tuple[Tensor, Tensor]) -> Rotation:
     """The model's complex tables (L, D/2) of image and text, as one for all tokens, text first."""
     turn = torch.cat([tables[1], tables[0]])[:, None]
     sin = torch.stack([-turn.imag, turn.imag], -1).flatten(-2)
     return turn.real.repeat_interleave(2, -1), sin
-
-
-def _swapped(x: Tensor) -> Tensor:
-    return x.reshape(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)
-
-
-def _unit(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Of mean square 1, and the reciprocal root of what it was."""
-    x = _precise(x)
-    reciprocal = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-    return x * reciprocal, reciprocal
-
-
-def _rotate(
-    text: Tensor, image: Tensor, first: Tensor, second: Tensor, cos: Tensor, sin: Tensor, eps: float
-) -> Tensor:
-    length = text.shape[1]
-
-    def one(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        normal = _unit(x, eps)[0] * weight
-        return (normal * cos + _swapped(normal) * sin).to(x.dtype)
-
-    return torch.cat(
-        [one(text, first, cos[:length], sin[:length]), one(image, second, cos[length:], sin[length:])], 1
-    )
-
-
-def _rotate_back(
-    grad: Tensor,
-    text: Tensor,
-    image: Tensor,
-    first: Tensor,
-    second: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    length = text.shape[1]
-
-    def one(grad: Tensor, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        unit, reciprocal = _unit(x, eps)
-        grad = _precise(grad)
-        own = (grad * cos - _swapped(grad) * sin) * weight  # the inverse rotation is the transposed one
-        return (reciprocal * (own - unit * (own * unit).mean(-1, keepdim=True))).to(x.dtype)
-
-    return (
-        one(grad[:, :length], text, first, cos[:length], sin[:length]),
-        one(grad[:, length:], image, second, cos[length:], sin[length:]),
-    )
