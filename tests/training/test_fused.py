@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.exc import TorchDynamoException
 from torch.autograd.graph import saved_tensors_hooks
 
+from collectionlora.training.fp8 import quantize_base
 from collectionlora.training.lora import PAPER_TARGETS, LoraAdapter, target_shapes
 from collectionlora.training.roles import Roles
 
@@ -79,19 +81,26 @@ def test_fused_blocks_compute_and_learn_the_same(policy: str, by_token: bool) ->
     assert same(learnt(model, student), expected)
 
 
-@pytest.mark.parametrize("policy", ["none", "full"])
-def test_compiled_blocks_compute_and_learn_the_same(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = transformer(False)
-    student = student_of(model)
-    expected = [learnt(model, student, words) for words in (5, 7)]
-    graphs: list[str] = []
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What is compiled meanwhile, split into forward and backward as on a GPU but not made into kernels."""
+    found: list[str] = []
 
     def backend(graph: Any, inputs: Any) -> Any:
-        graphs.append(graph.code)
-        return lookup_backend("aot_eager")(graph, inputs)
+        found.append(graph.code)
+        return lookup_backend("aot_eager_decomp_partition")(graph, inputs)
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
     kernel.cache_clear()
+    yield found
+    kernel.cache_clear()
+
+
+@pytest.mark.parametrize("policy", ["none", "full"])
+def test_compiled_blocks_compute_and_learn_the_same(policy: str, graphs: list[str]) -> None:
+    model = transformer(False)
+    student = student_of(model)
+    expected = [learnt(model, student, words) for words in (5, 7)]
     fuse(model, policy, compiled=True)
     for words, wanted in zip((5, 7), expected):
         assert same(learnt(model, student, words), wanted)
@@ -99,7 +108,33 @@ def test_compiled_blocks_compute_and_learn_the_same(policy: str, monkeypatch: py
     assert 2 <= once <= 8  # of all blocks the same, but for the first, whose input needs no gradient
     learnt(model, student, 9)
     assert len(graphs) == once
-    kernel.cache_clear()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_compiled_blocks_keep_as_much(packed: bool, graphs: list[str]) -> None:
+    model = transformer(False)
+    if packed:
+        quantize_base(model)
+    fuse(model)
+    usual = kept_bytes(model)
+    fuse(model, compiled=True)
+    assert kept_bytes(model) < 1.02 * usual
+    assert graphs
+
+
+def kept_bytes(model: Any) -> int:
+    """What a forward keeps for its backward beside weights."""
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    x = torch.randn(1, CHANNELS, 8, 8, requires_grad=True)
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        EditVelocity(model)(x, torch.ones(1), torch.randn(1, 5, 12), x.detach())
+    return sum(size for where, size in sizes.items() if where not in own)
 
 
 def test_checkpointing_keeps_less() -> None:
@@ -107,16 +142,7 @@ def test_checkpointing_keeps_less() -> None:
     for policy in ("none", "selective", "full"):
         model = transformer(False)
         fuse(model, policy)
-        sizes: dict[int, int] = {}
-
-        def keep(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
-            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        x = torch.randn(1, CHANNELS, 8, 8, requires_grad=True)
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
-            EditVelocity(model)(x, torch.ones(1), torch.randn(1, 5, 12), x.detach())
-        kept[policy] = sum(sizes.values())
+        kept[policy] = kept_bytes(model)
     assert kept["full"] < 0.7 * kept["selective"] < 0.5 * kept["none"]
 
 

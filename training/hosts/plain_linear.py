@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from ..frozen import SCALE, FrozenForward
 from ..low_rank import Factors, LowRank, add_low_rank, cast_all
@@ -26,13 +27,21 @@ class PlainLinear(NamedTuple):
     """A, B and what their product is multiplied with."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        weight = self.weight.to(x.dtype)
-        if self.scale is not None:
-            weight = weight * self.scale.to(x.dtype)
-        output = F.linear(x, weight, self.bias)
+        output = F.linear(x, self._unpacked(x.dtype), self.bias)
         for down, up, scale in self.added:
             output = add_low_rank(output, x, (down, up), scale)
         return output
+
+    def _unpacked(self, dtype: torch.dtype) -> Tensor:
+        if self.scale is None:
+            return self.weight.to(dtype)
+        # the compiler would keep what a block unpacked until its backward
+        made: Tensor = checkpoint(_unpack, self.weight, self.scale, dtype, use_reentrant=False)
+        return made
+
+
+def _unpack(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.to(dtype) * scale.to(dtype)
 
 
 def plain_linears(linears: Mapping[str, nn.Linear], x: Tensor) -> dict[str, PlainLinear] | None:
