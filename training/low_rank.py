@@ -36,10 +36,14 @@ def add_low_rank(
     backward.
 
     Args:
-        factors: in the dtype of x.
+        factors: in the dtype of x. Where each sample has its own, x may hold all samples several times, one
+            after the other.
         masters: what the factors were cast from, and what gets their gradients, in its own dtype; by default
             the factors themselves.
     """
+    if factors[0].dim() == 3 and len(x) > len(factors[0]):
+        down, up = (factor.repeat(len(x) // len(factor), 1, 1) for factor in factors)
+        factors = down, up
     if torch.compiler.is_compiling() or output.dtype != x.dtype or not output.is_contiguous():
         down, up = (factor.to(x.dtype) for factor in masters or factors)
         product = _times(_rows(x, down) @ down.mT, scale) @ up.mT

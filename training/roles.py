@@ -100,8 +100,8 @@ class Roles:
         With `plus`, the name of an adapter, its delta is added to each sample's.
 
         Inside, dimension 0 of every adapted Linear's input must be B (for cond and uncond in one batch,
-        repeat the index). Mixed batches cost a batched matmul on the low rank; a batch of one teacher costs a
-        plain one.
+        repeat the index); vectors may come twice, (2B, in), first those of all samples and then again. Mixed
+        batches cost a batched matmul on the low rank; a batch of one teacher costs a plain one.
 
         Raises:
             RoleError: index out of range, a module of the stack that does not fit, an unknown adapter, or
@@ -234,11 +234,12 @@ class _TeacherRole(_Role):
         )
 
     def products(self, path: str, x: Tensor) -> tuple[LowRank, ...]:
-        if x.shape[0] != len(self._index):
+        samples = len(self._index)
+        # editions that modulate the source's tokens by themselves take a vector of time for them too
+        if x.shape[0] != samples and x.shape[:-1] != (2 * samples,):
             raise RoleError(
-                f"{path} got an input of shape {tuple(x.shape)}, but teachers are chosen for "
-                f"{len(self._index)} samples: dimension 0 must be the batch (for cond and uncond in one "
-                "batch, repeat the index)"
+                f"{path} got an input of shape {tuple(x.shape)}, but teachers are chosen for {samples} "
+                "samples: dimension 0 must be the batch (for cond and uncond in one batch, repeat the index)"
             )
         if path not in self._stack.down or self._shared == -1:
             return ()

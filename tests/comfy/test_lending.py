@@ -35,6 +35,11 @@ def test_checkpointing_gives_the_same_gradients(seen: dict[str, Any], kind: str)
     assert one["checkpointed"] <= 1e-6 * max(1.0, one["largest"])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_sample_has_its_own_teacher(seen: dict[str, Any], kind: str) -> None:
+    assert seen[f"{kind} float32"]["teachers apart"] < 1e-4
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_left_behind_whatever_ended_it(seen: dict[str, Any], kind: str, dtype: str) -> None:
@@ -64,10 +69,11 @@ def test_a_base_that_cannot_be_trained_is_refused_with_the_remedy(
     assert "pooled text embedding" in refused["pooled"]
 
 
-def test_a_model_of_another_family_is_distilled_and_core_loads_the_result(
-    run_inside: Callable[..., dict[str, Any]], tmp_path: Path
+@pytest.mark.parametrize("kind", ["qwen 2511", "flux2"])
+def test_other_models_are_distilled_and_core_loads_the_result(
+    run_inside: Callable[..., dict[str, Any]], tmp_path: Path, kind: str
 ) -> None:
-    seen = run_inside("other_family.py", tmp_path)
+    seen = run_inside("distilled.py", tmp_path, kind)
     assert seen["cycles"] == 3
     assert seen["terms"] == ["bs", "fake", "fm", "ts"]
     assert seen["effects"] == ["rust", "silk"]

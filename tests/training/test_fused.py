@@ -14,7 +14,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.autograd.graph import saved_tensors_hooks
 
 from collectionlora.training.fp8 import quantize_base
-from collectionlora.training.lora import PAPER_TARGETS, LoraAdapter, target_shapes
+from collectionlora.training.lora import PAPER_TARGETS, LoraAdapter, TeacherStack, target_shapes
 from collectionlora.training.roles import Roles
 
 pytest.importorskip("diffusers")
@@ -135,6 +135,29 @@ def kept_bytes(model: Any) -> int:
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         EditVelocity(model)(x, torch.ones(1), torch.randn(1, 5, 12), x.detach())
     return sum(size for where, size in sizes.items() if where not in own)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("by_token", [False, True])
+def test_each_sample_has_its_own_teacher(by_token: bool, compiled: bool, graphs: list[str]) -> None:
+    model = transformer(by_token)
+    teachers = {name: student_of(model) for name in ("frost", "neon")}
+    x, source = torch.randn(2, 2, CHANNELS, 4, 6).unbind()
+    given = x, torch.tensor([0.3, 0.8]), torch.randn(2, 5, 12), source
+    alone = []
+    with torch.no_grad(), Roles(model, teachers) as roles:
+        for i, name in enumerate(teachers):
+            with roles.use(name):
+                alone.append(EditVelocity(model)(*(tensor[i : i + 1] for tensor in given)))
+    fuse(model, compiled=compiled)
+    stack = TeacherStack.of({name: teacher.weights() for name, teacher in teachers.items()})
+    with torch.no_grad(), Roles(model, {}) as roles:
+        for chosen in (["frost", "neon"], ["neon", "neon"]):
+            with roles.use_teachers(stack, stack.index(chosen)):
+                made = EditVelocity(model)(*given)
+            torch.testing.assert_close(made[1:], alone[1], rtol=1e-4, atol=1e-5)
+            assert (chosen[0] == "frost") == torch.allclose(made[:1], alone[0], rtol=1e-4, atol=1e-5)
+    assert bool(graphs) == compiled
 
 
 def test_checkpointing_keeps_less() -> None:

@@ -316,6 +316,18 @@ def test_wrong_roles_and_adapters_are_refused_by_name(net: Net, roles: Roles) ->
         Roles(net, {"s": LoraAdapter({"blocks.0": (8, 8)}, 2, 2)})
 
 
+@pytest.mark.parametrize("chosen", [["frost", "neon"], ["neon", None], ["neon", "neon"]])
+def test_vectors_may_hold_all_samples_twice(net: Net, roles: Roles, chosen: list[str | None]) -> None:
+    stack = TeacherStack.of({"frost": adapter(net, 3).weights(), "neon": adapter(net, 4, rank=2).weights()})
+    mod, vectors = net.blocks[0].mod, batch(4)[1]
+    with roles.use_teachers(stack, stack.index(chosen)):
+        together = mod(vectors)
+        halves = [mod(half) for half in vectors.split(2)]
+        with pytest.raises(RoleError, match=r"got an input of shape \(6, 8\)"):
+            mod(batch(6)[1])
+    torch.testing.assert_close(together, torch.cat(halves))
+
+
 def test_wrong_teacher_indices_and_batches_are_refused(net: Net, roles: Roles) -> None:
     stack = TeacherStack.of({"frost": adapter(net, 3).weights()})
     with pytest.raises(RoleError, match=r"\[0, 1\] is out of range: the stack holds 1"):

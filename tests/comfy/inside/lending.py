@@ -20,7 +20,7 @@ from comfy.ops import QuantizedTensor  # noqa: E402
 
 from collectionlora.training.hosts.comfy import ComfyHost  # noqa: E402
 from collectionlora.training.hosts.comfy_pocket import pocket_clip, pocket_vae  # noqa: E402
-from collectionlora.training.lora import LoraAdapter, linear_shapes  # noqa: E402
+from collectionlora.training.lora import LoraAdapter, TeacherStack, linear_shapes  # noqa: E402
 from collectionlora.training.roles import Roles  # noqa: E402
 
 sys.path.append(str(Path(__file__).parent))
@@ -61,26 +61,47 @@ def _place(parameter: torch.Tensor) -> int:
     return int(data.data_ptr())
 
 
-def gradients(host: ComfyHost, patcher: Any, adapter: LoraAdapter, backward_out: bool) -> list[torch.Tensor]:
-    """Of the adapter's parameters, for one fixed loss."""
+def inputs(patcher: Any) -> tuple[torch.Tensor, ...]:
+    """x, sigma, text and source of two samples."""
     channels = patcher.model.latent_format.latent_channels
     generator = torch.Generator().manual_seed(3)
     x, source = (torch.randn(2, channels, 8, 8, generator=generator) for _ in range(2))
     context = patcher.model.diffusion_model.txt_in.in_features
     text = torch.randn(2, 7, context, generator=generator)
+    return x, torch.tensor([0.8, 0.1]), text, source
+
+
+def gradients(host: ComfyHost, patcher: Any, adapter: LoraAdapter, backward_out: bool) -> list[torch.Tensor]:
+    """Of the adapter's parameters, for one fixed loss."""
     adapter.zero_grad()
     with Roles(patcher.model.diffusion_model, {"student": adapter}) as roles, roles.use("student"):
-        v = host.velocity(x, torch.tensor([0.8, 0.1]), text, source)
+        v = host.velocity(*inputs(patcher))
         if backward_out:
             roles.guard(v).square().mean().backward()
     return [p.grad.clone() for p in adapter.parameters() if p.grad is not None]
 
 
-def adapter_for(patcher: Any) -> LoraAdapter:
+def teachers_apart(host: ComfyHost, patcher: Any) -> float:
+    """Two samples with a teacher each, and each of them alone: their largest difference."""
+    adapters = {"one": adapter_for(patcher), "other": adapter_for(patcher, seed=8)}
+    stack = TeacherStack.of({name: adapter.weights() for name, adapter in adapters.items()})
+    given = inputs(patcher)
+    with torch.no_grad(), Roles(patcher.model.diffusion_model, adapters) as roles:
+        with roles.use_teachers(stack, stack.index(list(adapters))):
+            together = host.velocity(*given)
+        differences = []
+        for i, name in enumerate(adapters):
+            with roles.use(name):
+                alone = host.velocity(*(tensor[i : i + 1] for tensor in given))
+            differences.append((together[i : i + 1] - alone).abs().max() / alone.abs().max())
+    return max(map(float, differences))
+
+
+def adapter_for(patcher: Any, seed: int = 7) -> LoraAdapter:
     """Random in both halves: a fresh one has no gradient in its first."""
     shapes = linear_shapes(patcher.model.diffusion_model)
     adapter = LoraAdapter.create(shapes, RANK, RANK, seed=0)
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seed)
     for parameter in adapter.up.values():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
     return adapter
@@ -98,6 +119,7 @@ def compare(kind: str, dtype: str) -> dict[str, Any]:
         with host.lend():
             adapter = adapter_for(lent)
             ours = gradients(host, lent, adapter, True)
+            seen["teachers apart"] = teachers_apart(host, lent)
             host.checkpointing = True
         with host.lend():
             again = gradients(host, lent, adapter, True)

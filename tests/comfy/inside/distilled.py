@@ -1,6 +1,6 @@
-"""Runs in ComfyUI's Python: a whole distillation on a FLUX.2-like model of random weights.
+"""Runs in ComfyUI's Python: a whole distillation on a small model of random weights.
 
-usage: other_family.py FOLDER   (prints one line of JSON)
+usage: distilled.py FOLDER KIND   (prints one line of JSON)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ comfy.cli_args.args.cpu = True  # before anything asks for a device
 
 import server  # noqa: E402
 import torch  # noqa: E402
-from comfy import sd, supported_models  # noqa: E402
+from comfy import sd  # noqa: E402
 from comfy.model_patcher import ModelPatcher  # noqa: E402
 
 from collectionlora.collection.file import load_collection  # noqa: E402
@@ -28,11 +28,23 @@ from collectionlora.pocket import WEIGHTS  # noqa: E402
 from collectionlora.training.config import distillation  # noqa: E402
 from collectionlora.training.hosts.comfy import ComfyHost  # noqa: E402
 from collectionlora.training.hosts.comfy_pocket import PocketLatent, pocket_clip, pocket_vae  # noqa: E402
-from collectionlora.training.lora import LoraAdapter, block_targets, linear_shapes, target_shapes  # noqa: E402
+from collectionlora.training.lora import (  # noqa: E402
+    PAPER_TARGETS,
+    LoraAdapter,
+    block_targets,
+    linear_shapes,
+    target_shapes,
+)
 from collectionlora.training.run_config import Lists, Run, Targets  # noqa: E402
 
 sys.path.append(str(Path(__file__).parent))
-from models import FLUX2, Nobody, random_weights  # noqa: E402
+from models import KINDS, Nobody, random_weights  # noqa: E402
+
+POCKET = {
+    "qwen 2511": {},
+    "flux2": {"in_channels": 16, "out_channels": 16, "context_in_dim": 64},
+}
+"""What makes a model take the pocket's text and latents."""
 
 SETTINGS = {
     "cycles": 3,
@@ -51,25 +63,27 @@ class FlatLatent(PocketLatent):
     latent_dimensions = 2
 
 
-def flux() -> ModelPatcher:
+def small(kind: str) -> ModelPatcher:
     """On the pocket's text and latents."""
-    settings = {**FLUX2, "in_channels": 16, "out_channels": 16, "context_in_dim": 64}
-    config = supported_models.Flux2(settings)
-    config.latent_format = FlatLatent()
+    build, settings = KINDS[kind]
+    settings = {**settings, **POCKET[kind]}
+    config = build(settings)
+    config.latent_format = FlatLatent() if kind == "flux2" else PocketLatent()
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, "").eval()
-    model.load_model_weights(random_weights(supported_models.Flux2, settings), "")
+    model.load_model_weights(random_weights(build, settings), "")
     cpu = torch.device("cpu")
     return ModelPatcher(model, load_device=cpu, offload_device=cpu)
 
 
-def main(folder: Path) -> dict[str, Any]:
+def main(folder: Path, kind: str) -> dict[str, Any]:
     """Distil two random teachers, load the result with core's means."""
     server.PromptServer.instance = Nobody()
     pictures = sorted((WEIGHTS.parent / "pictures" / "test").glob("*.webp"))[:2]
     with torch.inference_mode():
-        model, clip, vae = flux(), pocket_clip(), pocket_vae()
-    shapes = target_shapes(model.model.diffusion_model, block_targets(model.model.diffusion_model))
+        model, clip, vae = small(kind), pocket_clip(), pocket_vae()
+    net = model.model.diffusion_model
+    shapes = target_shapes(net, block_targets(net) if kind == "flux2" else PAPER_TARGETS)
     effects = {}
     for number, name in enumerate(("rust", "silk")):
         adapter = LoraAdapter.create(shapes, 2, 2, number)
@@ -99,4 +113,4 @@ def main(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]))))
+    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2])))
