@@ -38,9 +38,13 @@ class FrozenForward:
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """The weight (out, in) to compute with."""
-        weight = self.held().to(dtype)
-        scale: Tensor | None = getattr(self.linear, SCALE, None)
-        return weight if scale is None else weight * scale.to(dtype)
+        return unpacked(self.held(), getattr(self.linear, SCALE, None), dtype)
+
+
+def unpacked(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """A stored weight (out, in) to compute with; scale (out,1) or a scalar, None where it has none."""
+    weight = weight.to(dtype)
+    return weight if scale is None else weight * scale.to(dtype)
 
 
 class _FrozenLinear(torch.autograd.Function):

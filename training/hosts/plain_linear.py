@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from ..frozen import SCALE, FrozenForward
+from ..frozen import SCALE, FrozenForward, unpacked
 from ..low_rank import Factors, LowRank, add_low_rank, cast_all
 from ..roles import products
 
@@ -34,14 +34,10 @@ class PlainLinear(NamedTuple):
 
     def _unpacked(self, dtype: torch.dtype) -> Tensor:
         if self.scale is None:
-            return self.weight.to(dtype)
+            return unpacked(self.weight, None, dtype)
         # the compiler would keep what a block unpacked until its backward
-        made: Tensor = checkpoint(_unpack, self.weight, self.scale, dtype, use_reentrant=False)
+        made: Tensor = checkpoint(unpacked, self.weight, self.scale, dtype, use_reentrant=False)
         return made
-
-
-def _unpack(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return weight.to(dtype) * scale.to(dtype)
 
 
 def plain_linears(linears: Mapping[str, nn.Linear], x: Tensor) -> dict[str, PlainLinear] | None:
