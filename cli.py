@@ -76,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("config", type=Path, metavar="CONFIG.toml")
     one.add_argument("--resume", action="store_true", help="go on from the last saved state")
     one.add_argument("--cycles", type=int, metavar="N", help="length of the run instead of the file's")
+    faster = "the pocket in bfloat16: nearly twice as fast on a processor that has it; other bases always are"
+    one.add_argument("--bfloat16", action="store_true", help=faster)
     one.set_defaults(command=_distill)
 
     one = add("plan", "predict memory, hours and disk of a run on a card, and the fastest settings that fit")
@@ -139,6 +141,7 @@ def _host(
     base_dtype: str = "bf16",
     offload: bool | int = False,
     checkpointing: str = "full",
+    bfloat16: bool = False,
 ) -> Host:
     """The base of a folder, by default the pocket's; with it what every computing command needs."""
     import torch
@@ -157,7 +160,7 @@ def _host(
     # torchrun gives each of its processes a device of its own
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     if folder is None or not (folder / "model_index.json").is_file():
-        return PocketHost(folder or WEIGHTS, device, base_dtype, offload)
+        return PocketHost(folder or WEIGHTS, device, base_dtype, offload, bfloat16)
     if pocket_only:
         raise ValueError(f"{folder}: only pocket bases can be judged: the truth of their effects is known")
     from .training.hosts.qwen import QwenEditHost
@@ -193,7 +196,8 @@ def _distill(args: argparse.Namespace) -> int:
             "torchrun --nproc-per-node N -m collectionlora distill ..."
         )
     folder = None if run.base == "pocket" else Path(run.base)
-    host = _host(folder, False, run.long_side, run.base_dtype, run.offload, run.checkpointing)
+    how = run.long_side, run.base_dtype, run.offload, run.checkpointing, args.bfloat16
+    host = _host(folder, False, *how)
     if run.shard:
         from .training.hosts.diffusers import shard
 

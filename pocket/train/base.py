@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from ...collection.atomic import atomic_write
 from ...training.flow import add_noise, shift, velocity_target
 from ...training.hosts.diffusers import EditVelocity, pocket_transformer
+from ...training.hosts.plain_attention import PlainAttention
 from ..autoencoder import Autoencoder
 from ..text import TextEncoder, prompt_bytes
-from .plain_attention import PlainAttention
 
 EMPTY = 0.1
 """Share of lessons without words, for classifier-free guidance."""

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from ...collection.layouts import write_lora
 from ...training.flow import add_noise, shift, velocity_target
+from ...training.hosts.plain_attention import PlainAttention
 from ...training.hosts.pocket import PocketHost
 from ...training.lora import LoraAdapter, target_shapes
 from ...training.roles import Roles
 from ..effects import EFFECTS, PocketEffect
 from ..images import ImageSource
 from .base import TIME_SHIFT
-from .plain_attention import PlainAttention
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "img_mod.1", "img_mlp.net.0.proj", "img_mlp.net.2")
 """The image stream only: half the size of all targets, and the effects are about images."""

@@ -24,7 +24,7 @@ from collectionlora.training.lora import linear_shapes
 def test_distill_writes_a_collection_that_can_be_read_and_sampled(
     pocket: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["distill", pocket.config]) == cli.OK
+    assert cli.main(["distill", pocket.config, "--bfloat16"]) == cli.OK
     captured = capsys.readouterr()
     path = pocket.folder / "out" / "collection.safetensors"
     assert str(path) in captured.out

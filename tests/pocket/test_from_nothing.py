@@ -20,7 +20,10 @@ class Parsed(Exception):
     pass
 
 
-@pytest.mark.parametrize("step", list(everything.steps(Path("made"), 0.01)), ids=lambda step: step.name)
+ALL = list(everything.steps(Path("made"), 0.01, bfloat16=True))
+
+
+@pytest.mark.parametrize("step", ALL, ids=lambda step: step.name)
 def test_every_step_is_a_command_line_that_is_understood(step, monkeypatch):
     understood = argparse.ArgumentParser.parse_args
 

@@ -6,8 +6,9 @@ import torch
 from collectionlora.collection.lora_weights import LoraWeights
 from collectionlora.pocket.autoencoder import CHANNELS, Autoencoder
 from collectionlora.pocket.train import base, few_step, text
-from collectionlora.pocket.train.plain_attention import PlainAttention, rotated
 from collectionlora.training.hosts.diffusers import EditVelocity, pocket_transformer
+from collectionlora.training.hosts.plain_attention import PlainAttention, rotated
+from collectionlora.training.hosts.pocket import PocketHost
 
 
 def random(seed: int) -> torch.Generator:
@@ -25,6 +26,22 @@ def test_plain_attention_equals_diffusers_own():
         expected = velocity(*given)
         model.set_attn_processor(PlainAttention())
         torch.testing.assert_close(velocity(*given), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_pocket_in_bfloat16_predicts_what_it_does_in_float32():
+    x, source = torch.randn(2, 3, 16, 16, 16, generator=random(0))
+    sigma = torch.tensor([0.1, 0.5, 0.9545])
+    made = []
+    for bfloat16 in (False, True):
+        host = PocketHost(bfloat16=bfloat16)
+        text = torch.stack(host.encode_text(["invert the colours", "blur it", ""]))
+        with torch.no_grad():
+            made.append(host.velocity(x, sigma, text, source))
+    exact, rounded = made
+    assert rounded.dtype == torch.float32
+    error = (rounded - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+    assert (error > 0).all()
+    assert (error < 0.03).all()
 
 
 def test_latents_vary_as_they_matter_in_the_picture():

@@ -17,6 +17,7 @@ from ...pocket.images import load_picture
 from ...pocket.text import TextEncoder
 from ..fp8 import AS_LOADED
 from .diffusers import EditVelocity, keep_small, kept_identity, load_pocket_transformer
+from .plain_attention import PlainAttention
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -26,7 +27,8 @@ class PocketHost:
 
     Args:
         base_dtype, offload: how the transformer's blocks are kept, see :func:`.diffusers.keep_small`. The
-            pocket computes in float32, and would fit anywhere: this is for trying them.
+            pocket would fit anywhere: this is for trying them.
+        bfloat16: compute in bfloat16 in place of float32, which is faster where the device has it.
 
     Raises ValueError naming the file when weights are missing, damaged or of another model.
     """
@@ -40,10 +42,15 @@ class PocketHost:
         device: torch.device | str = "cpu",
         base_dtype: str = AS_LOADED,
         offload: bool | int = False,
+        bfloat16: bool = False,
     ) -> None:
         self.device = torch.device(device)
         files = {name: folder / f"{name}.safetensors" for name in ("transformer", "autoencoder", "text")}
         self.transformer = _load(load_pocket_transformer, files["transformer"])
+        self._dtype = torch.bfloat16 if bfloat16 else torch.float32
+        torch.nn.Module.to(self.transformer, self._dtype)  # diffusers' own warns of nothing
+        if bfloat16 and self.device.type == "cpu":
+            self.transformer.set_attn_processor(PlainAttention())  # type: ignore[operator]
         self.offload = keep_small(self.transformer, self.device, base_dtype, offload)
         self.transformer.to(self.device)
         self._autoencoder = _load(Autoencoder.load, files["autoencoder"]).to(self.device)
@@ -53,9 +60,10 @@ class PocketHost:
         self.identity = kept_identity(hashes, base_dtype)
 
     def velocity(self, x: Tensor, sigma: Tensor, text: Tensor, source: Tensor) -> Tensor:
-        """x, source (B,16,16,16), sigma (B,), text (B,32,64) -> (B,16,16,16)."""
+        """x, source (B,16,16,16), sigma (B,), text (B,32,64) -> (B,16,16,16) float32."""
+        x, text, source = (tensor.to(self._dtype) for tensor in (x, text, source))
         output: Tensor = self._velocity(x, sigma, text, source)
-        return output
+        return output.float()
 
     def encode_text(self, prompts: Sequence[str], image: Tensor | None = None) -> list[Tensor]:
         """Prompts -> (32,64) each; this encoder does not look at the image."""
