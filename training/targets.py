@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -91,17 +92,25 @@ class TargetMaker:
                 yield i, self._read(path)
             except (FileNotFoundError, SafetensorError, KeyError):  # not there yet, or damaged: make it
                 missing.append(i)
-        # Samples of one teacher together: a batch of one teacher costs no batched matmul.
-        missing.sort(key=lambda i: wanted[i].effect)
-        for start in range(0, len(missing), self.batch):
+        for chosen in self._batches(wanted, missing):
             if cancelled():
                 return
-            chosen = missing[start : start + self.batch]
             made = self._sample(roles, [wanted[i] for i in chosen], [keys[i] for i in chosen])
             for i, image in zip(chosen, made):
                 with atomic_write(paths[i]) as temporary:
                     save_file(image.tensors(), temporary)
                 yield i, image
+
+    def _batches(self, wanted: Sequence[Wanted], missing: Sequence[int]) -> Iterator[list[int]]:
+        """Of one teacher as far as possible, which costs no batched matmul, and of one size: prompts of
+        several lengths, or pictures of several sizes, cannot be stacked."""
+
+        def sizes(i: int) -> list[list[int]]:
+            return [list(part.shape) for part in (wanted[i].text, wanted[i].empty, wanted[i].source)]
+
+        for _, alike in groupby(sorted(missing, key=lambda i: (sizes(i), wanted[i].effect)), sizes):
+            some = list(alike)
+            yield from (some[start : start + self.batch] for start in range(0, len(some), self.batch))
 
     def _read(self, file: Path) -> TeacherImage:
         """Raises KeyError for one without the states that are wanted."""

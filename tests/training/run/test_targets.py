@@ -69,6 +69,21 @@ def test_an_image_does_not_depend_on_its_batch(workshop: Workshop, tmp_path: Pat
     assert all(torch.allclose(alone[i], made[i], atol=1e-5) for i in made)
 
 
+def test_prompts_of_several_lengths_and_pictures_of_several_sizes_are_never_in_one_batch(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    neon = workshop.wanted[1]
+    workshop.wanted[1] = replace(neon, text=neon.text.repeat(2, 1))
+    wide = torch.rand(3, 4, 8, generator=generator(0, "wide"))
+    workshop.wanted += [workshop.want("neon", wide), workshop.want("frost", wide)]
+    workshop.settings["batch"] = 8
+    made, _ = workshop.make()
+    workshop.folder, workshop.settings["batch"] = tmp_path / "other", 1
+    alone, _ = workshop.make()
+    assert sorted(made) == sorted(alone) == [0, 1, 2, 3, 4]
+    assert all(torch.allclose(alone[i], made[i], atol=1e-5) for i in made)
+
+
 def test_the_way_to_an_image_is_kept_where_it_is_wanted(workshop: Workshop) -> None:
     workshop.settings |= {"steps": 6, "guidance": 0.0}
     made, _ = workshop.make()
