@@ -36,6 +36,12 @@ def test_checkpointing_gives_the_same_gradients(seen: dict[str, Any], kind: str)
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_gradients_pass_whichever_attention_the_user_has_chosen(seen: dict[str, Any], kind: str) -> None:
+    one = seen[f"{kind} float32"]
+    assert one["without a backward"] <= 1e-6 * max(1.0, one["largest"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_each_sample_has_its_own_teacher(seen: dict[str, Any], kind: str) -> None:
     assert seen[f"{kind} float32"]["teachers apart"] < 1e-4
 

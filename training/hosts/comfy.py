@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from comfy import model_management, model_sampling
+from comfy.ldm.modules.attention import attention_pytorch
 from comfy.text_encoders.qwen_image import QwenImageTokenizer
 from torch import Tensor, nn
 
@@ -135,6 +136,8 @@ class ComfyHost:
         )
         given = {name: cond.process_cond(batch_size=len(x), area=None).cond for name, cond in conds.items()}
         options = self._patcher.model_options.get("transformer_options", {})
+        if torch.is_grad_enabled():
+            options = {**options, "optimized_attention_override": _with_gradient}
         # What core returns is x - sigma v: at small sigmas the velocity would be lost in rounding.
         seen: list[Tensor] = []
         hook = self.transformer.register_forward_hook(lambda *call: seen.append(call[2]))
@@ -180,6 +183,11 @@ class ComfyHost:
 
     def _bare(self, latents: Tensor) -> Tensor:
         return latents[:, :, 0] if latents.ndim == 5 else latents
+
+
+def _with_gradient(_: Any, *args: Any, **kwargs: Any) -> Any:
+    """PyTorch's attention, whichever the user has chosen: SageAttention has no backward, and says nothing."""
+    return attention_pytorch(*args, **kwargs)
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

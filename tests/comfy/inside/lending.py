@@ -81,6 +81,17 @@ def gradients(host: ComfyHost, patcher: Any, adapter: LoraAdapter, backward_out:
     return [p.grad.clone() for p in adapter.parameters() if p.grad is not None]
 
 
+def chosen_attention(
+    host: ComfyHost, patcher: Any, adapter: LoraAdapter, expected: list[torch.Tensor]
+) -> float:
+    """The user has chosen an attention that has no backward; the gradients' largest error."""
+    options = patcher.model_options.setdefault("transformer_options", {})
+    options["optimized_attention_override"] = lambda own, *args, **kwargs: own(*args, **kwargs).detach()
+    found = gradients(host, patcher, adapter, True)
+    del options["optimized_attention_override"]
+    return max((a - b).abs().max().item() for a, b in zip(expected, found, strict=True))
+
+
 def teachers_apart(host: ComfyHost, patcher: Any) -> float:
     """Two samples with a teacher each, and each of them alone: their largest difference."""
     adapters = {"one": adapter_for(patcher), "other": adapter_for(patcher, seed=8)}
@@ -119,6 +130,7 @@ def compare(kind: str, dtype: str) -> dict[str, Any]:
         with host.lend():
             adapter = adapter_for(lent)
             ours = gradients(host, lent, adapter, True)
+            seen["without a backward"] = chosen_attention(host, lent, adapter, ours)
             seen["teachers apart"] = teachers_apart(host, lent)
             host.checkpointing = True
         with host.lend():
