@@ -24,6 +24,7 @@ from .lora import LoraAdapter, LoraWeights
 from .memory import peak_memory
 from .optimizer import make_optimizer
 from .record import Record
+from .resuming import difference
 from .ways import Way, Ways
 from .workers import ALONE, Workers
 
@@ -32,13 +33,6 @@ MAX_SKIPPED = 3
 
 HOLD_FALL = 0.2
 """Share of all cycles over which the schedule "hold" falls."""
-
-MAY_DIFFER = ("cycles", "save_every", "micro_batch", "bank_ram", "lr", "fake_lr", "lr_schedule", "lr_warmup")
-"""Settings that a resumed run may change. Learning rates are the user's to lower as the run goes; the others
-do not change what a cycle computes (`micro_batch`: up to rounding; `cycles`: but for a rate that falls)."""
-
-ONCE = {"anchor": "image", "fake_base": "base", "imitation_cycles": 0, "on_policy": 0.0}
-"""What a run did before there was a setting for it: its states do not name these."""
 
 
 class Cancelled(Exception):
@@ -123,7 +117,8 @@ class Trainer:
                 self._in_a_row = 0
             self.cycle += 1
             if self.cycle == self.config.start_cycles:
-                self.ways.restore({})
+                if self.config.matching_cycles:  # else the run may be asked for more of these
+                    self.ways.restore({})
                 if self.config.objective.fake_base == "base":
                     self.fake.load_state_dict(self.student.state_dict())
             self._kept, self._spare = self._state(self._spare), self._kept
@@ -363,7 +358,7 @@ class Trainer:
         save_state(path, self._kept)
 
     def resume(self, path: Path) -> None:
-        """Go on from a checkpoint of the same run; only the settings `MAY_DIFFER` may have changed.
+        """Go on from a checkpoint of the same run; only what :mod:`.resuming` lists may have changed.
 
         Raises CheckpointError for a damaged file, or naming the first difference for one of another
         configuration, other lessons or another model. The trainer is then as before.
@@ -371,10 +366,10 @@ class Trainer:
         state = load_state(path)
         ours = self._kept
         for part, where in (("config", ""), ("lessons", "lessons.")):
-            difference = _difference(ours[part], state.get(part))
-            if difference is not None:
+            wrong = difference(ours[part], state.get(part), state.get("cycle", 0))
+            if wrong is not None:
                 raise CheckpointError(
-                    f"{path}: made with {where}{difference}; restore that, or start again without resuming"
+                    f"{path}: made with {where}{wrong}; restore that, or start again without resuming"
                 )
         try:
             self._restore(state)
@@ -382,18 +377,3 @@ class Trainer:
             self._restore(ours)
             raise CheckpointError(f"{path}: does not fit this model ({error}); start again") from error
         self._kept = self._state()
-
-
-def _difference(ours: Mapping[str, Any], theirs: Any) -> str | None:
-    """The first setting that differs, in words; None where all agree."""
-    if not isinstance(theirs, Mapping):
-        return "no settings at all"
-    for key, value in ours.items():
-        found = theirs.get(key, ONCE.get(key))
-        if key in MAY_DIFFER or found == value:
-            continue
-        if not isinstance(value, Mapping):
-            return f"{key} = {found!r} where this run has {value!r}"
-        if (inner := _difference(value, found)) is not None:
-            return f"{key}.{inner}"
-    return None

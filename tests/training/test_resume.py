@@ -170,6 +170,25 @@ def test_settings_that_change_no_cycle_may_differ(tiny, teachers, tmp_path):
     assert len(list(other.run())) == 7
 
 
+def test_imitation_that_has_ended_goes_on_to_more_as_if_it_had_been_meant_to(tiny, teachers, tmp_path):
+    def of(imitation, cycles, warm=0):
+        lengths = {"warm_cycles": warm, "imitation_cycles": imitation, "cycles": cycles}
+        return tiny.world(teachers, {**lengths, "on_policy": 0.5}).trainer
+
+    path = tmp_path / "state.safetensors"
+    first, whole, more = of(9, 9), of(12, 12), of(12, 12)
+    run_to(first, 9)
+    first.save(path)
+    run_to(whole, 12)
+    more.resume(path)
+    run_to(more, 12)
+    assert tiny.same(tiny.live(more), tiny.live(whole))
+    of(9, 12).resume(path)  # or to what follows
+    for imitation, warm in ((8, 0), (8, 1)):  # what was run would have been something else
+        with pytest.raises(CheckpointError, match=r"(imitation|warm)_cycles = \d where this run has \d"):
+            of(imitation, 12, warm).resume(path)
+
+
 def test_a_resumed_run_may_take_another_learning_rate(tiny, teachers, tmp_path):
     path = tmp_path / "state.safetensors"
     first = tiny.world(teachers).trainer

@@ -1,0 +1,40 @@
+"""What a run that goes on from a saved state may change, and how errors call what it may not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+MAY_DIFFER = ("cycles", "save_every", "micro_batch", "bank_ram", "lr", "fake_lr", "lr_schedule", "lr_warmup")
+"""Settings that a resumed run may change. Learning rates are the user's to lower as the run goes; the others
+do not change what a cycle computes (`micro_batch`: up to rounding; `cycles`: but for a rate that falls)."""
+
+LENGTHS = ("warm_cycles", "imitation_cycles")
+"""They may change as far as the cycles that were run would have been the same."""
+
+ONCE = {"anchor": "image", "fake_base": "base", "imitation_cycles": 0, "on_policy": 0.0}
+"""What a run did before there was a setting for it: its states do not name these."""
+
+
+def difference(ours: Mapping[str, Any], theirs: Any, cycle: int = 0) -> str | None:
+    """The first setting of a state of `cycle` that a run with `ours` cannot go on from, in words; None where
+    there is none."""
+    if not isinstance(theirs, Mapping):
+        return "no settings at all"
+    for key, value in ours.items():
+        found = theirs.get(key, ONCE.get(key))
+        if key in MAY_DIFFER or found == value:
+            continue
+        if key in LENGTHS and _kinds(ours, cycle) == _kinds(theirs, cycle):
+            continue
+        if not isinstance(value, Mapping):
+            return f"{key} = {found!r} where this run has {value!r}"
+        if (inner := difference(value, found)) is not None:
+            return f"{key}.{inner}"
+    return None
+
+
+def _kinds(config: Mapping[str, Any], cycle: int) -> tuple[int, int]:
+    """How many of the first cycles were warm ones, and how many these or imitation."""
+    warm = config["warm_cycles"]
+    return min(cycle, warm), min(cycle, warm + config.get("imitation_cycles", 0))
