@@ -42,12 +42,13 @@ def save_collection(path: str | os.PathLike[str], weights: LoraWeights, catalogu
 def load_collection(
     path: str | os.PathLike[str], shapes: Shapes | None = None
 ) -> tuple[LoraWeights, Catalogue]:
-    """Read weights and catalogue of a collection; `shapes` (module path -> (out, in)) checks that they fit.
+    """Weights, read into memory, and catalogue of a collection; `shapes` (module path -> (out, in)) checks
+    that they fit.
 
     Raises CollectionError for a file without a valid catalogue, LoraFormatError for an unsound LoRA.
     """
     catalogue = read_catalogue(path)
-    return read_lora(path, shapes), catalogue
+    return read_lora(path, shapes).copied(), catalogue
 
 
 def read_catalogue(path: str | os.PathLike[str]) -> Catalogue:

@@ -22,6 +22,12 @@ class LoraWeights:
     alpha: dict[str, float] = field(default_factory=dict)
     """module path -> alpha; the scale is alpha / r."""
 
+    def copied(self) -> LoraWeights:
+        """The same in memory of its own: what is read from a file stays mapped to it, and Windows lets nobody
+        replace such a file."""
+        down, up = ({path: t.clone() for path, t in part.items()} for part in (self.down, self.up))
+        return LoraWeights(down, up, dict(self.alpha))
+
     def scale(self, module: str) -> float:
         """alpha / r of one module (KeyError if the LoRA lacks it)."""
         return self.alpha[module] / self.down[module].shape[0]

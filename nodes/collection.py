@@ -83,7 +83,7 @@ class LoadCollection(io.ComfyNode):
             if other_base == "refuse":
                 raise CollectionError(f"{message}, or set other_base to warn")
             logging.warning("CollectionLoRA: %s", message)
-        weights = read_lora(collection_path(file), shapes if fits else None)
+        weights = read_lora(collection_path(file), shapes if fits else None).copied()
         patched, _ = sd.load_lora_for_models(model, None, comfy_tensors(weights), strength, 0)
         patched.set_attachments(ATTACHMENT, catalogue)
         return io.NodeOutput(patched, Collection(file, weights, catalogue))
