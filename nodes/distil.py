@@ -75,7 +75,8 @@ class DistilCollection(io.ComfyNode):
                     "start",
                     options=[GO_ON, ANEW],
                     default=GO_ON,
-                    tooltip="anew: an earlier run of that name is kept under another name.",
+                    tooltip="anew: an earlier run of that name is kept as name_2. Set it back before running "
+                    "again: each run with it begins from nothing.",
                 ),
                 LONG_SIDE,
                 SHAPE,
@@ -157,9 +158,9 @@ class DistilCollection(io.ComfyNode):
             run, first = extended(run, extend.name, extend.weights, extend.catalogue)
         host = ComfyHost(model, clip, vae, long_side, multiple_for(long_side), shape == "square")
         run = replace(run, distill=_fitting(run.distill, host))
-        if start == ANEW and output.exists():
-            output.rename(unused(output))
         with host.lend():
+            if start == ANEW and output.exists():  # not before: a base that is refused starts nothing
+                output.rename(unused(output, "_"))
             report = _distil(run, host, RunEvents(run.output, run.distill.cycles), preview_every, first)
         weights, catalogue = load_collection(run.collection, linear_shapes(host.transformer))
         text = _in_words(run, report, catalogue)

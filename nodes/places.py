@@ -25,11 +25,11 @@ def roots() -> list[Path]:
     return [Path(name).resolve() for name in named]
 
 
-def unused(path: Path) -> Path:
-    """`path`, or the first of `path 2`, `path 3`, ... that does not exist."""
+def unused(path: Path, between: str = " ") -> Path:
+    """`path`, or the first of `path 2`, `path 3`, ... that does not exist, with a space `between` or that."""
     number, free = 2, path
     while free.exists():
-        free = path.with_name(f"{path.stem} {number}{path.suffix}")
+        free = path.with_name(f"{path.stem}{between}{number}{path.suffix}")
         number += 1
     return free
 
@@ -49,7 +49,8 @@ def inside(root: Path, name: str) -> Path:
 
 
 def allowed(text: str, built_in: str) -> Path:
-    """A file or folder that exists, from the input folder if relative; `built_in` is a file of the pocket.
+    """A file or folder that exists; if relative, below the first of `roots` that has it. `built_in` is a file
+    of the pocket.
 
     Raises ValueError for a path outside the allowed folders, or that is not there.
     """
@@ -58,9 +59,11 @@ def allowed(text: str, built_in: str) -> Path:
         return _POCKET / built_in
     if not text:
         raise ValueError(
-            "the path is empty; give a folder or a .jsonl list, by its name below ComfyUI's input folder"
+            "the path is empty; give a folder or a .jsonl list, by its name below ComfyUI's input or models "
+            "folder"
         )
-    path = (Path(folder_paths.get_input_directory()) / Path(text).expanduser()).resolve()
+    tried = [(root / Path(text).expanduser()).resolve() for root in roots()]
+    path = next((one for one in tried if one.exists()), tried[0])
     if not any(path.is_relative_to(root) for root in roots()):
         places = ", ".join(str(root) for root in roots())
         raise ValueError(
@@ -68,5 +71,7 @@ def allowed(text: str, built_in: str) -> Path:
             f"under {KIND} in extra_model_paths.yaml"
         )
     if not path.exists():
-        raise ValueError(f"{path}: no such file or folder; check the path")
+        raise ValueError(
+            f"{text}: no such file or folder below ComfyUI's input, output or models folder; check the path"
+        )
     return path

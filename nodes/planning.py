@@ -48,7 +48,7 @@ def plan_of(run: Run, host: ComfyHost, work: DistillationRun) -> tuple[str, str]
     # base and adapters are there already
     held = host.size + sum(p.nbytes for adapter in work.adapters.values() for p in adapter.parameters())
     room = int(model_management.get_free_memory(host.device)) + held
-    card = None if on_cpu else card_named(torch.cuda.get_device_name(host.device))
+    card = card_named(torch.cuda.get_device_name(host.device)) if host.device.type == "cuda" else None
     plan = Plan(job, set_now, room, card)
     text = words(plan)
     return text, "" if on_cpu or not plan.missing else _remedy(plan)

@@ -218,6 +218,10 @@ def test_a_run_that_cannot_go_on_leaves_the_earlier_one_alone(server: Any) -> No
     assert "start = anew" in message
     now = {path.name: path.read_bytes() for path in folder_of(server, "earlier").glob("*.safetensors")}
     assert now == kept
+    server.run(distil("earlier", cycles=1, distil={"start": "anew"}))
+    aside = folder_of(server, "earlier_2")  # where a run of that name goes on
+    assert {path.name: path.read_bytes() for path in aside.glob("*.safetensors")} == kept
+    assert load_state(folder_of(server, "earlier") / "state.safetensors")["cycle"] == 1
 
 
 @pytest.fixture
@@ -311,7 +315,8 @@ def test_effects_are_added_to_a_finished_collection(server: Any) -> None:
     [
         ({"teachers": {"source": "/etc"}}, "lies outside the folders that may be read"),
         ({"teachers": {"source": "../../elsewhere"}}, "lies outside the folders that may be read"),
-        ({"teachers": {"source": "nothing"}}, "no such file or folder"),
+        ({"teachers": {"source": "nothing"}}, "no such file or folder below ComfyUI's input, output or models"),
+        ({"teachers": {"source": "none here"}}, "holds no .safetensors file"),  # of models
         ({"teachers": {"source": "empty"}}, "holds no .safetensors file"),
         ({"images": {"before": "empty"}}, "holds no picture"),
         ({"general": {"pictures": "empty"}}, "instructions is empty"),
@@ -321,6 +326,7 @@ def test_effects_are_added_to_a_finished_collection(server: Any) -> None:
 )
 @pytest.mark.usefixtures("lessons")
 def test_bad_input_is_named(server: Any, changes: dict[str, Any], message: str) -> None:
-    (server.base_directory / "input" / "empty").mkdir(exist_ok=True)
+    for folder in ("input/empty", "models/none here"):
+        (server.base_directory / folder).mkdir(exist_ok=True)
     assert message in server.error_of(distil("bad", cycles=2, **changes))
     assert not folder_of(server, "bad").exists()
