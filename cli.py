@@ -100,7 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--effect", required=True, metavar="NAME", help="`collectionlora inspect` lists them")
     one.add_argument("--then", metavar="NAME", help="a second effect on top, in the same steps")
     one.add_argument("--size", type=int, default=1024, metavar="PIXELS", help="long side (1024); pocket: 128")
-    one.add_argument("--steps", type=int, metavar="N", help="evaluations; by default what it was trained for")
+    steps = "evaluations; by default, and at most, those of the file"
+    one.add_argument("--steps", type=int, metavar="N", help=steps)
     one.add_argument("--seed", type=int, default=0, metavar="N")
     one.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .png, .webp or .jpg to write")
     one.set_defaults(command=_sample)
@@ -151,7 +152,9 @@ def _host(
         from .training.hosts.pocket import PocketHost
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]
-        raise ValueError(f"{name} is missing: pip install 'collectionlora[diffusers,pocket]'") from error
+        raise ValueError(
+            f"{name} is missing: pip install '.[diffusers,pocket]' in the folder of CollectionLoRA"
+        ) from error
     # Moments near zero become denormal numbers, with which a CPU is five times slower.
     torch.set_flush_denormal(True)
     if "OMP_NUM_THREADS" not in os.environ:  # torch alone takes half of the virtual cores
@@ -263,24 +266,32 @@ def _sample(args: argparse.Namespace) -> int:
     from .collection.atomic import atomic_write
     from .collection.file import read_catalogue
     from .collection.layouts import read_lora
-    from .training.flow import few_step_sigmas
+    from .pocket import NAME
+    from .training.flow import fewer_sigmas
     from .training.lora import linear_shapes
     from .training.pictures import to_pil
-    from .training.prompting import SHORT_COMPOSITION, compose
+    from .training.prompting import COMPOSITION, SHORT_COMPOSITION, compose
     from .training.randomness import generator
     from .training.sampling import apply_collection
 
     catalogue = read_catalogue(args.collection)
-    prompt = catalogue[args.effect].prompt
-    if args.then:
-        prompt = compose(prompt, catalogue[args.then].prompt, SHORT_COMPOSITION)
+    prompts = [catalogue[name].prompt for name in (args.effect, args.then) if name]
     kind = Image.registered_extensions().get(args.out.suffix.lower())
     if kind not in Image.SAVE:
         raise ValueError(f"{args.out}: no picture format of that name; end it in .png, .webp or .jpg")
     _check_size(args.size)
-    sigmas = few_step_sigmas(args.steps) if args.steps is not None else catalogue.sigmas
+    sigmas = catalogue.sigmas if args.steps is None else fewer_sigmas(catalogue.sigmas, args.steps)
     host = _host(args.base, long_side=args.size)
-    weights = read_lora(args.collection, linear_shapes(host.transformer))
+    shapes = linear_shapes(host.transformer)
+    if not catalogue.fits(shapes):
+        raise ValueError(
+            f"{args.collection} was distilled on {catalogue.base.get('name', 'another base')}, not on this "
+            f"{host.name}; name the folder of that base with --base"
+        )
+    weights = read_lora(args.collection, shapes)
+    prompt = prompts[0]
+    if args.then:
+        prompt = compose(*prompts, SHORT_COMPOSITION if host.name == NAME else COMPOSITION)
     image = host.read_image(args.image)
     draws = [generator(args.seed, "sample", args.effect)]
     result = apply_collection(host, weights, [prompt], image[None], draws, sigmas)

@@ -51,7 +51,7 @@ def test_a_sample_is_fixed_by_its_seed(pocket: Any, collection: Path) -> None:
     first = sampled(pocket, collection, "1.png").read_bytes()
     assert sampled(pocket, collection, "2.png").read_bytes() == first
     assert sampled(pocket, collection, "3.png", seed="1").read_bytes() != first
-    assert sampled(pocket, collection, "4.png", steps="3").read_bytes() != first
+    assert sampled(pocket, collection, "4.png", steps="1").read_bytes() != first
 
 
 def test_two_effects_are_composed_in_one_prompt(
