@@ -34,14 +34,15 @@ def dmd_direction(x0: Tensor, x_fake: Tensor, x_real: Tensor, floor: float = 0.0
 
 
 def dmd_loss(x0: Tensor, direction: Tensor) -> Tensor:
-    """(B,) float64: 0.5 mean (x0 - sg[x0 - direction])^2, whose gradient in x0 is ``direction`` over the
+    """(B,): 0.5 mean (x0 - sg[x0 - direction])^2, whose gradient in x0 is ``direction`` over the
     sample's size.
 
-    Used by both distribution matching terms (backward simulation and teacher-seeded). float64 as released:
-    the difference of two nearly equal numbers is taken.
+    Used by both distribution matching terms (backward simulation and teacher-seeded). float64 as released,
+    where the device has it: the difference of two nearly equal numbers is taken.
     """
-    target = (x0.double() - direction.double()).detach()
-    return 0.5 * _sample_mean((x0.double() - target).square())
+    wide = torch.float32 if x0.device.type in ("mps", "xpu") else torch.float64
+    target = (x0.to(wide) - direction.to(wide)).detach()
+    return 0.5 * _sample_mean((x0.to(wide) - target).square())
 
 
 def flow_matching_loss(v: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
