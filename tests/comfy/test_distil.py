@@ -315,7 +315,7 @@ def test_effects_are_added_to_a_finished_collection(server: Any) -> None:
     [
         ({"teachers": {"source": "/etc"}}, "lies outside the folders that may be read"),
         ({"teachers": {"source": "../../elsewhere"}}, "lies outside the folders that may be read"),
-        ({"teachers": {"source": "nothing"}}, "no such file or folder below ComfyUI's input, output or models"),
+        ({"teachers": {"source": "nothing"}}, "no such file or folder below ComfyUI's input, output"),
         ({"teachers": {"source": "none here"}}, "holds no .safetensors file"),  # of models
         ({"teachers": {"source": "empty"}}, "holds no .safetensors file"),
         ({"images": {"before": "empty"}}, "holds no picture"),
