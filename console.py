@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .training.run import Run
     from .training.workers import Workers
 
-UNITS = {"cycles": "cycle"}
+UNITS = {"cycles": "cycle", "tags": "prompt"}
 """What a phase counts; pictures otherwise."""
 
 

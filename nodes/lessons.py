@@ -59,6 +59,12 @@ class Teacher(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, lora: str = "", **_: Any) -> Any:
+        """Run again when the file has been written anew under its name."""
+        path = folder_paths.get_full_path("loras", lora)
+        return path and Path(path).stat().st_mtime_ns
+
+    @classmethod
     def execute(
         cls,
         lora: str,

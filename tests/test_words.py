@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-DYNAMIC = {"all", "favourites", "recent", "teacher images"}
+DYNAMIC = {"all", "favourites", "recent", "tags", "teacher images"}
 """Asked for by a variable."""
 
 

@@ -75,7 +75,10 @@ def caption_template(teacher_prompt: str) -> str:
     words = re.sub(r"<[^<>]*>", " ", teacher_prompt).split()
     caption = " ".join(words).rstrip(" .")
     if not caption:
-        raise ValueError(f"the teacher prompt {teacher_prompt!r} says nothing to caption")
+        raise ValueError(
+            f"the teacher prompt {teacher_prompt!r} says nothing to caption; give its effect a "
+            "recaption_prompt"
+        )
     return caption
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..collection.atomic import atomic_write
@@ -16,7 +16,15 @@ from ..collection.jsonl import EffectEntry, EffectSample, GeneralSample
 from .captions import PAIRS_SHOWN, VlmEndpoint, caption_effect, caption_template
 from .data import Lessons, Sample, TeacherPath
 from .host import Host
-from .prompting import IMAGES_AT_LEAST, TagReport, choose_tags, embed_over_images, student_prompt
+from .pictures import read_picture, to_tensor
+from .prompting import (
+    IMAGES_AT_LEAST,
+    TagReport,
+    candidate_tags,
+    choose_tags,
+    embed_over_images,
+    student_prompt,
+)
 from .randomness import generator
 from .roles import Roles
 from .targets import TargetMaker, Wanted
@@ -56,18 +64,25 @@ class Pictures:
     path: TeacherPath | None = None
 
 
-def check_lists(effects: Sequence[str], samples: Sequence[EffectSample]) -> None:
-    """Raise DataError for an effect without pictures."""
+def check_lists(effects: Sequence[str], samples: Sequence[EffectSample], sees_image: bool) -> None:
+    """Raise DataError for an effect without pictures, or few sources where the text encoder sees them."""
     used = {sample.lora_name for sample in samples}
     for name in effects:
         if name not in used:
             raise DataError(f"effect {name!r} has no source image; add some to the data list or drop it")
+    sources = {sample.source_image for sample in samples}
+    if sees_image and len(sources) < IMAGES_AT_LEAST:
+        raise DataError(
+            f"the data list names {len(sources)} different sources: this base reads a prompt together with "
+            f"the picture, and tags are chosen over {IMAGES_AT_LEAST} of them; add sources to the list"
+        )
 
 
 def read_pictures(
     host: Host, samples: Sequence[EffectSample], cancelled: Callable[[], bool] = lambda: False
 ) -> list[Pictures]:
-    """Read and encode sources, each file once, and teacher images that the list already names.
+    """Read and encode sources, each file once, and teacher images that the list already names: these in the
+    size of their source, since proportions that differ a little may round to another.
 
     Raises DataError for a pair that does not match, naming both files; ValueError for an unreadable picture;
     Cancelled.
@@ -84,9 +99,17 @@ def read_pictures(
         if sample.base_pred_image is not None:
             made = host.read_image(sample.base_pred_image)
             _check_pair(sample.source_image, sample.base_pred_image, picture.image)
+            if made.shape != picture.image.shape:
+                made = _fitted(sample.base_pred_image, picture.image)
             picture = replace(picture, target=host.encode_image(made[None])[0])
         pictures.append(picture)
     return pictures
+
+
+def _fitted(path: Path, image: Tensor) -> Tensor:
+    """The largest central part of a file with the proportions of `image` (3,H,W), in its size."""
+    size = image.shape[2], image.shape[1]
+    return to_tensor(ImageOps.fit(read_picture(path), size, Image.Resampling.LANCZOS))
 
 
 def _check_pair(source: Path, result: Path, image: Tensor) -> None:
@@ -139,6 +162,8 @@ def make_targets(
     missing = [i for i, picture in enumerate(pictures) if picture.target is None]
     wanted = []
     for i in missing:
+        if cancelled():
+            break  # this ends below, when the other processes have been met
         prompt, picture = effects[samples[i].lora_name].prompt, pictures[i]
         text, empty = encode(prompt, picture.image), encode("", picture.image)
         wanted.append(Wanted(samples[i].lora_name, prompt, text, empty, picture.image, picture.source))
@@ -155,6 +180,63 @@ def make_targets(
     return complete
 
 
+def draft_prompts(
+    effects: Mapping[str, EffectEntry], asks: bool, seed: int, tags: str = "chosen"
+) -> dict[str, EffectPrompts]:
+    """Prompts like those of `choose_prompts` with these `tags`, without a model: what a catalogue refuses in
+    them it refuses in those.
+
+    asks: whether captions that the list has not are asked for; a placeholder then stands for them.
+
+    Raises DataError when two effects have one tag; ValueError for a teacher prompt that makes no caption.
+    """
+    drawn = {name: candidate_tags(name, 1, seed)[0] for name in effects} | _fixed_tags(effects, tags)
+    return _prompts(effects, drawn, _captions(effects, (lambda _: "...") if asks else None))
+
+
+def _own_words(effect: EffectEntry) -> tuple[str, str]:
+    """Tag and caption that the list itself gives, "" where it gives none."""
+    tag, *rest = effect.recaption_prompt_with_trigword.split(maxsplit=1) or [""]
+    return tag, "".join(rest) if tag else effect.recaption_prompt
+
+
+def _fixed_tags(effects: Mapping[str, EffectEntry], tags: str) -> dict[str, str]:
+    """Tags that are not drawn: the list's own, and "" for all others where `tags` is "none"."""
+    own = {name: _own_words(effect)[0] for name, effect in effects.items()}
+    return {name: tag for name, tag in own.items() if tag or tags == "none"}
+
+
+def _captions(effects: Mapping[str, EffectEntry], ask: Callable[[str], str] | None) -> dict[str, str]:
+    """Of the list where it has words of its own, else by `ask(name)`, else from the teacher prompt."""
+    captions = {}
+    for name, effect in effects.items():
+        tag, caption = _own_words(effect)
+        if not tag and not caption:
+            caption = ask(name) if ask else caption_template(effect.prompt)
+        captions[name] = caption
+    return captions
+
+
+def _prompts(
+    effects: Mapping[str, EffectEntry], tags: Mapping[str, str], captions: Mapping[str, str]
+) -> dict[str, EffectPrompts]:
+    """Without a tag the name stands for it. Raises DataError when two effects have one tag."""
+    prompts: dict[str, EffectPrompts] = {}
+    owners: dict[str, str] = {}
+    for name, effect in effects.items():
+        tag = tags[name] or name
+        if tag in owners:
+            raise DataError(
+                f"effects {owners[tag]!r} and {name!r} have the same tag {tag!r}: begin each "
+                "recaption_prompt_with_trigword with a word of its own"
+            )
+        owners[tag] = name
+        whole = effect.recaption_prompt_with_trigword
+        student = whole if whole.strip() else student_prompt(tags[name], captions[name])
+        prompts[name] = EffectPrompts(tag, student, effect.prompt)
+    return prompts
+
+
 def choose_prompts(
     host: Host,
     effects: Mapping[str, EffectEntry],
@@ -165,56 +247,46 @@ def choose_prompts(
     candidates: int,
     seed: int,
     tags: str = "chosen",
+    progress: Callable[[int, int], None] = lambda *_: None,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, EffectPrompts], TagReport]:
-    """AOP: a caption and a tag for every effect.
+    """AOP: a caption and a tag for every effect. `progress(done, all)` in prompts that tags are chosen by.
 
     A `recaption_prompt` of the list is taken as caption; a `recaption_prompt_with_trigword` is taken as the
     whole student prompt, its first word as tag. Captions of an endpoint are kept in the file `remembered`: a
     model answers differently each time, and a resumed student must see the prompts it has learnt. `tags` is
     "chosen", "random", or "none": the caption alone is then the student prompt, the name stands for the tag.
 
-    Raises DataError when two effects have one tag; CaptionError.
+    Raises DataError when two effects have one tag; ValueError for fewer than 8 different sources where the
+    text encoder sees them; CaptionError; Cancelled.
     """
-    captions = {}
-    for name, effect in effects.items():
-        if effect.recaption_prompt or endpoint is None:
-            captions[name] = effect.recaption_prompt or caption_template(effect.prompt)
-        else:
-            own = [picture for sample, picture in zip(samples, pictures) if sample.lora_name == name]
-            captions[name] = _asked_caption(host, name, effect.prompt, own, endpoint, remembered, seed)
+
+    def asked(name: str) -> str:
+        assert endpoint is not None
+        own = [picture for sample, picture in zip(samples, pictures) if sample.lora_name == name]
+        return _asked_caption(host, name, effects[name].prompt, own, endpoint, remembered, seed)
 
     def encode(prompts: list[str], image: Tensor | None) -> Tensor:
+        if cancelled():
+            raise Cancelled("cancelled while choosing tags")
         return torch.stack([text.float().mean(0) for text in host.encode_text(prompts, image)])
 
     def encode_alone(prompts: list[str]) -> Tensor:
         return encode(prompts, None)
 
     some = list({sample.source_image: picture.image for sample, picture in zip(samples, pictures)}.values())
-    if host.text_sees_image and len(some) < IMAGES_AT_LEAST:
-        raise DataError(
-            f"the data list names {len(some)} different sources: this base reads a prompt together with the "
-            f"picture, and tags are chosen over {IMAGES_AT_LEAST} of them; add sources to the list"
-        )
-    embed = embed_over_images(encode, some[:IMAGES_AT_LEAST]) if host.text_sees_image else encode_alone
-    report = choose_tags(embed, captions, candidates, seed)
-    prompts: dict[str, EffectPrompts] = {}
-    owners: dict[str, str] = {}
-    drawn = {"chosen": report.tags, "random": report.random_tags, "none": {name: name for name in effects}}[
-        tags
-    ]
-    for name, effect in effects.items():
-        whole = effect.recaption_prompt_with_trigword
-        tag = whole.split()[0] if whole else drawn[name]
-        if tag in owners:
-            raise DataError(
-                f"effects {owners[tag]!r} and {name!r} have the same tag {tag!r}: begin each "
-                "recaption_prompt_with_trigword with a word of its own"
-            )
-        owners[tag] = name
-        prompts[name] = EffectPrompts(
-            tag, whole or student_prompt("" if tags == "none" else tag, captions[name]), effect.prompt
-        )
-    return prompts, report
+    sees = host.text_sees_image
+    captions = _captions(effects, asked if endpoint else None)
+    report = choose_tags(
+        embed_over_images(encode, some[:IMAGES_AT_LEAST]) if sees else encode_alone,
+        captions,
+        candidates if tags == "chosen" else 1,
+        seed,
+        batch=1 if sees else 128,  # an encoder that sees pictures is slow, and takes prompts one by one
+        fixed=_fixed_tags(effects, tags),
+        progress=progress,
+    )
+    return _prompts(effects, report.tags, captions), report
 
 
 def _asked_caption(
@@ -243,28 +315,20 @@ def _asked_caption(
     return caption
 
 
-def encode_lessons(
+def encode_general(
     host: Host,
-    prompts: Mapping[str, EffectPrompts],
+    general: Sequence[GeneralSample],
     samples: Sequence[EffectSample],
     pictures: Sequence[Pictures],
-    general: Sequence[GeneralSample],
     cancelled: Callable[[], bool] = lambda: False,
-) -> Lessons:
-    """Everything the trainer needs, encoded once, in RAM. Raises Cancelled."""
+) -> list[Sample]:
+    """The general stream, encoded once, in RAM. `pictures` of the effects' samples are not read again.
+
+    Raises ValueError for an unreadable picture; Cancelled.
+    """
     encode = _encoder(host)
-    effects: dict[str, list[Sample]] = {name: [] for name in prompts}
-    known: dict[Path, tuple[Tensor, Tensor]] = {}
-    for sample, picture in zip(samples, pictures, strict=True):
-        words = prompts[sample.lora_name]
-        student, teacher = encode(words.student, picture.image), encode(words.teacher, picture.image)
-        empty = encode("", picture.image)
-        known[sample.source_image] = picture.image, picture.source
-        target = None if picture.target is None else picture.target.cpu()
-        effects[sample.lora_name].append(
-            Sample(sample.lora_name, picture.source.cpu(), student, teacher, empty, target, picture.path)
-        )
-    others = []
+    known = {one.source_image: (own.image, own.source) for one, own in zip(samples, pictures, strict=True)}
+    encoded = []
     for one in general:
         if cancelled():
             raise Cancelled("cancelled while encoding the general stream")
@@ -273,8 +337,32 @@ def encode_lessons(
             known[one.source_image] = image, host.encode_image(image[None])[0]
         image, source = known[one.source_image]
         text = encode(one.instruction, image)
-        others.append(Sample(None, source.cpu(), text, text, encode("", image)))
-    return Lessons(effects, others)
+        encoded.append(Sample(None, source.cpu(), text, text, encode("", image)))
+    return encoded
+
+
+def encode_lessons(
+    host: Host,
+    prompts: Mapping[str, EffectPrompts],
+    samples: Sequence[EffectSample],
+    pictures: Sequence[Pictures],
+    general: Sequence[Sample],
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Lessons:
+    """Everything the trainer needs, encoded once, in RAM. Raises Cancelled."""
+    encode = _encoder(host)
+    effects: dict[str, list[Sample]] = {name: [] for name in prompts}
+    for sample, picture in zip(samples, pictures, strict=True):
+        if cancelled():
+            raise Cancelled("cancelled while encoding prompts")
+        words = prompts[sample.lora_name]
+        student, teacher = encode(words.student, picture.image), encode(words.teacher, picture.image)
+        empty = encode("", picture.image)
+        target = None if picture.target is None else picture.target.cpu()
+        effects[sample.lora_name].append(
+            Sample(sample.lora_name, picture.source.cpu(), student, teacher, empty, target, picture.path)
+        )
+    return Lessons(effects, general)
 
 
 def _encoder(host: Host) -> Callable[[str, Tensor], Tensor]:

@@ -38,6 +38,8 @@ Embed = Callable[[list[str]], Tensor]
 """Prompts -> (N, D), mean-pooled over tokens and averaged over source images where the encoder sees one."""
 
 RANDOM_CHARACTERS = 8
+TAG_LENGTH = 64
+"""Characters of a tag that a catalogue holds."""
 IMAGES_AT_LEAST = 8
 """Images to average over where the encoder sees the image: fewer measure the picture, not the prompt."""
 
@@ -60,13 +62,14 @@ def compose(first: str, second: str, form: str = COMPOSITION) -> str:
 
 
 def candidate_tags(name: str, count: int, seed: int) -> list[str]:
-    """`count` different random tags `<name_XXXXXXXX>` of one effect.
+    """`count` different random tags `<name_XXXXXXXX>` of one effect; a long name is cut.
 
     They depend on nothing but name and seed, so adding an effect leaves the candidates of the others alone.
     """
     if count < 1:
         raise ValueError(f"at least one candidate tag is needed, not {count}")
     slug = re.sub(r"\W+", "_", name).strip("_") or "effect"
+    slug = slug[: TAG_LENGTH - RANDOM_CHARACTERS - len("<_>")].rstrip("_")
     draw = random.Random(f"tag/{seed}/{name}")
     alphabet = string.ascii_letters + string.digits
     tags: dict[str, None] = {}  # ordered set
@@ -140,7 +143,7 @@ class TagReport:
     captions: dict[str, str]
     tags: dict[str, str]
     random_tags: dict[str, str]
-    """One random tag an effect, as the paper draws them: the control."""
+    """One random tag an effect, as the paper draws them, or the only one it may have: the control."""
     without: Tensor
     """Captions alone."""
     random: Tensor
@@ -175,6 +178,8 @@ def choose_tags(
     seed: int = 0,
     restarts: int = 4,
     batch: int = 128,
+    fixed: Mapping[str, str] | None = None,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> TagReport:
     """Choose one of `candidates` random tags an effect so that the largest pairwise cosine is smallest.
 
@@ -182,32 +187,42 @@ def choose_tags(
     prompts in all); the search then only multiplies small matrices. Local search by single swaps from
     `restarts` starts; ties are broken by the mean cosine of each effect to its nearest neighbour. The result
     depends on the set of effects and the seed, not on the order of `captions`.
+    fixed: effect name -> the tag that it has whatever the others get, "" for none.
+    progress: `progress(done, all)` in prompts, after each batch.
     Raises ValueError for no effects, and for embeddings of a wrong shape or with NaN or Inf.
     """
     if not captions:
         raise ValueError("no effects to choose tags for")
-    names = sorted(captions)
-    tags = [candidate_tags(name, candidates, seed) for name in names]
+    names, fixed = sorted(captions), fixed or {}
+    count = candidates if len(names) > 1 else 1  # one alone has nothing to be far from
+    tags = [[fixed[name]] if name in fixed else candidate_tags(name, count, seed) for name in names]
     prompts = [student_prompt(tag, captions[name]) for name, own in zip(names, tags) for tag in own]
-    with_tags = _embed_all(embed, prompts, batch)
-    table = with_tags.view(len(names), candidates, -1)
+    total = len(prompts) + len(names)
+    with_tags = _embed_all(embed, prompts, batch, lambda done: progress(done, total))
+    bare = [captions[name] for name in names]
+    without = _embed_all(embed, bare, batch, lambda done: progress(len(prompts) + done, total))
+    tables = torch.split(with_tags, [len(own) for own in tags])
     starts = [[0] * len(names)]
     draw = random.Random(f"start/{seed}")
-    starts += [[draw.randrange(candidates) for _ in names] for _ in range(restarts - 1)]
-    picked = min((_local_search(table, start) for start in starts), key=lambda found: found[0])[1]
-    every = torch.arange(len(names))
+    starts += [[draw.randrange(len(own)) for own in tags] for _ in range(restarts - 1)]
+    picked = min((_local_search(tables, start) for start in starts), key=lambda found: found[0])[1]
     return TagReport(
         names=names,
         captions=dict(captions),
         tags={name: own[pick] for name, own, pick in zip(names, tags, picked)},
         random_tags={name: own[0] for name, own in zip(names, tags)},
-        without=similarity(_embed_all(embed, [captions[name] for name in names], batch)),
-        random=similarity(table[:, 0]),
-        chosen=similarity(table[every, torch.tensor(picked)]),
+        without=similarity(without),
+        random=similarity(_rows(tables, [0] * len(names))),
+        chosen=similarity(_rows(tables, picked)),
     )
 
 
-def _embed_all(embed: Embed, prompts: list[str], batch: int) -> Tensor:
+def _rows(tables: Sequence[Tensor], picks: Sequence[int]) -> Tensor:
+    """One row of each table (C,D) -> (N,D)."""
+    return torch.stack([table[pick] for table, pick in zip(tables, picks)])
+
+
+def _embed_all(embed: Embed, prompts: list[str], batch: int, progress: Callable[[int], None]) -> Tensor:
     parts = []
     for start in range(0, len(prompts), batch):
         chunk = prompts[start : start + batch]
@@ -217,15 +232,17 @@ def _embed_all(embed: Embed, prompts: list[str], batch: int) -> Tensor:
         if not torch.isfinite(part).all():
             raise ValueError(f"the encoder gave NaN or Inf for a prompt like {chunk[0]!r}")
         parts.append(part)
+        progress(start + len(chunk))
     return torch.cat(parts)
 
 
-def _local_search(table: Tensor, start: list[int]) -> tuple[tuple[float, float], list[int]]:
-    """Single swaps until none helps. table (N,C,D) -> ((largest cosine, mean nearest cosine), picks)."""
-    table = table - table.mean((0, 1))  # the keys centre too; this keeps the Gram matrices precise
+def _local_search(tables: Sequence[Tensor], start: list[int]) -> tuple[tuple[float, float], list[int]]:
+    """Single swaps until none helps. N tables (C,D), C of each effect's own -> ((largest cosine, mean nearest
+    cosine), picks)."""
+    middle = torch.cat(list(tables)).mean(0)
+    tables = [table - middle for table in tables]  # the keys centre too; this keeps the Gram matrices precise
     picks = list(start)
-    every = torch.arange(len(picks))
-    chosen = table[every, torch.tensor(picks)]
+    chosen = _rows(tables, picks)
     key = _keys((chosen @ chosen.T)[None])[0]
     improved = True
     while improved and len(picks) > 1:
@@ -233,17 +250,18 @@ def _local_search(table: Tensor, start: list[int]) -> tuple[tuple[float, float],
         nearest = similarity(chosen).fill_diagonal_(-torch.inf).amax(1)
         # Only the effects of the worst pair can lower the maximum, so they are tried first.
         for effect in torch.argsort(nearest, descending=True, stable=True).tolist():
-            short = _shortlist(table[effect], chosen, effect)
+            own = tables[effect]
+            short = _shortlist(own, chosen, effect)
             gram = (chosen @ chosen.T).repeat(len(short), 1, 1)
-            cross = table[effect, short] @ chosen.T  # (c,N): candidates against the others' present choice
+            cross = own[short] @ chosen.T  # (c,N): candidates against the others' present choice
             gram[:, effect, :] = cross
             gram[:, :, effect] = cross
-            gram[:, effect, effect] = table[effect, short].square().sum(1)
+            gram[:, effect, effect] = own[short].square().sum(1)
             keys = _keys(gram)
             best = min(range(len(keys)), key=keys.__getitem__)
             if keys[best] < key:
                 key, picks[effect] = keys[best], int(short[best])
-                chosen[effect] = table[effect, picks[effect]]
+                chosen[effect] = own[picks[effect]]
                 improved = True
                 break
     return key, picks

@@ -30,6 +30,8 @@ from .prepare import (
     Pictures,
     check_lists,
     choose_prompts,
+    draft_prompts,
+    encode_general,
     encode_lessons,
     make_targets,
     on_one_source,
@@ -48,7 +50,7 @@ from .workers import ALONE, Workers
 __all__ = ["DistillationRun", "Prepared", "Progress", "Run", "Targets", "read_run"]
 
 Progress = Callable[[str, int, int], None]
-"""`progress(phase, done, all)`: phases "teacher images", "cycles"."""
+"""`progress(phase, done, all)`: phases "teacher images", "tags", "cycles"."""
 
 
 @dataclass
@@ -85,9 +87,9 @@ class DistillationRun:
         workers: the processes that train together, on one file system; only one of them writes.
 
     Raises:
-        ConfigError, CollectionError: lists, teachers, titles, the few-step LoRA or first weights that do not
-        fit together.
-        ValueError: targets that the model has not.
+        ConfigError, CollectionError, DataError: lists, teachers, titles, prompts, the few-step LoRA or first
+        weights that do not fit together.
+        ValueError: targets that the model has not; a teacher prompt that makes no caption.
     """
 
     def __init__(
@@ -101,12 +103,14 @@ class DistillationRun:
         self.workers = workers
         self.run, self.host, self.cancelled = run, host, cancelled
         self.effects, self._samples = run.lists.effects, run.lists.samples
-        check_lists(list(self.effects), self._samples)
+        check_lists(list(self.effects), self._samples, host.text_sees_image)
         run.require_few_steps()
         for name in run.titles:
             if name not in self.effects:
                 raise ConfigError(f"titles.{name}: no effect of that name{nearest(name, self.effects)}")
         self.shapes = linear_shapes(host.transformer)
+        # Names and words that no catalogue can hold must not be found after hours of teacher images.
+        self._catalogue(draft_prompts(self.effects, run.captions is not None, run.distill.seed, run.tags))
         self.bank = TeacherBank(
             {name: effect.lora_path for name, effect in self.effects.items()},
             self.shapes,
@@ -153,6 +157,7 @@ class DistillationRun:
         shown = on_one_source(previewed, self.effects, self._samples)
         samples = [*self._samples, *(one for one in shown.values() if one not in self._samples)]
         pictures = read_pictures(host, samples, self.cancelled)
+        general = encode_general(host, run.lists.general, samples, pictures, self.cancelled)
         maker = TargetMaker(
             host,
             self.bank,
@@ -190,14 +195,15 @@ class DistillationRun:
                 run.candidates,
                 run.distill.seed,
                 run.tags,
+                lambda done, all_: progress("tags", done, all_),
+                self.cancelled,
             )
-        lessons = encode_lessons(host, prompts, self._samples, pictures, run.lists.general, self.cancelled)
+        lessons = encode_lessons(host, prompts, self._samples, pictures, general, self.cancelled)
         distiller = Distiller(host.velocity, self.roles, self.bank, run.distill.objective)
         self.trainer = Trainer(distiller, lessons, run.distill, self.cancelled, self.workers)
         examples: dict[str, Pictures] = {}
         for sample, picture in zip(self._samples, pictures, strict=True):
             examples.setdefault(sample.lora_name, picture)
-        # Made now, because names or prompts that no catalogue can hold must not be found after hours.
         given = {name for name, one in shown.items() if one.base_pred_image is not None}
         self.prepared = Prepared(prompts, tags, self._catalogue(prompts), examples, previews, given)
         return self.prepared

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from collectionlora.collection.catalogue import Effect
 from collectionlora.training import prompting
 from collectionlora.training.captions import CaptionError, VlmEndpoint, data_url
 
@@ -76,6 +77,41 @@ def test_tags_are_short_unique_and_marked():
     tags = prompting.candidate_tags("oil paint!", 200, 0)
     assert len(set(tags)) == 200
     assert all(tag.startswith("<oil_paint_") and tag.endswith(">") and len(tag) == 20 for tag in tags)
+
+
+@pytest.mark.parametrize("length", [1, 53, 54, 58, 300])
+def test_a_long_name_is_cut_so_that_a_catalogue_holds_its_tags(length):
+    name = "camera_angle_" * 30
+    for tag in prompting.candidate_tags(name[:length], 20, 0):
+        assert Effect("camera", "Camera", tag, f"{tag} turn it").tag == tag
+        assert tag[1:].startswith(name[: min(length, 50)])
+
+
+def test_fixed_tags_stay_and_the_others_are_chosen_around_them():
+    asked = []
+
+    def embed(prompts):
+        asked.extend(prompts)
+        return hashed_embed(prompts)
+
+    fixed = {"frost": "<ice>", "mirror": ""}
+    told = []
+    report = prompting.choose_tags(
+        embed, CAPTIONS, 8, 1, batch=10, fixed=fixed, progress=lambda *one: told.append(one)
+    )
+    assert len(asked) == 2 + 6 * 8 + 8
+    assert told == [(done, 58) for done in (10, 20, 30, 40, 50, 58)]
+    assert report.tags["frost"] == report.random_tags["frost"] == "<ice>"
+    assert report.prompts()["mirror"] == CAPTIONS["mirror"]
+    again = prompting.similarity(hashed_embed([report.prompts()[name] for name in report.names]))
+    torch.testing.assert_close(report.chosen, again, atol=1e-6, rtol=0)
+    assert worst(report.chosen) < worst(report.random)
+
+
+def test_the_choice_between_free_effects_is_the_one_of_earlier_versions():
+    tags = prompting.choose_tags(hashed_embed, CAPTIONS, candidates=8, seed=3).tags
+    picks = [prompting.candidate_tags(name, 8, 3).index(tags[name]) for name in sorted(NAMES)]
+    assert picks == [0, 5, 3, 0, 4, 1, 0, 0]
 
 
 def test_one_effect_needs_no_search_and_none_is_an_error():

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
+from collectionlora.collection.errors import CollectionError
 from collectionlora.collection.jsonl import read_effect_data, read_effects, read_general_data
 from collectionlora.training import prepare
 from collectionlora.training.captions import CaptionError, VlmEndpoint
+from collectionlora.training.pictures import fitted, read_picture
 from collectionlora.training.run import DistillationRun, read_run
 from collectionlora.training.trainer import Cancelled
 
@@ -37,7 +42,8 @@ def test_a_picture_of_many_effects_is_read_once(project: Any, host: Any) -> None
     assert len(pictures) == 6
     assert len(host.pictures_read) == 2
     words = {name: prepare.EffectPrompts(name, name, name) for name in effects}
-    lessons = prepare.encode_lessons(host, words, data, pictures, general)
+    others = prepare.encode_general(host, general, data, pictures)
+    lessons = prepare.encode_lessons(host, words, data, pictures, others)
     assert len(host.pictures_read) == 2
     assert [len(samples) for samples in lessons.effects.values()] == [2, 2, 2]
     assert [sample.effect for sample in lessons.general] == [None, None]
@@ -63,7 +69,8 @@ def test_where_the_encoder_sees_the_image_each_pair_is_encoded_with_its_own(proj
     effects, data, general = lists(project)
     pictures = prepare.read_pictures(host, data)
     words = {name: prepare.EffectPrompts(name, name, name) for name in effects}
-    lessons = prepare.encode_lessons(host, words, data, pictures, general)
+    others = prepare.encode_general(host, general, data, pictures)
+    lessons = prepare.encode_lessons(host, words, data, pictures, others)
     assert all(image is not None for image in seen)
     first, second = lessons.effects["frost"]
     assert not torch.equal(first.student, second.student)
@@ -73,6 +80,8 @@ def test_the_lists_own_words_are_taken_first(project: Any, host: Any) -> None:
     project.lists["effects"][0]["recaption_prompt"] = "a frosty window"
     project.lists["effects"][1]["recaption_prompt_with_trigword"] = "<glow> neon tubes"
     chosen, report = prompts(project, host)
+    assert report.tags["neon"] == report.random_tags["neon"] == "<glow>"
+    assert report.captions["neon"] == "neon tubes"
     assert chosen["frost"].student == f"{report.tags['frost']} a frosty window"
     assert chosen["neon"] == prepare.EffectPrompts("<glow>", "<glow> neon tubes", "Do neon.")
     assert chosen["comic"].student == f"{report.tags['comic']} Do comic"
@@ -117,13 +126,18 @@ def test_answers_before_a_failure_are_kept(project: Any, host: Any, monkeypatch:
 
 
 def test_reading_and_encoding_can_be_cancelled(project: Any, host: Any) -> None:
-    _, data, general = lists(project)
+    effects, data, general = lists(project)
     with pytest.raises(Cancelled):
         prepare.read_pictures(host, data, lambda: True)
     words = {name: prepare.EffectPrompts(name, name, name) for name in ("frost", "neon", "comic")}
     pictures = prepare.read_pictures(host, data)
     with pytest.raises(Cancelled):
-        prepare.encode_lessons(host, words, data, pictures, general, lambda: True)
+        prepare.encode_general(host, general, data, pictures, lambda: True)
+    with pytest.raises(Cancelled):
+        prepare.encode_lessons(host, words, data, pictures, [], lambda: True)
+    remembered = project.folder / "out" / "captions.json"
+    with pytest.raises(Cancelled):
+        prepare.choose_prompts(host, effects, data, pictures, None, remembered, 4, 0, cancelled=lambda: True)
 
 
 @pytest.mark.parametrize("tags", ["chosen", "random", "none"])
@@ -171,3 +185,192 @@ def test_teacher_images_that_nothing_learns_from_are_made_for_previews_alone(
         for _ in job.train():
             pass
     assert len(list((run.output / "teacher_images").iterdir())) == (1 if cycles == 3 else 6)
+
+
+def test_a_result_of_nearly_the_same_proportions_takes_the_size_of_its_source(
+    project: Any, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "read_image", lambda path: fitted(read_picture(path), 64, 2))
+    project.lists["data"][0] |= {
+        "source_image": project.picture("source.png", (85, 64)),
+        "base_pred_image": project.picture("made.png", (74, 55)),
+    }
+    halves = Image.new("RGB", (74, 55), "red")
+    halves.paste("blue", (37, 0, 74, 55))
+    halves.save(project.folder / "made.png")
+    effects, data, _ = lists(project)
+    assert host.read_image(data[0].source_image).shape == (3, 48, 64)
+    assert host.read_image(project.folder / "made.png").shape == (3, 46, 64)
+    pictures = prepare.read_pictures(host, data)
+    target = pictures[0].target
+    assert target is not None
+    assert target.shape == pictures[0].source.shape
+    assert (target[0, :, :15] > 1.9).all()
+    assert (target[0, :, 17:] < -1.9).all()
+    words = {name: prepare.EffectPrompts(name, name, name) for name in effects}
+    prepare.encode_lessons(host, words, data, pictures, [])
+
+
+SOURCES = 8
+
+
+def with_an_encoder_that_sees(project: Any, host: Any) -> list[str]:
+    """Enough sources for it; returns the prompts that it will have been asked for."""
+    asked: list[str] = []
+
+    def encode(words: Any, image: Any) -> Any:
+        asked.extend(words)
+        return [torch.randn(host.shape, generator=torch.Generator().manual_seed(len(word))) for word in words]
+
+    host.text_sees_image, host.encode_text = True, encode
+    project.lists["data"] += [
+        {**project.lists["data"][0], "source_image": project.picture(f"more{i}.png")} for i in range(6)
+    ]
+    return asked
+
+
+@pytest.mark.parametrize(("tags", "encoded"), [("chosen", 1 + 2 * 4), ("random", 3), ("none", 3)])
+def test_only_tags_that_can_be_chosen_are_measured(project: Any, host: Any, tags: str, encoded: int) -> None:
+    asked = with_an_encoder_that_sees(project, host)
+    project.lists["effects"][1]["recaption_prompt_with_trigword"] = "<glow> neon tubes"
+    effects, data, _ = lists(project)
+    pictures = prepare.read_pictures(host, data)
+    told: list[tuple[int, ...]] = []
+    made, report = prepare.choose_prompts(
+        host,
+        effects,
+        data,
+        pictures,
+        None,
+        project.folder / "captions.json",
+        4,
+        0,
+        tags,
+        lambda *one: told.append(one),
+    )
+    assert len(asked) == SOURCES * (encoded + 3)  # and the captions alone
+    assert told == [(i + 1, encoded + 3) for i in range(encoded + 3)]
+    assert made["neon"].student == "<glow> neon tubes"
+    assert report.prompts() == {name: words.student for name, words in made.items()}
+
+
+def test_an_endpoint_is_not_asked_for_words_that_the_list_has(
+    project: Any, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(prepare, "caption_effect", lambda prompt, *_: asked.append(prompt) or "an answer")
+    project.lists["effects"][0]["recaption_prompt_with_trigword"] = "<ice>"
+    project.lists["effects"][1]["recaption_prompt_with_trigword"] = "<glow> neon tubes"
+    made, _ = prompts(project, host, VlmEndpoint("http://localhost:1", "model"))
+    assert asked == ["Do comic."]
+    assert made["frost"] == prepare.EffectPrompts("<ice>", "<ice>", "Do frost.")
+
+
+@pytest.mark.parametrize("seen", [3, 3 * SOURCES])
+def test_a_slow_search_for_tags_ends_with_the_forward_it_is_at(project: Any, host: Any, seen: int) -> None:
+    asked = with_an_encoder_that_sees(project, host)
+    effects, data, _ = lists(project)
+    pictures = prepare.read_pictures(host, data)
+    with pytest.raises(Cancelled, match="tags"):
+        prepare.choose_prompts(
+            host,
+            effects,
+            data,
+            pictures,
+            None,
+            project.folder / "captions.json",
+            64,
+            0,
+            cancelled=lambda: len(asked) >= seen,
+        )
+    assert len(asked) == seen
+
+
+def test_prompts_of_teacher_images_are_encoded_no_further_after_a_cancel(project: Any, host: Any) -> None:
+    asked = with_an_encoder_that_sees(project, host)
+    project.lists["general"] = [{"source_image": "source0.png", "instruction": "blur it"}]
+    job = DistillationRun(read_run(project.write()), host, lambda: len(asked) >= 4)
+    with job, pytest.raises(Cancelled, match="teacher images"):
+        job.prepare()
+    assert len(asked) == 4  # two of the general stream, two of the first sample
+    assert host.evaluations == 0
+
+
+def few_sources(project: Any, host: Any) -> None:
+    host.text_sees_image = True
+
+
+def one_name(project: Any, host: Any) -> None:
+    project.lists["effects"][1]["lora_name"] = "Frost"
+    for row in project.lists["data"]:
+        row["lora_name"] = row["lora_name"].replace("neon", "Frost")
+
+
+def one_tag(project: Any, host: Any) -> None:
+    for row in project.lists["effects"][:2]:
+        row["recaption_prompt_with_trigword"] = f"make it {row['lora_name']}"
+
+
+def trigger_alone(project: Any, host: Any) -> None:
+    project.lists["effects"][0]["prompt"] = "<sks>"
+
+
+def long_title(project: Any, host: Any) -> None:
+    project.settings["titles"] = {"neon": "neon " * 30}
+
+
+def long_category(project: Any, host: Any) -> None:
+    project.lists["effects"][2]["data_type"] = "animal" * 20
+
+
+def tab(project: Any, host: Any) -> None:
+    project.lists["effects"][0]["recaption_prompt"] = "a frosty\twindow"
+
+
+def general_picture(project: Any, host: Any) -> None:
+    (project.folder / "general.png").write_bytes(b"no picture")
+    project.lists["general"].append({"source_image": "general.png", "instruction": "blur it"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "message"),
+    [
+        (few_sources, prepare.DataError, "names 2 different sources"),
+        (one_name, CollectionError, "effects 1 and 2 have the same name 'frost'"),
+        (one_tag, prepare.DataError, "effects 'frost' and 'neon' have the same tag 'make'"),
+        (trigger_alone, ValueError, "'<sks>' says nothing to caption; give its effect a recaption_prompt"),
+        (long_title, CollectionError, "effect 'neon': title has 150 characters, more than 120"),
+        (long_category, CollectionError, "effect 'comic': category has 120 characters, more than 64"),
+        (tab, CollectionError, r"effect 'frost': prompt holds the control character U\+0009"),
+        (general_picture, ValueError, r"general\.png is not a readable picture"),
+    ],
+)
+def test_what_would_end_a_run_after_its_teacher_images_ends_it_before(
+    project: Any, host: Any, damage: Callable[[Any, Any], None], kind: type[Exception], message: str
+) -> None:
+    damage(project, host)
+    with pytest.raises(kind, match=message), DistillationRun(read_run(project.write()), host) as job:
+        job.prepare()
+    assert host.evaluations == 0
+    assert not (project.folder / "out" / "teacher_images").exists()
+
+
+def test_a_trigger_is_enough_where_captions_are_asked_for(
+    project: Any, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "caption_effect", lambda *_: "an answer")
+    trigger_alone(project, host)
+    run = replace(read_run(project.write()), captions=VlmEndpoint("http://localhost:1", "model"))
+    with DistillationRun(run, host) as job:
+        assert job.prepare().prompts["frost"].student.endswith("> an answer")
+
+
+def test_a_long_name_of_a_teacher_is_no_reason_to_refuse_it(project: Any, host: Any) -> None:
+    name = "Qwen-Image-Edit-2509-Multiple-Angles-Camera-LoRA-v1-rank32"
+    for row in (*project.lists["effects"], *project.lists["data"]):
+        row["lora_name"] = row["lora_name"].replace("neon", name)
+    phases: list[str] = []
+    with DistillationRun(read_run(project.write()), host) as job:
+        made = job.prepare(lambda phase, *_: phases.append(phase))
+    assert [len(effect.tag) <= 64 for effect in made.catalogue.effects] == [True] * 3
+    assert list(dict.fromkeys(phases)) == ["teacher images", "tags"]
