@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .checkpoint import CheckpointError
 
 MAY_DIFFER = ("cycles", "save_every", "micro_batch", "bank_ram", "lr", "fake_lr", "lr_schedule", "lr_warmup")
 """Settings that a resumed run may change. Learning rates are the user's to lower as the run goes; the others
@@ -32,6 +35,27 @@ def difference(ours: Mapping[str, Any], theirs: Any, cycle: int = 0) -> str | No
         if (inner := difference(value, found)) is not None:
             return f"{key}.{inner}"
     return None
+
+
+def check_origin(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raises CheckpointError, naming the file `path`, where a student was trained on something else: another
+    base, few-step LoRA or teacher, or other prompts. Files of earlier versions do not say all of it.
+    """
+
+    def refuse(what: str) -> NoReturn:
+        raise CheckpointError(f"{path}: {what}; restore that, or start again without resuming")
+
+    if theirs.get("base", ours["base"]) != ours["base"]:
+        refuse("the run was trained on another base, or with another base_dtype")
+    if theirs.get("few_step") != ours["few_step"]:
+        refuse("the run was trained with another few_step LoRA, or without one")
+    for name, found in theirs.get("teachers", {}).items():
+        if ours["teachers"].get(name, found) != found:
+            refuse(f"the file of teacher {name!r} is not the one that the run was trained with")
+    for name, found in theirs["prompts"].items():
+        own = ours["prompts"].get(name, found)
+        if own != found:
+            refuse(f"effect {name!r} was trained as {found!r}, this run has {own!r}")
 
 
 def _kinds(config: Mapping[str, Any], cycle: int) -> tuple[int, int]:

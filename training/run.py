@@ -18,7 +18,6 @@ from ..collection.layouts import read_lora
 from ..collection.lora_weights import LoraWeights
 from ..collection.thumbnails import Pair
 from .bank import TeacherBank
-from .checkpoint import CheckpointError
 from .config import nearest
 from .distiller import FAKE, FEW_STEP, STUDENT, Distiller
 from .host import Host
@@ -40,6 +39,7 @@ from .prepare import (
 from .prompting import TagReport
 from .randomness import generator
 from .record import Losses, Record, until
+from .resuming import check_origin
 from .roles import Roles
 from .run_config import ConfigError, Run, Targets, read_run
 from .sampling import apply_collection
@@ -168,6 +168,7 @@ class DistillationRun:
             run.distill.seed,
             run.distill.objective.path_sigmas,
         )
+        self._teachers = maker.teachers
         needed = range(len(samples)) if run.needs_images else [samples.index(one) for one in shown.values()]
         made = make_targets(
             host,
@@ -243,9 +244,7 @@ class DistillationRun:
         if not self.workers.leads:
             return
         content = {
-            "base": self.host.identity,
-            "few_step": self._few_step,
-            "prompts": self._prompts(),
+            **self._origin(),
             "losses": self.losses,
             "effect_losses": self.effect_losses,
             "seconds": round(self.seconds, 1),
@@ -266,6 +265,15 @@ class DistillationRun:
     def _progress_file(self) -> Path:
         return self.run.output / "progress.json"
 
+    def _origin(self) -> dict[str, Any]:
+        """What a student that goes on must have been trained on."""
+        return {
+            "base": self.host.identity,
+            "few_step": self._few_step,
+            "teachers": self._teachers,
+            "prompts": self._prompts(),
+        }
+
     def _prompts(self) -> dict[str, str]:
         return {name: words.student for name, words in self.prepared.prompts.items()}
 
@@ -278,31 +286,12 @@ class DistillationRun:
                 line["loss"].append(round(value, 6))
 
     def _read_progress(self) -> None:
-        """Losses up to the state. Raises CheckpointError if the student has learnt other prompts, or on
-        another base or few-step LoRA.
-        """
+        """Losses up to the state. Raises CheckpointError if the student has learnt from something else."""
         try:
             content = json.loads(self._progress_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return  # a curve that got lost is no reason to stop
-        # absent in files of earlier versions
-        if content.get("base", self.host.identity) != self.host.identity:
-            raise CheckpointError(
-                f"{self._progress_file}: the run was trained on another base, or with another base_dtype; "
-                "restore that, or start again without resuming"
-            )
-        if content.get("few_step") != self._few_step:
-            raise CheckpointError(
-                f"{self._progress_file}: the run was trained with another few_step LoRA, or without one; "
-                "restore that, or start again without resuming"
-            )
-        ours = self._prompts()
-        for name, theirs in content["prompts"].items():
-            if ours.get(name, theirs) != theirs:
-                raise CheckpointError(
-                    f"{self._progress_file}: effect {name!r} was trained as {theirs!r}, this run has "
-                    f"{ours[name]!r}; restore lists and settings, or start again without resuming"
-                )
+        check_origin(self._progress_file, content, self._origin())
         self.losses = until(self.trainer.cycle, content["losses"])
         self.effect_losses = until(self.trainer.cycle, content.get("effect_losses", {}))
         self.seconds = float(content["seconds"])

@@ -78,7 +78,8 @@ class TargetMaker:
         self.host, self.bank = host, bank
         self.folder, self.steps, self.guidance, self.batch, self.seed = folder, steps, guidance, batch, seed
         self.path_sigmas = nearest_sigmas(few_step_sigmas(steps), path_sigmas)
-        self._teachers = {name: file_hash(path) for name, path in bank.files.items()}
+        self.teachers = {name: file_hash(path) for name, path in bank.files.items()}
+        """Hashes of their files."""
 
     def make(
         self, roles: Roles, wanted: Sequence[Wanted], cancelled: Callable[[], bool] = lambda: False
@@ -149,7 +150,7 @@ class TargetMaker:
         return map(TeacherImage, latents, [TeacherPath(sigmas, states) for states in stack(passed, 1)])
 
     def _key(self, one: Wanted) -> str:
-        teacher = self._teachers[one.effect]
+        teacher = self.teachers[one.effect]
         settings = [self.host.identity, teacher, one.prompt, self.steps, self.guidance, self.seed]
         digest = hashlib.sha256(json.dumps([*settings, list(one.image.shape)]).encode())
         digest.update((one.image.clamp(0, 1) * 255).round().to(uint8).cpu().numpy().tobytes())

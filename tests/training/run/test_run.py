@@ -181,15 +181,6 @@ def test_a_lost_curve_does_not_stop_a_resume(project: Any, host: Any, damage: Ca
     assert whole(project, host, resume=True)["losses"]["bs"]["cycle"] == [6]
 
 
-def test_resuming_with_other_prompts_is_refused(project: Any, host: Any) -> None:
-    whole(project, host)
-    project.lists["effects"][1]["recaption_prompt"] = "something else"
-    with pytest.raises(
-        CheckpointError, match=r"progress\.json: effect '\w+' was trained as '<.*, this run has '<"
-    ):
-        whole(project, host, resume=True)
-
-
 @pytest.mark.parametrize(("anchor", "kept"), [("path", 3), ("image", 0)])
 def test_the_ways_to_teacher_images_are_kept_for_the_anchor(
     project: Any, host: Any, anchor: str, kept: int
@@ -201,19 +192,6 @@ def test_the_ways_to_teacher_images_are_kept_for_the_anchor(
         samples = [one for own in job.trainer.lessons.effects.values() for one in own]
     states = [0 if sample.path is None else len(sample.path.states) for sample in samples]
     assert states == [0, *[kept] * 5]  # 3 of its 3 steps; the user's image has no way
-
-
-def test_resuming_on_another_base_is_refused(project: Any, host: Any) -> None:
-    whole(project, host)
-    host.identity = "tiny, in 8 bits"
-    with pytest.raises(CheckpointError, match=r"progress\.json: the run was trained on another base"):
-        whole(project, host, resume=True)
-
-
-def test_resuming_without_a_state_says_so(project: Any, host: Any) -> None:
-    with pytest.raises(CheckpointError, match="no such checkpoint; start the run without resuming"):
-        whole(project, host, resume=True)
-    assert not (project.folder / "out" / "state.safetensors").exists()
 
 
 def test_teacher_images_made_before_a_cancel_are_not_made_again(project: Any, host: Any) -> None:
