@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from .prompting import (
     IMAGES_AT_LEAST,
     TagReport,
     candidate_tags,
+    choose_once,
     choose_tags,
     embed_over_images,
     student_prompt,
@@ -254,7 +256,8 @@ def choose_prompts(
 
     A `recaption_prompt` of the list is taken as caption; a `recaption_prompt_with_trigword` is taken as the
     whole student prompt, its first word as tag. Captions of an endpoint are kept in the file `remembered`: a
-    model answers differently each time, and a resumed student must see the prompts it has learnt. `tags` is
+    model answers differently each time, and a resumed student must see the prompts it has learnt. Tags are
+    kept beside it, in tags.json. `tags` is
     "chosen", "random", or "none": the caption alone is then the student prompt, the name stands for the tag.
 
     Raises DataError when two effects have one tag; ValueError for fewer than 8 different sources where the
@@ -274,18 +277,26 @@ def choose_prompts(
     def encode_alone(prompts: list[str]) -> Tensor:
         return encode(prompts, None)
 
-    some = list({sample.source_image: picture.image for sample, picture in zip(samples, pictures)}.values())
+    sources = {sample.source_image: picture.image for sample, picture in zip(samples, pictures)}
+    some = list(sources.values())[:IMAGES_AT_LEAST]
     sees = host.text_sees_image
     captions = _captions(effects, asked if endpoint else None)
-    report = choose_tags(
-        embed_over_images(encode, some[:IMAGES_AT_LEAST]) if sees else encode_alone,
-        captions,
-        candidates if tags == "chosen" else 1,
-        seed,
-        batch=1 if sees else 128,  # an encoder that sees pictures is slow, and takes prompts one by one
-        fixed=_fixed_tags(effects, tags),
-        progress=progress,
-    )
+    count, fixed = candidates if tags == "chosen" else 1, _fixed_tags(effects, tags)
+
+    def choose() -> TagReport:
+        return choose_tags(
+            embed_over_images(encode, some) if sees else encode_alone,
+            captions,
+            count,
+            seed,
+            batch=1 if sees else 128,  # an encoder that sees pictures is slow, and takes prompts one by one
+            fixed=fixed,
+            progress=progress,
+        )
+
+    seen = [hashlib.sha256(image.cpu().numpy().tobytes()).hexdigest() for image in some] if sees else []
+    asked_for = [host.identity, fixed, count, seed, seen]
+    report = choose_once(remembered.with_name("tags.json"), asked_for, captions, choose)
     return _prompts(effects, report.tags, captions), report
 
 

@@ -7,16 +7,20 @@ set is chosen whose student-prompt embeddings are furthest from each other in th
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..collection.atomic import atomic_write
 from .captions import VlmEndpoint, caption_effect, caption_template, caption_vlm
 
 __all__ = [
@@ -26,6 +30,7 @@ __all__ = [
     "caption_effect",
     "caption_template",
     "caption_vlm",
+    "choose_once",
     "choose_tags",
     "compose",
     "embed_over_images",
@@ -169,6 +174,31 @@ class TagReport:
                 "matrix": [[round(float(cosine), 4) for cosine in line] for line in matrix],
             }
         return out
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], captions: Mapping[str, str]) -> TagReport:
+        """Of `to_json`, matrices as far as it rounds them. Raises KeyError, TypeError, ValueError."""
+        matrices = [torch.tensor(content[f"{kind}_tags"]["matrix"]) for kind in ("no", "random", "chosen")]
+        return cls(content["names"], dict(captions), content["tags"], content["random_tags"], *matrices)
+
+
+def choose_once(
+    path: Path, asked: Sequence[Any], captions: Mapping[str, str], choose: Callable[[], TagReport]
+) -> TagReport:
+    """What `choose` gives, kept in a file for the next time that the same is `asked` (plain values, all that
+    the choice depends on beside `captions`): on a large encoder the search takes many minutes.
+    """
+    key = hashlib.sha256(json.dumps([captions, *asked]).encode()).hexdigest()
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["key"] == key:
+            return TagReport.from_json(kept["report"], captions)
+    except (OSError, KeyError, TypeError, ValueError):
+        pass  # not there yet, or damaged
+    report = choose()
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps({"key": key, "report": report.to_json()}), encoding="utf-8")
+    return report
 
 
 def choose_tags(

@@ -254,6 +254,30 @@ def test_only_tags_that_can_be_chosen_are_measured(project: Any, host: Any, tags
     assert report.prompts() == {name: words.student for name, words in made.items()}
 
 
+def test_tags_are_chosen_once_and_anew_when_anything_they_depend_on_has_changed(
+    project: Any, host: Any
+) -> None:
+    asked = with_an_encoder_that_sees(project, host)
+    chosen, report = prompts(project, host)
+    searched = len(asked)
+    again, kept = prompts(project, host)
+    assert again == chosen
+    assert len(asked) == searched
+    assert (kept.names, kept.captions, kept.tags) == (report.names, report.captions, report.tags)
+    torch.testing.assert_close(kept.chosen, report.chosen.float(), atol=1e-4, rtol=0)
+    (project.folder / "out" / "tags.json").write_text('{"key": 3')
+    assert prompts(project, host)[0] == chosen
+    assert len(asked) == 2 * searched
+    project.lists["effects"][0]["recaption_prompt"] = "a frosty window"
+    assert prompts(project, host)[0] != chosen
+    assert len(asked) == 3 * searched
+    project.picture("more3.png", seed=1)
+    prompts(project, host)
+    host.identity = "another encoder"
+    prompts(project, host)
+    assert len(asked) == 5 * searched
+
+
 def test_an_endpoint_is_not_asked_for_words_that_the_list_has(
     project: Any, host: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
