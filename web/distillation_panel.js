@@ -1,6 +1,6 @@
 // The latest distillation, live and after a reload: in a tab of the sidebar, and on the node whose run it is.
 import { app } from "../../scripts/app.js";
-import { wear } from "./element.js";
+import { isPages, wear } from "./element.js";
 import { Panel } from "./panel/panel.js";
 import { idInPrompt } from "./picker/upstream.js";
 import { addTab } from "./tab.js";
@@ -17,7 +17,7 @@ function addPanel(node) {
   const panel = new Panel(() => (node.graph ? idInPrompt(node) : "none yet"));
   panel.root.classList.add("cl-on-node");
   for (const kind of ["wheel", "pointerdown", "keydown"]) {
-    panel.root.addEventListener(kind, (event) => event.stopPropagation()); // the canvas behind would take them
+    panel.root.addEventListener(kind, (event) => isPages(event) || event.stopPropagation()); // else the canvas takes them
   }
   const widget = node.addDOMWidget("panel", "collectionlora.panel", panel.root, {
     serialize: false,
@@ -30,6 +30,11 @@ function addPanel(node) {
     configured?.apply(this, args);
     setTimeout(() => fit(node), 0); // a saved size may leave no room for the panel
   };
+  const added = node.onAdded;
+  node.onAdded = function (/** @type {any[]} */ ...args) {
+    added?.apply(this, args);
+    panel.attend();
+  };
   const removed = node.onRemoved;
   node.onRemoved = function (/** @type {any[]} */ ...args) {
     panel.remove();
@@ -37,7 +42,7 @@ function addPanel(node) {
   };
   setTimeout(() => {
     fit(node);
-    panel.load(); // its id is known now
+    if (node.graph) panel.load(); // its id is known now
   }, 0);
 }
 
@@ -57,6 +62,11 @@ app.registerExtension({
     await ready;
     const tooltip = t("Distillation: losses, previews, time left");
     const tab = { id: "collectionlora.distillation", icon: "pi pi-chart-line", title: t("Distil"), tooltip };
-    addTab(tab, () => new Panel());
+    addTab(tab, () => {
+      const panel = new Panel();
+      panel.attend();
+      panel.load();
+      return panel;
+    });
   },
 });

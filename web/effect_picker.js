@@ -20,7 +20,8 @@ wear("./picker/picker.css");
 /** @param {Node} node */
 function choiceOf(node) {
   const [effect, then] = ["effect", "then"].map((name) => widgetOf(node, name)?.value);
-  return { first: effect ?? "", second: !then || then === NONE ? null : then };
+  const second = !then || then === NONE ? null : then;
+  return widgetOf(node, "effect") ? { first: effect ?? "", second } : { first: "", second, linked: true };
 }
 
 /**

@@ -18,3 +18,6 @@ export function wear(path) {
 }
 
 wear("./common.css");
+
+/** A key for the page itself: run, save, undo. @param {Event} event */
+export const isPages = (event) => event instanceof KeyboardEvent && (event.ctrlKey || event.metaKey || event.altKey);

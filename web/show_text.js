@@ -1,6 +1,7 @@
 // Nodes whose result is a text show it.
 import { app } from "../../scripts/app.js";
 import { element } from "./element.js";
+import { offerNewFiles } from "./new_files.js";
 import { ready, t } from "./words.js";
 
 /** @typedef {any} Node ComfyUI's published types lack much of what its page gives a node. */
@@ -24,6 +25,7 @@ app.registerExtension({
     node.onExecuted = function (/** @type {any} */ output, /** @type {any[]} */ ...rest) {
       executed?.call(this, output, ...rest);
       if (output?.text) area.value = output.text.join("\n");
+      if (node.comfyClass === "CollectionLoraSave") offerNewFiles();
     };
   },
 });

@@ -65,6 +65,20 @@ def test_it_lists_collections_with_what_is_in_them_and_no_other_lora(browser: An
     assert titles.evaluate_all("all => all.map(one => one.value)") == [e.title for e in catalogue.effects]
 
 
+def test_the_pages_own_keys_go_through(browser: Any, page: Any) -> None:
+    choose(browser, "mine.safetensors")
+    browser.get_by_label("Title of sketch", exact=True).focus()
+    page.evaluate(
+        "() => { window.passed = [];"
+        " window.addEventListener('keydown', (event) => window.passed.push(event.key)); }"
+    )
+    for key in ("Control+m", "x"):
+        page.keyboard.press(key)
+    passed = page.evaluate("() => window.passed")
+    assert "m" in passed
+    assert "x" not in passed
+
+
 def test_titles_pictures_and_the_list_change_in_the_file(browser: Any, file: Path) -> None:
     choose(browser, "mine.safetensors")
     save = browser.get_by_role("button", name="Save", exact=True)

@@ -115,6 +115,19 @@ def test_a_run_is_watched_reloaded_saved_and_cancelled(page: Any, server: Any, w
     assert read_catalogue(collection).training["cycles"] >= saved
 
 
+def test_a_node_that_is_never_shown_asks_for_nothing(page: Any) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: "/collectionlora/run" in request.url and asked.append(request.url))
+    for added in (False, True):
+        page.evaluate(
+            f"(added) => {{ const node = window.LiteGraph.createNode('CollectionLoraDistil');"
+            f" if (added) {APP}.graph.add(node); }}",
+            added,
+        )
+        page.wait_for_timeout(500)
+        assert bool(asked) == added
+
+
 LINE = {"cycle": [0, 1], "loss": [1.0, 0.5]}
 STORY = {
     "told": 5,

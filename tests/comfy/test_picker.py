@@ -162,6 +162,19 @@ def test_favourites_and_recents_outlive_the_page(
     picker.wait_for_timeout(300)
 
 
+def test_what_another_page_keeps_outlives_a_pick_in_this_one(picker: Any, server: Any) -> None:
+    cell(picker, "neon").click()
+    picker.wait_for_timeout(300)
+    path = server.base_directory / "user" / "default" / "collectionlora.json"
+    theirs = {"favourites": ["rain"], "recent": ["rain"], "pairs": [["rain", "frost"]]}
+    path.write_text(json.dumps(theirs))
+    cell(picker, "sketch").click()
+    picker.wait_for_timeout(500)
+    assert json.loads(path.read_text()) == theirs | {"recent": ["sketch", "rain"]}
+    assert "cl-favourite" in cell(picker, "rain").get_attribute("class")
+    path.unlink()
+
+
 def test_text_of_a_hostile_file_stays_text(picker: Any, server: Any) -> None:
     bad = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'
     worded = {"title": bad, "category": bad[:64], "prompt": bad}

@@ -45,6 +45,31 @@ def test_the_choice_survives_reload_copy_and_a_change_of_mode(picker: Any, reope
     assert copied == ["neon", "confetti"]
 
 
+def test_no_effect_is_chosen_twice(picker: Any) -> None:
+    cell(picker, "neon").click()
+    cell(picker, "confetti").click(modifiers=["Shift"])
+    cell(picker, "confetti").click()
+    assert chosen(picker) == ("confetti", "none")
+
+
+def test_an_effect_by_a_link_is_not_the_gallerys_to_choose(picker: Any, server: Any) -> None:
+    cell(picker, "sketch").click()
+    picker.wait_for_timeout(300)
+    kept = server.base_directory / "user" / "default" / "collectionlora.json"
+    before = json.loads(kept.read_text())
+    picker.evaluate(
+        f"() => {{ const graph = {APP}.graph, chooser = {NODE};"
+        " const names = LiteGraph.createNode('PrimitiveNode'); graph.add(names);"
+        " names.connect(0, chooser, chooser.findInputSlot('effect')); }"
+    )
+    picker.locator(".cl-chosen").filter(has_text="The effect comes by a link.").wait_for()
+    assert picker.locator(".cl-missing").count() == 0
+    cell(picker, "neon").click()
+    picker.wait_for_timeout(300)
+    assert chosen(picker) == ("sketch", "none")
+    assert json.loads(kept.read_text()) == before
+
+
 def test_a_missing_file_is_named_and_the_choice_kept(picker: Any) -> None:
     cell(picker, "sketch").click()
     load(picker, "gone.safetensors")

@@ -1,8 +1,9 @@
 // The collection browser: a list of files, and the chosen one opened below it.
 import { api } from "../../../scripts/api.js";
 import { changed, effectsOf, forget } from "../picker/catalogue.js";
-import { element } from "../element.js";
+import { element, isPages } from "../element.js";
 import { t } from "../words.js";
+import { offerNewFiles } from "../new_files.js";
 import { Detail } from "./detail.js";
 
 /** @typedef {import("./detail.js").File} File */
@@ -28,7 +29,7 @@ export class Browser {
     this.message = element("div", "", { role: "status" });
     this.root.append(element("h3", t("Collections")), this.message, this.list);
     // Typing must not reach the canvas' shortcuts.
-    this.root.addEventListener("keydown", (event) => event.stopPropagation());
+    this.root.addEventListener("keydown", (event) => isPages(event) || event.stopPropagation());
     this.again = () => this.load();
     api.addEventListener("reconnected", this.again);
     this.load();
@@ -114,6 +115,7 @@ export class Browser {
       const answer = await response.json();
       if (!response.ok) throw new Error(answer.error ?? response.statusText);
       changed(answer.file);
+      offerNewFiles();
       this.#close();
       await this.load(answer.file);
       const open = /** @type {HTMLElement | null} */ (this.list.querySelector('[aria-current="true"]'));

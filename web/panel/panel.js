@@ -95,15 +95,18 @@ export class Panel {
     );
     this.root.append(this.title, this.state, this.said, this.body);
     this.listener = (/** @type {any} */ event) => this.#hear(event.detail);
-    api.addCustomEventListener(EVENT, this.listener);
     this.again = () => this.load();
-    api.addEventListener("reconnected", this.again);
     this.watch = new ResizeObserver(() => {
       this.previews.draw();
       this.#draw();
     });
+  }
+
+  /** Follow the run. Not before it is shown somewhere: a copy of a node on its way never is. */
+  attend() {
+    api.addCustomEventListener(EVENT, this.listener);
+    api.addEventListener("reconnected", this.again);
     this.watch.observe(this.root);
-    this.load();
   }
 
   remove() {

@@ -1,11 +1,14 @@
 // The gallery: a bar to search with, the one or two effects that are chosen, and the grid of all.
-import { element } from "../element.js";
+import { element, isPages } from "../element.js";
 import { t } from "../words.js";
-import { ALL, CATEGORY, FAVOURITES, Grid, isPages, RECENT } from "./grid.js";
+import { ALL, CATEGORY, FAVOURITES, Grid, RECENT } from "./grid.js";
 import { isKept, noteUse, onChange, pairs, remember, togglePair } from "./memory.js";
 
 /** @typedef {import("./catalogue.js").Effect} Effect */
-/** @typedef {{first: string, second: string | null}} Choice */
+/**
+ * @typedef {{first: string, second: string | null, linked?: boolean}} Choice
+ * `linked`: the first comes by a link, and is not the gallery's to choose.
+ */
 
 const SIZES = { min: 56, max: 192, start: 88 };
 
@@ -154,7 +157,7 @@ export class Gallery {
 
   /** Show a choice that was made elsewhere. @param {Choice} choice */
   choose(choice) {
-    if (choice.first === this.choice.first && choice.second === this.choice.second) return;
+    if (JSON.stringify(choice) === JSON.stringify(this.choice)) return;
     this.choice = choice;
     this.#mark();
   }
@@ -177,7 +180,8 @@ export class Gallery {
     const { first } = this.choice;
     const second = (asSecond || this.choosesSecond) && first && first !== name; // no effect after itself
     this.choosesSecond = false;
-    this.#set(second ? { ...this.choice, second: name } : { ...this.choice, first: name });
+    if (second) this.#set({ ...this.choice, second: name });
+    else if (!this.choice.linked) this.#set({ first: name, second: this.choice.second === name ? null : this.choice.second });
   }
 
   /** @param {Choice} choice */
@@ -227,10 +231,14 @@ export class Gallery {
   }
 
   #mark() {
-    const { first, second } = this.choice;
+    const { first, second, linked } = this.choice;
     const had = this.chosen.contains(document.activeElement) ? document.activeElement?.className : null;
     this.grid.mark(first, second);
-    this.chosen.replaceChildren(this.#chip(first, t("Effect"), null));
+    this.chosen.replaceChildren(linked ? element("span", t("The effect comes by a link.")) : this.#chip(first, t("Effect"), null));
+    if (linked) {
+      this.pairs.hidden = true; // it would choose both
+      return;
+    }
     if (second) {
       const swap = element("button", "⇄", { class: "cl-swap", type: "button", title: t("Swap the two") });
       swap.setAttribute("aria-label", t("Swap the two effects"));

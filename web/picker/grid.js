@@ -1,5 +1,5 @@
 // The pictures of the gallery: which are shown, in which order, and their keys.
-import { element } from "../element.js";
+import { element, isPages } from "../element.js";
 import { t } from "../words.js";
 import { isFavourite, recent, toggleFavourite } from "./memory.js";
 
@@ -14,9 +14,6 @@ export const ALL = "all";
 export const FAVOURITES = "favourites";
 export const RECENT = "recent";
 export const CATEGORY = "category "; // before a category's name, which a stranger chose
-
-/** The page's own: run, save, undo. @param {KeyboardEvent} event */
-export const isPages = (event) => event.ctrlKey || event.metaKey || event.altKey;
 
 export class Grid {
   /**

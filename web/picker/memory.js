@@ -12,6 +12,8 @@ let loading = null;
 /** @type {Promise<unknown>} */
 let written = Promise.resolve();
 const listeners = new Set();
+/** @type {(() => void)[]} changes that the file has not yet */
+const pending = [];
 
 /** Read what was kept; safe to call often. Rejects, until it is called again, where that cannot be read. */
 export function remember() {
@@ -24,15 +26,16 @@ export function remember() {
 
 async function read() {
   const response = await api.getUserData(FILE);
-  if (response.status === 404) return; // nothing was kept yet
-  if (!response.ok) throw new Error(`${FILE}: ${response.statusText}`);
-  const content = await response.json();
+  const empty = response.status === 404; // nothing was kept yet
+  if (!response.ok && !empty) throw new Error(`${FILE}: ${response.statusText}`);
+  const content = empty ? {} : await response.json();
   for (const key of /** @type {const} */ (["favourites", "recent"])) {
     const kept = content[key];
-    if (Array.isArray(kept)) memory[key] = kept.filter(isText);
+    memory[key] = Array.isArray(kept) ? kept.filter(isText) : [];
   }
   const pairs = Array.isArray(content.pairs) ? content.pairs : [];
   memory.pairs = pairs.filter((/** @type {unknown} */ one) => Array.isArray(one) && one.length === 2 && one.every(isText));
+  for (const change of pending) change();
   tell();
 }
 
@@ -47,10 +50,10 @@ export const recent = () => memory.recent;
 
 /** @param {string} name */
 export function toggleFavourite(name) {
+  const wanted = !isFavourite(name);
   keep(() => {
-    memory.favourites = isFavourite(name)
-      ? memory.favourites.filter((one) => one !== name)
-      : [...memory.favourites, name];
+    const others = memory.favourites.filter((one) => one !== name);
+    memory.favourites = wanted ? [...others, name] : others;
   });
 }
 
@@ -62,10 +65,10 @@ export const isKept = (first, second) => memory.pairs.some((pair) => pair[0] ===
 
 /** Keep a pair, or forget it. @param {string} first @param {string} second */
 export function togglePair(first, second) {
+  const wanted = !isKept(first, second);
   keep(() => {
-    memory.pairs = isKept(first, second)
-      ? memory.pairs.filter((pair) => pair[0] !== first || pair[1] !== second)
-      : [...memory.pairs, [first, second]];
+    const others = memory.pairs.filter((pair) => pair[0] !== first || pair[1] !== second);
+    memory.pairs = wanted ? [...others, [first, second]] : others;
   });
 }
 
@@ -86,15 +89,22 @@ export function onChange(listener) {
 }
 
 /**
- * Change what is kept once it is known, or it would be lost; store it after all that came before.
- * @param {() => void} change
+ * Change what is kept: what is seen at once, the file after all changes that came before, other pages' too.
+ * @param {() => void} change says what shall be, so that it can be made twice
  */
 async function keep(change) {
+  pending.push(change);
+  change();
+  tell();
+  written = written.catch(() => {}).then(async () => {
+    try {
+      await read();
+      await store();
+    } finally {
+      pending.shift();
+    }
+  });
   try {
-    await remember();
-    change();
-    tell();
-    written = written.catch(() => {}).then(store);
     await written;
   } catch (error) {
     console.warn("CollectionLoRA: favourites and pairs were not kept:", error);

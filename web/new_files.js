@@ -1,0 +1,8 @@
+// A collection that was just saved is offered by Load Collection at once, as after the page's key R.
+import { app } from "../../scripts/app.js";
+
+export function offerNewFiles() {
+  /** @type {any} not of every version of the page */
+  const { reloadNodeDefs } = app;
+  reloadNodeDefs?.call(app);
+}
