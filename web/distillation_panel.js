@@ -1,6 +1,7 @@
 // The latest distillation, live and after a reload: in a tab of the sidebar, and on the node whose run it is.
 import { app } from "../../scripts/app.js";
 import { isPages, wear } from "./element.js";
+import { whileInGraph } from "./in_graph.js";
 import { Panel } from "./panel/panel.js";
 import { idInPrompt } from "./picker/upstream.js";
 import { addTab } from "./tab.js";
@@ -17,7 +18,8 @@ function addPanel(node) {
   const panel = new Panel(() => (node.graph ? idInPrompt(node) : "none yet"));
   panel.root.classList.add("cl-on-node");
   for (const kind of ["wheel", "pointerdown", "keydown"]) {
-    panel.root.addEventListener(kind, (event) => isPages(event) || event.stopPropagation()); // else the canvas takes them
+    // the canvas behind would take them
+    panel.root.addEventListener(kind, (event) => isPages(event) || event.stopPropagation());
   }
   const widget = node.addDOMWidget("panel", "collectionlora.panel", panel.root, {
     serialize: false,
@@ -30,20 +32,11 @@ function addPanel(node) {
     configured?.apply(this, args);
     setTimeout(() => fit(node), 0); // a saved size may leave no room for the panel
   };
-  const added = node.onAdded;
-  node.onAdded = function (/** @type {any[]} */ ...args) {
-    added?.apply(this, args);
+  whileInGraph(node, () => {
     panel.attend();
-  };
-  const removed = node.onRemoved;
-  node.onRemoved = function (/** @type {any[]} */ ...args) {
-    panel.remove();
-    removed?.apply(this, args);
-  };
-  setTimeout(() => {
-    fit(node);
-    if (node.graph) panel.load(); // its id is known now
-  }, 0);
+    setTimeout(() => panel.load(), 0); // its id in a prompt is known then
+  }, () => panel.remove());
+  setTimeout(() => fit(node), 0);
 }
 
 /** @param {Node} node */

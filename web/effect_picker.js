@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { wear } from "./element.js";
+import { whileInGraph } from "./in_graph.js";
 import { changed, effectsOf, onChanged } from "./picker/catalogue.js";
 import { Gallery } from "./picker/gallery.js";
 import { drawGallery } from "./picker/own.js";
@@ -136,17 +137,10 @@ function addGallery(node) {
       refresh(node);
     }, 0);
   };
-  const added = node.onAdded;
-  node.onAdded = function (/** @type {any[]} */ ...args) {
-    added?.apply(this, args);
+  whileInGraph(node, () => {
     gallery.attend();
     setTimeout(() => refresh(node), 0);
-  };
-  const removed = node.onRemoved;
-  node.onRemoved = function (/** @type {any[]} */ ...args) {
-    gallery.retire();
-    removed?.apply(this, args);
-  };
+  }, () => gallery.retire());
   fit(node);
 }
 
@@ -173,11 +167,12 @@ function watchFile(node) {
   };
 }
 
-onChanged((file) => {
-  for (const node of nodesOf(app.graph.rootGraph)) {
-    if (node.collectionLoraGallery && fileOf(node).file === file) refresh(node);
-  }
-});
+/** Read effects anew. @param {(node: Node) => boolean} [of] the galleries to do it for */
+function refreshAll(of = () => true) {
+  for (const node of nodesOf(app.graph.rootGraph)) if (node.collectionLoraGallery && of(node)) refresh(node);
+}
+
+onChanged((file) => refreshAll((node) => fileOf(node).file === file));
 
 app.registerExtension({
   name: "collectionlora.effectPicker",
@@ -193,6 +188,7 @@ app.registerExtension({
       if (detail.done === detail.total) changed(detail.file);
     });
   },
+  refreshComboInNodes: () => refreshAll(), // the page has just offered what the server knows: the built-in effects
   nodeCreated(/** @type {Node} */ node) {
     if (node.comfyClass === "CollectionLoraLoad") watchFile(node);
     if (node.comfyClass === "CollectionLoraEffect") addGallery(node);

@@ -19,5 +19,7 @@ export function wear(path) {
 
 wear("./common.css");
 
-/** A key for the page itself: run, save, undo. @param {Event} event */
-export const isPages = (event) => event instanceof KeyboardEvent && (event.ctrlKey || event.metaKey || event.altKey);
+/** Whether that is a key for the page itself: run, save, undo. @param {Event} event */
+export function isPages(event) {
+  return event instanceof KeyboardEvent && (event.ctrlKey || event.metaKey || event.altKey);
+}

@@ -2,7 +2,5 @@
 import { app } from "../../scripts/app.js";
 
 export function offerNewFiles() {
-  /** @type {any} not of every version of the page */
-  const { reloadNodeDefs } = app;
-  reloadNodeDefs?.call(app);
+  app.reloadNodeDefs().catch(() => {}); // the key does it later
 }

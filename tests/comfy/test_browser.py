@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 sys.path.append(str(Path(__file__).parent))
-from gallery import SHOW_NODE, cell, load
+from gallery import LOADER, SHOW_NODE, cell, load
 from graphs import APP, PICTURES, POCKET, drop, open_page
 
 from collectionlora.collection.file import load_collection, read_catalogue, save_collection
@@ -40,6 +40,9 @@ def browser(page: Any, server: Any, file: Path) -> Iterator[Any]:
     page.evaluate(TOGGLE)
     yield page.locator(".cl-browser")
     page.evaluate(TOGGLE)
+
+
+OFFERED = f"(file) => {LOADER}.widgets[0].options.values.includes(file)"
 
 
 def choose(browser: Any, name: str) -> None:
@@ -117,6 +120,7 @@ def test_a_gallery_on_the_page_shows_what_is_saved(browser: Any, page: Any, file
 def test_a_copy_of_the_built_in_collection_gets_a_name_and_can_be_downloaded(
     browser: Any, server: Any
 ) -> None:
+    browser.page.evaluate(f"() => {{ {APP}.graph.add(window.LiteGraph.createNode('CollectionLoraLoad')); }}")
     choose(browser, "pocket (built in)")
     browser.get_by_label("Title of sketch", exact=True).fill("Scribble")
     assert browser.get_by_role("button", name="Save", exact=True).is_disabled()
@@ -125,9 +129,32 @@ def test_a_copy_of_the_built_in_collection_gets_a_name_and_can_be_downloaded(
     saved(browser)
     copy = server.base_directory / "models" / "loras" / "collections" / "renamed.safetensors"
     assert read_catalogue(copy)["sketch"].title == "Scribble"
+    browser.page.wait_for_function(OFFERED, arg="collections/renamed.safetensors")
     with browser.page.expect_download() as download:
         browser.get_by_role("link", name="Download").click()
     assert Path(download.value.path()).read_bytes() == copy.read_bytes()
+
+
+SAVE = f"""
+() => {{
+  const graph = {APP}.graph;
+  graph.rootGraph.clear();
+  const [pocket, load, save] = ["PocketModel", "Load", "Save"].map((name) => {{
+    const node = window.LiteGraph.createNode(`CollectionLora${{name}}`);
+    graph.add(node);
+    return node;
+  }});
+  pocket.connect(0, load, load.findInputSlot("model"));
+  load.connect(1, save, save.findInputSlot("collection"));
+  save.widgets.find((one) => one.name === "filename").value = "collections/of a graph";
+  return {APP}.queuePrompt(0);
+}}
+"""
+
+
+def test_what_a_graph_saves_can_be_loaded_at_once(page: Any) -> None:
+    page.evaluate(SAVE)
+    page.wait_for_function(OFFERED, arg="collections/of a graph.safetensors", timeout=60_000)
 
 
 @pytest.fixture

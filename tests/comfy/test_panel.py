@@ -115,17 +115,45 @@ def test_a_run_is_watched_reloaded_saved_and_cancelled(page: Any, server: Any, w
     assert read_catalogue(collection).training["cycles"] >= saved
 
 
-def test_a_node_that_is_never_shown_asks_for_nothing(page: Any) -> None:
+def listening(page: Any) -> int:
+    """How many panels read the story when the connection is back."""
     asked: list[str] = []
-    page.on("request", lambda request: "/collectionlora/run" in request.url and asked.append(request.url))
-    for added in (False, True):
-        page.evaluate(
-            f"(added) => {{ const node = window.LiteGraph.createNode('CollectionLoraDistil');"
-            f" if (added) {APP}.graph.add(node); }}",
-            added,
-        )
-        page.wait_for_timeout(500)
-        assert bool(asked) == added
+
+    def note(request: Any) -> None:
+        if "/collectionlora/run" in request.url:
+            asked.append(request.url)
+
+    page.wait_for_timeout(500)  # a new panel reads it too
+    page.on("request", note)
+    page.evaluate("() => window.comfyAPI.api.api.dispatchEvent(new CustomEvent('reconnected'))")
+    page.wait_for_timeout(500)
+    page.remove_listener("request", note)
+    return len(asked)
+
+
+@pytest.fixture
+def fresh(page: Any, server: Any) -> Iterator[Any]:
+    """A page of another browser: what it opens is not opened again in the one of the other tests."""
+    fresh = page.context.browser.new_page()
+    open_page(fresh, server.url)
+    yield fresh
+    fresh.close()
+
+
+def test_only_panels_of_nodes_in_the_graph_listen(fresh: Any) -> None:
+    fresh.evaluate(f"() => {APP}.graph.rootGraph.clear()")
+    assert listening(fresh) == 0
+    fresh.evaluate(
+        f"() => {{ const node = window.LiteGraph.createNode('CollectionLoraDistil'); {APP}.graph.add(node);"
+        " node.clone().serialize(); }"  # as a copy to the clipboard does
+    )
+    assert listening(fresh) == 1
+    fresh.evaluate(f"() => {{ {APP}.graph.convertToSubgraph(new Set([{APP}.graph.nodes[0]])); }}")
+    assert listening(fresh) == 1
+    fresh.evaluate(f"() => {APP}.loadGraphData({APP}.graph.rootGraph.serialize())")  # as undo does
+    assert listening(fresh) == 1
+    fresh.evaluate(f"() => {{ {APP}.graph.remove({APP}.graph.nodes[0]); }}")
+    assert listening(fresh) == 0
 
 
 LINE = {"cycle": [0, 1], "loss": [1.0, 0.5]}

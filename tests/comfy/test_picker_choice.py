@@ -89,6 +89,17 @@ def test_a_missing_effect_is_named_and_kept(picker: Any, server: Any) -> None:
     assert chosen(picker) == ("sketch", "none")
 
 
+def test_the_nodes_own_lists_keep_the_files_effects_when_the_page_reads_its_lists_anew(
+    picker: Any, server: Any
+) -> None:
+    changed_catalogue(server, "first.safetensors", lambda effects: effects[:1])
+    load(picker, "first.safetensors")
+    offered = f"{NODE}.widgets.find((one) => one.name === 'effect').options.values"
+    assert picker.evaluate(f"() => {offered}.length") == 1
+    picker.evaluate(f"() => {APP}.refreshComboInNodes()")
+    picker.wait_for_function(f"() => {offered}.length === 1")
+
+
 def test_a_choice_can_be_undone_and_done_again(picker: Any) -> None:
     cell(picker, "sketch").click()
     picker.wait_for_timeout(200)
@@ -117,6 +128,15 @@ def test_the_choice_survives_in_a_subgraph(picker: Any) -> None:
     cell(picker, "neon").filter(visible=True).click()
     assert chosen(picker) == ("neon", "none")
     picker.evaluate(f"() => {APP}.canvas.setGraph({APP}.graph.rootGraph)")
+
+
+def test_a_gallery_in_a_subgraph_ends_with_its_graph(picker: Any) -> None:
+    picker.evaluate(f"() => {{ {APP}.graph.convertToSubgraph(new Set([{NODE}])); }}")
+    picker.evaluate(f"() => {{ window.left = {INSIDE}.collectionLoraGallery; }}")
+    picker.evaluate(f"() => {APP}.loadGraphData({APP}.graph.rootGraph.serialize())")
+    retired = "(gallery) => gallery.root.classList.contains('cl-retired')"
+    assert picker.evaluate(f"() => ({retired})(window.left)")
+    assert not picker.evaluate(f"() => ({retired})({INSIDE}.collectionLoraGallery)")
 
 
 def test_copies_and_subgraphs_throw_nothing(picker: Any) -> None:

@@ -115,7 +115,7 @@ export class Browser {
       const answer = await response.json();
       if (!response.ok) throw new Error(answer.error ?? response.statusText);
       changed(answer.file);
-      offerNewFiles();
+      if (saveAs) offerNewFiles();
       this.#close();
       await this.load(answer.file);
       const open = /** @type {HTMLElement | null} */ (this.list.querySelector('[aria-current="true"]'));

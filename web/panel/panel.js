@@ -102,7 +102,7 @@ export class Panel {
     });
   }
 
-  /** Follow the run. Not before it is shown somewhere: a copy of a node on its way never is. */
+  /** Hear of the run, until it is removed. */
   attend() {
     api.addCustomEventListener(EVENT, this.listener);
     api.addEventListener("reconnected", this.again);

@@ -177,11 +177,11 @@ export class Gallery {
 
   /** @param {string} name @param {boolean} [asSecond] */
   #pick(name, asSecond = false) {
-    const { first } = this.choice;
-    const second = (asSecond || this.choosesSecond) && first && first !== name; // no effect after itself
+    const { first, second, linked } = this.choice;
+    const isSecond = (asSecond || this.choosesSecond) && first && first !== name; // no effect after itself
     this.choosesSecond = false;
-    if (second) this.#set({ ...this.choice, second: name });
-    else if (!this.choice.linked) this.#set({ first: name, second: this.choice.second === name ? null : this.choice.second });
+    if (isSecond) this.#set({ first, second: name });
+    else if (!linked) this.#set({ first: name, second: second === name ? null : second });
   }
 
   /** @param {Choice} choice */
@@ -234,11 +234,12 @@ export class Gallery {
     const { first, second, linked } = this.choice;
     const had = this.chosen.contains(document.activeElement) ? document.activeElement?.className : null;
     this.grid.mark(first, second);
-    this.chosen.replaceChildren(linked ? element("span", t("The effect comes by a link.")) : this.#chip(first, t("Effect"), null));
     if (linked) {
+      this.chosen.replaceChildren(element("span", t("The effect comes by a link.")));
       this.pairs.hidden = true; // it would choose both
       return;
     }
+    this.chosen.replaceChildren(this.#chip(first, t("Effect"), null));
     if (second) {
       const swap = element("button", "⇄", { class: "cl-swap", type: "button", title: t("Swap the two") });
       swap.setAttribute("aria-label", t("Swap the two effects"));
