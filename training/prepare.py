@@ -272,7 +272,7 @@ def choose_prompts(
     def encode(prompts: list[str], image: Tensor | None) -> Tensor:
         if cancelled():
             raise Cancelled("cancelled while choosing tags")
-        return torch.stack([text.float().mean(0) for text in host.encode_text(prompts, image)])
+        return torch.stack([text.float().mean(0).cpu() for text in host.encode_text(prompts, image)])
 
     def encode_alone(prompts: list[str]) -> Tensor:
         return encode(prompts, None)
