@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("config", type=Path, metavar="CONFIG.toml")
     one.add_argument("--resume", action="store_true", help="go on from the last saved state")
     one.add_argument("--cycles", type=int, metavar="N", help="length of the run instead of the file's")
-    faster = "the pocket in bfloat16: nearly twice as fast on a processor that has it; other bases always are"
+    faster = "the pocket in bfloat16: over a third faster on a processor that has it; other bases always are"
     one.add_argument("--bfloat16", action="store_true", help=faster)
     one.set_defaults(command=_distill)
 
