@@ -31,6 +31,13 @@ from collectionlora.training.roles import Roles
 WORKFLOWS = sorted((POCKET.parent / "workflows").glob("*.json"))
 
 
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_values_by_name_and_by_place_are_the_same(path: Path) -> None:
+    for one in json.loads(path.read_text("utf-8"))["nodes"]:
+        if "widgets_values_named" in one:  # either may be what the page goes by
+            assert list(one["widgets_values_named"].values()) == one["widgets_values"], one["type"]
+
+
 @pytest.fixture
 def converted(page: Any) -> Callable[[str], Graph]:
     """Drop a workflow file on the page and let the page turn it into a graph in API format."""
