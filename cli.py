@@ -199,8 +199,7 @@ def _distill(args: argparse.Namespace) -> int:
             "torchrun --nproc-per-node N -m collectionlora distill ..."
         )
     folder = None if run.base == "pocket" else Path(run.base)
-    how = run.long_side, run.base_dtype, run.offload, run.checkpointing, args.bfloat16
-    host = _host(folder, False, *how)
+    host = _host(folder, False, run.long_side, run.base_dtype, run.offload, run.checkpointing, args.bfloat16)
     if run.shard:
         from .training.hosts.diffusers import shard
 

@@ -62,10 +62,11 @@ def allowed(text: str, built_in: str) -> Path:
             "the path is empty; give a folder or a .jsonl list, by its name below ComfyUI's input or models "
             "folder"
         )
-    tried = [(root / Path(text).expanduser()).resolve() for root in roots()]
+    readable = roots()
+    tried = [(root / Path(text).expanduser()).resolve() for root in readable]
     path = next((one for one in tried if one.exists()), tried[0])
-    if not any(path.is_relative_to(root) for root in roots()):
-        places = ", ".join(str(root) for root in roots())
+    if not any(path.is_relative_to(root) for root in readable):
+        places = ", ".join(map(str, readable))
         raise ValueError(
             f"{text} lies outside the folders that may be read ({places}); move it there, or name its folder "
             f"under {KIND} in extra_model_paths.yaml"

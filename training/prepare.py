@@ -257,8 +257,8 @@ def choose_prompts(
     A `recaption_prompt` of the list is taken as caption; a `recaption_prompt_with_trigword` is taken as the
     whole student prompt, its first word as tag. Captions of an endpoint are kept in the file `remembered`: a
     model answers differently each time, and a resumed student must see the prompts it has learnt. Tags are
-    kept beside it, in tags.json. `tags` is
-    "chosen", "random", or "none": the caption alone is then the student prompt, the name stands for the tag.
+    kept beside it, in tags.json. `tags` is "chosen", "random", or "none": the caption alone is then the
+    student prompt, the name stands for the tag.
 
     Raises DataError when two effects have one tag; ValueError for fewer than 8 different sources where the
     text encoder sees them; CaptionError; Cancelled.

@@ -60,5 +60,5 @@ def check_origin(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any])
 
 def _kinds(config: Mapping[str, Any], cycle: int) -> tuple[int, int]:
     """How many of the first cycles were warm ones, and how many these or imitation."""
-    warm = config["warm_cycles"]
+    warm = config.get("warm_cycles", 0)
     return min(cycle, warm), min(cycle, warm + config.get("imitation_cycles", 0))

@@ -26,14 +26,14 @@ def lists(project: Any) -> tuple[dict[str, Any], list[Any], list[Any]]:
     return effects, data, read_general_data(project.folder / "general.jsonl")
 
 
-def prompts(project: Any, host: Any, endpoint: VlmEndpoint | None = None) -> Any:
+def prompts(project: Any, host: Any, endpoint: VlmEndpoint | None = None, **more: Any) -> Any:
     effects, data, _ = lists(project)
     pictures = [
         prepare.Pictures(picture.image, picture.source, picture.source)
         for picture in prepare.read_pictures(host, data)
     ]
     remembered = project.folder / "out" / "captions.json"
-    return prepare.choose_prompts(host, effects, data, pictures, endpoint, remembered, 4, 0)
+    return prepare.choose_prompts(host, effects, data, pictures, endpoint, remembered, 4, 0, **more)
 
 
 def test_a_picture_of_many_effects_is_read_once(project: Any, host: Any) -> None:
@@ -233,21 +233,8 @@ def with_an_encoder_that_sees(project: Any, host: Any) -> list[str]:
 def test_only_tags_that_can_be_chosen_are_measured(project: Any, host: Any, tags: str, encoded: int) -> None:
     asked = with_an_encoder_that_sees(project, host)
     project.lists["effects"][1]["recaption_prompt_with_trigword"] = "<glow> neon tubes"
-    effects, data, _ = lists(project)
-    pictures = prepare.read_pictures(host, data)
     told: list[tuple[int, ...]] = []
-    made, report = prepare.choose_prompts(
-        host,
-        effects,
-        data,
-        pictures,
-        None,
-        project.folder / "captions.json",
-        4,
-        0,
-        tags,
-        lambda *one: told.append(one),
-    )
+    made, report = prompts(project, host, tags=tags, progress=lambda *one: told.append(one))
     assert len(asked) == SOURCES * (encoded + 3)  # and the captions alone
     assert told == [(i + 1, encoded + 3) for i in range(encoded + 3)]
     assert made["neon"].student == "<glow> neon tubes"
@@ -293,20 +280,8 @@ def test_an_endpoint_is_not_asked_for_words_that_the_list_has(
 @pytest.mark.parametrize("seen", [3, 3 * SOURCES])
 def test_a_slow_search_for_tags_ends_with_the_forward_it_is_at(project: Any, host: Any, seen: int) -> None:
     asked = with_an_encoder_that_sees(project, host)
-    effects, data, _ = lists(project)
-    pictures = prepare.read_pictures(host, data)
     with pytest.raises(Cancelled, match="tags"):
-        prepare.choose_prompts(
-            host,
-            effects,
-            data,
-            pictures,
-            None,
-            project.folder / "captions.json",
-            64,
-            0,
-            cancelled=lambda: len(asked) >= seen,
-        )
+        prompts(project, host, cancelled=lambda: len(asked) >= seen)
     assert len(asked) == seen
 
 
