@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .training.host import Host
+    from .training.run_config import Run
+    from .training.workers import Workers
 
 OK, UNEXPECTED, BAD_INPUT, DIVERGED, CANCELLED = 0, 1, 2, 3, 130
 
@@ -179,11 +181,7 @@ def _host(
 
 
 def _distill(args: argparse.Namespace) -> int:
-    from dataclasses import replace
-
-    from .console import Console, distil
     from .training.run_config import ConfigError, read_run
-    from .training.trainer import Cancelled, DivergedError
     from .training.workers import Workers
 
     run = read_run(args.config, args.cycles)
@@ -192,7 +190,17 @@ def _distill(args: argparse.Namespace) -> int:
             f"{run.checkpoint} holds the state of an earlier run; go on with --resume, or delete it to start "
             "again"
         )
-    workers = Workers.start()
+    with Workers.joined() as workers:
+        return _distil_among(workers, run, args)
+
+
+def _distil_among(workers: Workers, run: Run, args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from .console import Console, distil
+    from .training.run_config import ConfigError
+    from .training.trainer import Cancelled, DivergedError
+
     if run.shard and workers.count == 1:
         raise ConfigError(
             f"{args.config}: shard = true splits the base over several processes; start them with "

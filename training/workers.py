@@ -8,6 +8,8 @@ the process: the number of processes changes a result by rounding alone.
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,14 +35,23 @@ class Workers:
     """Where they hold parts of one base."""
 
     @classmethod
-    def start(cls) -> Workers:
-        """Join the processes that torchrun has started; alone without it."""
+    @contextmanager
+    def joined(cls) -> Iterator[Workers]:
+        """Among the processes that torchrun has started, until the end of the block; alone without it."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return cls()
+            yield cls()
+            return
+        importlib.import_module("torch.distributed.nn")  # later, its functions' defaults would hold the group
         if torch.cuda.is_available():  # what travels as an object goes over the current device
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        yield cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        # A thread of gloo that drops a tensor while the interpreter ends aborts a process that has finished.
+        # It drops the last ones during this wait, and ends with the group (which a cache of FSDP may hold).
+        # Not after an error: that would be to wait for the others, and torchrun ends them once one has ended.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+        gc.collect()
 
     @property
     def leads(self) -> bool:

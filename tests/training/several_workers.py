@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +47,12 @@ def local(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
+def gloo_threads() -> Iterator[str]:
+    for name in Path("/proc/self/task").glob("*/comm"):
+        if "gloo" in (thread := name.read_text().strip()):
+            yield thread
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("teachers", type=Path)
@@ -55,8 +63,13 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    workers = Workers.start()
+    with Workers.joined() as workers:
+        train(workers, args)
+    if not args.shard and (threads := list(gloo_threads())):
+        sys.exit(f"{threads} may abort the process while the interpreter ends")
 
+
+def train(workers: Workers, args: argparse.Namespace) -> None:
     def cancelled() -> bool:
         return workers.rank == workers.count - 1 and trainer.cycle == args.stop_at
 

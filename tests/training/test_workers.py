@@ -110,14 +110,14 @@ def test_one_that_is_asked_to_stop_stops_all(whole: dict[str, Any], teachers: Pa
 
 def test_alone_there_is_nothing_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    alone = Workers.start()
-    assert alone == Workers()
-    assert alone.leads
-    assert alone.share([1, 2, 3]) == [1, 2, 3]
-    assert alone.gather("x") == ["x"]
-    tensor = torch.ones(2)
-    alone.add_up([tensor])
-    alone.wait()
-    with alone.one_goes_first():
-        assert torch.equal(tensor, torch.ones(2))
-    assert Workers(1, 2).share([1, 2, 3]) == [2]
+    with Workers.joined() as alone:
+        assert alone == Workers()
+        assert alone.leads
+        assert alone.share([1, 2, 3]) == [1, 2, 3]
+        assert alone.gather("x") == ["x"]
+        tensor = torch.ones(2)
+        alone.add_up([tensor])
+        alone.wait()
+        with alone.one_goes_first():
+            assert torch.equal(tensor, torch.ones(2))
+        assert Workers(1, 2).share([1, 2, 3]) == [2]
