@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from PIL import Image
 
 from .catalogue import Catalogue
-from .file import load_collection, save_collection
+from .file import fitted, load_collection, save_collection
+from .tensors import read_header
 from .thumbnails import thumbnail_of
 
 
@@ -27,6 +29,8 @@ def edit_collection(
         pictures: effect name -> a picture of its result, which becomes the thumbnail.
         drop: effects to leave out of the catalogue. The weights still hold them.
 
+    Metadata that other programs have written are kept.
+
     Raises CollectionError for an unknown effect, a title that is no plain text, or when nothing would be
     left; the file is then as it was.
     """
@@ -43,6 +47,7 @@ def edit_collection(
             thumbnail = thumbnail_of(pictures[effect.name], thumbnail)
         title = titles.get(effect.name, effect.title)
         effects.append(replace(effect, title=title, thumbnail=thumbnail))
-    edited = replace(catalogue, effects=tuple(effects))
-    save_collection(target, weights, edited)
+    others = read_header(Path(source)).metadata
+    edited = fitted(replace(catalogue, effects=tuple(effects)), weights, others)
+    save_collection(target, weights, edited, others)
     return edited

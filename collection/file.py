@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -16,26 +17,32 @@ from .errors import CollectionError
 from .layouts import Shapes, check_weights, comfy_tensors, read_lora
 from .lora_weights import LoraWeights
 from .tensors import read_header, save_tensors
-from .thumbnails import Pair, fit_thumbnails
+from .thumbnails import Pair, fit_thumbnails, pair_of
 
 HEADER_WRITTEN = 2**20
 """Most bytes of a header we write: ComfyUI shows no metadata of files with more."""
 
 
-def save_collection(path: str | os.PathLike[str], weights: LoraWeights, catalogue: Catalogue) -> None:
+def save_collection(
+    path: str | os.PathLike[str],
+    weights: LoraWeights,
+    catalogue: Catalogue,
+    others: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Write a collection atomically: temporary name, fsync, rename. Values are kept bit for bit.
 
-    Raises CollectionError when the header would be above 1 MiB (see `with_thumbnails`) or the disk is full;
-    the previous file survives both.
+    others: metadata for other programs (author, licence), kept as they are.
+    Raises CollectionError when the header would be above 1 MiB (see `fitted`) or the disk is full; the
+    previous file survives both.
     """
     check_weights(weights)
     with atomic_write(path) as temporary:
-        save_tensors(temporary, comfy_tensors(weights), catalogue.to_header())
+        save_tensors(temporary, comfy_tensors(weights), {**others, **catalogue.to_header()})
         size = read_header(temporary).size
         if size > HEADER_WRITTEN:
             raise CollectionError(
                 f"{path}: the header would have {size} bytes, more than {HEADER_WRITTEN}, and ComfyUI would"
-                " not show it; fit the thumbnails with with_thumbnails(), or shorten the prompts"
+                " not show it; leave pictures out, or shorten the prompts"
             )
 
 
@@ -56,7 +63,12 @@ def read_catalogue(path: str | os.PathLike[str]) -> Catalogue:
     return Catalogue.from_header(read_header(Path(path)).metadata, str(path))
 
 
-def with_thumbnails(catalogue: Catalogue, weights: LoraWeights, pairs: Mapping[str, Pair]) -> Catalogue:
+def with_thumbnails(
+    catalogue: Catalogue,
+    weights: LoraWeights,
+    pairs: Mapping[str, Pair],
+    others: Mapping[str, str] = MappingProxyType({}),
+) -> Catalogue:
     """The catalogue with the largest thumbnails that keep the whole header within 1 MiB.
 
     pairs: effect name -> (source, result) pictures; effects that are not in it get no thumbnail.
@@ -65,9 +77,23 @@ def with_thumbnails(catalogue: Catalogue, weights: LoraWeights, pairs: Mapping[s
     for name in pairs:
         _ = catalogue[name]
     bare = replace(catalogue, effects=tuple(replace(effect, thumbnail=None) for effect in catalogue.effects))
-    room = HEADER_WRITTEN - _header_size(comfy_tensors(weights), bare.to_header())
+    room = HEADER_WRITTEN - _header_size(comfy_tensors(weights), {**others, **bare.to_header()})
     made = fit_thumbnails(pairs, room)
     return replace(bare, effects=tuple(replace(e, thumbnail=made.get(e.name)) for e in bare.effects))
+
+
+def fitted(
+    catalogue: Catalogue, weights: LoraWeights, others: Mapping[str, str] = MappingProxyType({})
+) -> Catalogue:
+    """The catalogue itself where a header with it keeps within 1 MiB, else with smaller thumbnails.
+
+    Raises CollectionError when not even the smallest fit.
+    """
+    if _header_size(comfy_tensors(weights), {**others, **catalogue.to_header()}) <= HEADER_WRITTEN:
+        return catalogue
+    return with_thumbnails(
+        catalogue, weights, {e.name: pair_of(e.thumbnail) for e in catalogue.effects if e.thumbnail}, others
+    )
 
 
 def _header_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:

@@ -35,6 +35,8 @@ class EffectEntry:
     """caption of the edit, "" where not given."""
     recaption_prompt_with_trigword: str
     """tag and caption: the student prompt, "" where not given."""
+    tag: str = ""
+    """tag of that student prompt where it is not its first word."""
 
 
 @dataclass(frozen=True)

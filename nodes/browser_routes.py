@@ -42,6 +42,11 @@ def add_browser_routes() -> None:
         try:
             asked = _asked(await request.json())
             return web.json_response({"file": await asyncio.to_thread(_edit, **asked)})
+        except web.HTTPRequestEntityTooLarge:
+            error = (
+                "the pictures are too large to send at once; save after a few of them, or make them smaller"
+            )
+            return web.json_response({"error": error}, status=413)
         except (CollectionError, ValueError, OSError) as error:
             return web.json_response({"error": str(error)}, status=400)
 
@@ -106,7 +111,7 @@ def _edit(file: str, titles: dict[str, str], pictures: dict[str, str], drop: lis
     root = Path(folder_paths.get_folder_paths("loras")[0])
     if save_as:
         target = unused(inside(root, save_as))
-        file = target.relative_to(root).as_posix()
+        file = str(target.relative_to(root))  # as ComfyUI lists it
     elif file == BUILT_IN:
         raise ValueError("the built-in collection is not changed; give the copy a name")
     else:

@@ -12,7 +12,7 @@ from comfy_api.latest import io, ui
 
 from ..collection.catalogue import fingerprint
 from ..collection.errors import CollectionError
-from ..collection.file import save_collection
+from ..collection.file import fitted, save_collection
 from ..collection.layouts import comfy_tensors, read_lora
 from ..training.lora import linear_shapes
 from .files import BUILT_IN, catalogue_of, collection_names, collection_path
@@ -52,8 +52,8 @@ class LoadCollection(io.ComfyNode):
                     options=["refuse", "warn"],
                     default="refuse",
                     advanced=True,
-                    tooltip="What to do when the collection was distilled on another model than the one "
-                    "given.",
+                    tooltip="What to do when the collection was distilled on a model of another architecture "
+                    "or size than the one given.",
                 ),
             ],
             outputs=[
@@ -63,10 +63,10 @@ class LoadCollection(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model: Any = None, file: str = "", **_: Any) -> Any:
-        """A file that was written anew is loaded anew."""
+    def fingerprint_inputs(cls, model: Any = None, file: str | None = "", **_: Any) -> Any:
+        """A file that was written anew is loaded anew. None comes for a linked input."""
         try:
-            return collection_path(file).stat().st_mtime_ns
+            return file and collection_path(file).stat().st_mtime_ns
         except (CollectionError, OSError):
             return file
 
@@ -146,7 +146,7 @@ class SaveCollection(io.ComfyNode):
     def execute(cls, collection: Collection, filename: str) -> io.NodeOutput:
         path = unused(inside(Path(folder_paths.get_folder_paths("loras")[0]), filename))
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_collection(path, collection.weights, collection.catalogue)
+        save_collection(path, collection.weights, fitted(collection.catalogue, collection.weights))
         return io.NodeOutput(str(path), ui=ui.PreviewText(f"saved: {path}"))
 
 

@@ -12,7 +12,7 @@ import folder_paths
 from comfy import model_management, utils
 from comfy_api.latest import io, ui
 
-from ..collection.catalogue import Catalogue, slug
+from ..collection.catalogue import Catalogue
 from ..collection.file import load_collection
 from ..collection.jsonl import EffectEntry, EffectSample, GeneralSample
 from ..collection.lora_weights import LoraWeights
@@ -30,7 +30,7 @@ from ..training.trainer import DivergedError
 from .effect import LONG_SIDE, SHAPE, multiple_for
 from .events import CANCELLED, RunEvents
 from .files import BUILT_IN
-from .places import unused
+from .places import folder_name, unused
 from .planning import plan_of
 from .previews import Previews
 from .settings import Settings
@@ -142,7 +142,7 @@ class DistilCollection(io.ComfyNode):
         few_step: str = NONE,
     ) -> io.NodeOutput:
         settings = settings or Settings("default", distillation(), Targets())
-        output = Path(folder_paths.get_output_directory()) / "collectionlora" / slug(name)
+        output = Path(folder_paths.get_output_directory()) / "collectionlora" / folder_name(name)
         lists = Lists({teacher.lora_name: teacher for teacher in teachers}, images, general)
         run = Run(
             output,

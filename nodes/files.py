@@ -25,7 +25,8 @@ def collection_path(name: str) -> Path:
     """Raises CollectionError for a name that is not in the folders, or leads out of them."""
     if name == BUILT_IN:
         return WEIGHTS / "collection.safetensors"
-    found = folder_paths.get_full_path("loras", name)
+    get = folder_paths.get_full_path
+    found = get("loras", name) or get("loras", name.replace("\\", "/"))  # a workflow from Windows
     if found is None or not name.lower().endswith(".safetensors"):
         raise CollectionError(f"{name}: no such file in models/loras; put the collection there")
     return Path(found)

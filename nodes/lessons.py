@@ -21,7 +21,7 @@ from ..collection.jsonl import (
 from ..training.pictures import fitted, read_picture, to_tensor
 from ..training.plots import SheetRow, contact_sheet
 from .files import BUILT_IN
-from .places import allowed
+from .places import allowed, readable
 from .sockets import TRAINING, EffectImagesSocket, GeneralImagesSocket, TeachersSocket
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -59,9 +59,9 @@ class Teacher(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora: str = "", **_: Any) -> Any:
-        """Run again when the file has been written anew under its name."""
-        path = folder_paths.get_full_path("loras", lora)
+    def fingerprint_inputs(cls, lora: str | None = "", **_: Any) -> Any:
+        """Run again when the file has been written anew under its name. None comes for a linked input."""
+        path = lora and folder_paths.get_full_path("loras", lora)
         return path and Path(path).stat().st_mtime_ns
 
     @classmethod
@@ -117,7 +117,7 @@ class Teachers(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, source: str = "", **_: Any) -> Any:
+    def fingerprint_inputs(cls, source: str | None = "", **_: Any) -> Any:
         """Read again when something in the folder has changed."""
         return changed(source, "effects.jsonl")
 
@@ -125,6 +125,8 @@ class Teachers(io.ComfyNode):
     def execute(cls, source: str, prompts: str, teachers: tuple[EffectEntry, ...] = ()) -> io.NodeOutput:
         path = allowed(source, "effects.jsonl")
         found = read_effects(path) if path.is_file() else _teachers_of(path, prompts)
+        for teacher in found:
+            readable(teacher.lora_path, f"{path}: {teacher.lora_path}")
         return io.NodeOutput(together([*teachers, *found]))
 
 
@@ -171,7 +173,7 @@ class EffectImages(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, before: str = "", after: str = "", **_: Any) -> Any:
+    def fingerprint_inputs(cls, before: str | None = "", after: str | None = "", **_: Any) -> Any:
         """Read again when something in the folders has changed."""
         return changed(before, "data.jsonl"), changed(after, "")
 
@@ -190,6 +192,9 @@ class EffectImages(io.ComfyNode):
             samples = [
                 one for name in names for one in [s for s in samples if s.lora_name == name][:for_each]
             ]
+        for one in samples:
+            for file in filter(None, (one.source_image, one.base_pred_image)):
+                readable(file, f"{path}: {file}")
         pairs = _pairs(samples)
         return io.NodeOutput(tuple(samples), pairs, ui=ui.PreviewImage(pairs, cls=cls))
 
@@ -223,7 +228,7 @@ class GeneralImages(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, pictures: str = "", **_: Any) -> Any:
+    def fingerprint_inputs(cls, pictures: str | None = "", **_: Any) -> Any:
         """Read again when something in the folder has changed."""
         return changed(pictures, "general.jsonl")
 
@@ -231,7 +236,10 @@ class GeneralImages(io.ComfyNode):
     def execute(cls, pictures: str, instructions: str) -> io.NodeOutput:
         path = allowed(pictures, "general.jsonl")
         if path.is_file():
-            return io.NodeOutput(tuple(read_general_data(path)))
+            general = tuple(read_general_data(path))
+            for one in general:
+                readable(one.source_image, f"{path}: {one.source_image}")
+            return io.NodeOutput(general)
         lines = [line.strip() for line in instructions.splitlines() if line.strip()]
         if not lines:
             raise ValueError("instructions is empty; write one edit a line, such as: make it evening")
@@ -249,8 +257,11 @@ def together(teachers: Sequence[EffectEntry]) -> tuple[EffectEntry, ...]:
     return tuple(teachers)
 
 
-def changed(text: str, built_in: str) -> Any:
-    """Something that differs once the files of a path do; never raises, that is for `execute`."""
+def changed(text: str | None, built_in: str) -> Any:
+    """Something that differs once the files of a path do; never raises, that is for `execute`. None: of
+    a linked input, whose text core knows only later."""
+    if text is None:
+        return None
     try:
         path = allowed(text, built_in)
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -272,9 +283,7 @@ def _teachers_of(folder: Path, prompts: str) -> list[EffectEntry]:
     teachers = []
     for file in files:
         note = file.with_suffix(".txt")
-        prompt = known.pop(file.stem, "") or (
-            note.read_text(encoding="utf-8").strip() if note.is_file() else ""
-        )
+        prompt = known.pop(file.stem, "") or (_text_of(note) if note.is_file() else "")
         if not prompt:
             raise ValueError(
                 f"{file.name} has no prompt; add the line {file.stem}: PROMPT, or {note.name} beside it"
@@ -285,18 +294,30 @@ def _teachers_of(folder: Path, prompts: str) -> list[EffectEntry]:
     return teachers
 
 
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig").strip()  # as Windows writes it, or without the mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text; save it as UTF-8") from error
+
+
 def _samples_of(teacher: EffectEntry, before: Path, after: Path | None) -> list[EffectSample]:
     name = teacher.lora_name
-    own = before / name
-    sources = _pictures_in(own if own.is_dir() else before)
+    own = _own(before, name) or before
+    sources = _pictures_in(own)
     made: dict[str, Path] = {}
-    if after is not None and (after / name).is_dir():
-        made = {file.stem: file for file in _pictures_in(after / name)}
+    if after is not None and (results := _own(after, name)):
+        made = {file.stem: file for file in _pictures_in(results)}
         stems = {file.stem for file in sources}
         for stem, file in made.items():
             if stem not in stems:
-                raise ValueError(f"{file} has no source of that name in {own if own.is_dir() else before}")
+                raise ValueError(f"{file} has no source of that name in {own}")
     return [EffectSample(source, teacher.prompt, name, made.get(source.stem)) for source in sources]
+
+
+def _own(folder: Path, name: str) -> Path | None:
+    """The folder in `folder` that is called like the effect, if there is one."""
+    return next((one for one in folder.iterdir() if one.name == name and one.is_dir()), None)
 
 
 def _pictures_in(folder: Path) -> list[Path]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import unicodedata
 from pathlib import Path
 
 import folder_paths
 
+from ..collection.catalogue import slug
 from ..pocket import WEIGHTS
 from .files import BUILT_IN
 
@@ -23,6 +26,12 @@ def roots() -> list[Path]:
         if kind in folder_paths.folder_names_and_paths:
             named += folder_paths.get_folder_paths(kind)
     return [Path(name).resolve() for name in named]
+
+
+def folder_name(name: str) -> str:
+    """A run's folder: `My Collection!` -> `my_collection`, other scripts' letters as they are."""
+    words = re.sub(r"[\W_]+", "_", unicodedata.normalize("NFKC", name).lower()).strip("_")[:64]
+    return words or slug(name)
 
 
 def unused(path: Path, between: str = " ") -> Path:
@@ -48,6 +57,21 @@ def inside(root: Path, name: str) -> Path:
     return root.joinpath(*parts[:-1], parts[-1] + ".safetensors")
 
 
+def readable(path: Path, said: str) -> Path:
+    """`path`, absolute and without `..`. What lies in an allowed folder may be a link to elsewhere.
+
+    Raises ValueError, quoting what the user `said`, where it is outside all folders.
+    """
+    path, places = Path(os.path.abspath(path)), roots()  # noqa: PTH100
+    allowed_ones = (*places, _POCKET, _POCKET.resolve())
+    if not any(one.is_relative_to(root) for one in (path, path.resolve()) for root in allowed_ones):
+        raise ValueError(
+            f"{said} lies outside the folders that may be read ({', '.join(map(str, places))}); move it "
+            f"there, or name its folder under {KIND} in extra_model_paths.yaml"
+        )
+    return path
+
+
 def allowed(text: str, built_in: str) -> Path:
     """A file or folder that exists; if relative, below the first of `roots` that has it. `built_in` is a file
     of the pocket.
@@ -62,15 +86,8 @@ def allowed(text: str, built_in: str) -> Path:
             "the path is empty; give a folder or a .jsonl list, by its name below ComfyUI's input or models "
             "folder"
         )
-    readable = roots()
-    tried = [(root / Path(text).expanduser()).resolve() for root in readable]
-    path = next((one for one in tried if one.exists()), tried[0])
-    if not any(path.is_relative_to(root) for root in readable):
-        places = ", ".join(map(str, readable))
-        raise ValueError(
-            f"{text} lies outside the folders that may be read ({places}); move it there, or name its folder "
-            f"under {KIND} in extra_model_paths.yaml"
-        )
+    tried = [root / Path(text).expanduser() for root in roots()]
+    path = readable(next((one for one in tried if one.exists()), tried[0]), text)
     if not path.exists():
         raise ValueError(
             f"{text}: no such file or folder below ComfyUI's input, output or models folder; check the path"

@@ -17,8 +17,9 @@ STEPS = io.Int.Input(
     "steps",
     default=8,
     min=1,
-    max=8,
-    tooltip="8 is what collections are trained for; fewer are faster and softer.",
+    max=64,
+    tooltip="8 is what collections are trained for, unless Collection Info says otherwise; fewer are faster "
+    "and softer, more change nothing.",
 )
 
 

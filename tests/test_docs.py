@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pathspec import GitIgnoreSpec
 
 LANGUAGES = {"en": "web/docs/{node}.md", "zh": "web/docs/{node}/zh.md"}
 MOST_BYTES = 1_500_000
@@ -43,6 +44,17 @@ def test_every_node_has_a_help_page_with_a_picture(repository: Path, language: s
         page = (repository / LANGUAGES[language].format(node=node)).read_text(encoding="utf-8")
         assert page.startswith("# ")
         assert f"{node}/node.jpg" in pictures(page), node
+
+
+def test_what_users_install_has_its_help_pages_and_no_tests(repository: Path) -> None:
+    """`.comfyignore` has the patterns of `.gitignore`: those without a leading slash hold in every folder."""
+    ignored = GitIgnoreSpec.from_lines((repository / ".comfyignore").read_text(encoding="utf-8").splitlines())
+    for node in nodes(repository):
+        for page in LANGUAGES.values():
+            assert not ignored.match_file(page.format(node=node)), node
+    for part in ("nodes/distil.py", "pocket/weights/collection.safetensors", "workflows/distil_qwen.json"):
+        assert not ignored.match_file(part)
+    assert ignored.match_file("tests/test_docs.py")
 
 
 def test_every_picture_of_a_page_exists_and_together_they_are_small(repository: Path) -> None:

@@ -28,7 +28,7 @@ def read_extended(run: Run, shapes: Shapes) -> tuple[Run, LoraWeights | None]:
 
 def extended(run: Run, name: str, weights: LoraWeights, catalogue: Catalogue) -> tuple[Run, LoraWeights]:
     """`run` going on from the collection `name`, and the weights that its student starts from: known effects
-    keep tag, prompt, title and picture, and the student its rank.
+    keep tag, prompt, title, category and picture, and the student its rank.
 
     A few-step LoRA that is in it is taken out and stands below the student again. In a file that does not say
     where it is (of an earlier version) it is trained as a part of the student; the new file names it.
@@ -50,7 +50,12 @@ def extended(run: Run, name: str, weights: LoraWeights, catalogue: Catalogue) ->
     student, below = _parts(name, weights, catalogue) if held else (weights, None)
     known = {teachers[effect.name]: effect for effect in catalogue.effects}
     asked = {
-        teacher: replace(run.lists.effects[teacher], recaption_prompt_with_trigword=effect.prompt)
+        teacher: replace(
+            entry := run.lists.effects[teacher],
+            recaption_prompt_with_trigword=effect.prompt,
+            tag=effect.tag,
+            data_type=entry.data_type or effect.category,
+        )
         for teacher, effect in known.items()
     }
     rank = max(map(len, student.down.values()))

@@ -24,6 +24,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 INK = "#22262b"
 QUIET = "#6b7480"
 SMOOTH_OVER = 40
+LARGEST_SHEET = 40_000_000
 """The thick line of a loss averages over a window of 1/40 of the run, at least 5 points."""
 
 
@@ -228,13 +229,15 @@ def contact_sheet(
 
 
 def named_grid(names: Sequence[str], pictures: Sequence[Tensor]) -> Image.Image:
-    """Pictures (3,H,W) of one size, each above its name, in about as many columns as rows."""
+    """Pictures (3,H,W) of one size, each above its name, in about as many columns as rows. They are made
+    smaller where all would have more than `LARGEST_SHEET` pixels."""
     if len(names) != len(pictures) or not names:
         raise ValueError(f"{len(names)} names for {len(pictures)} pictures")
     height, width = pictures[0].shape[-2:]
     # small pictures are enlarged, or no name would fit below them
     scale = max(1, round(192 / max(height, width)))
-    width, height = width * scale, height * scale
+    scale *= min(1, (LARGEST_SHEET / (len(names) * width * height * scale**2)) ** 0.5)
+    width, height = round(width * scale), round(height * scale)
     columns = math.ceil((len(names) * height / width) ** 0.5)
     gap = max(4, width // 32)
     font = ImageFont.load_default(max(12, width // 14))

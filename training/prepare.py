@@ -198,8 +198,8 @@ def draft_prompts(
 
 def _own_words(effect: EffectEntry) -> tuple[str, str]:
     """Tag and caption that the list itself gives, "" where it gives none."""
-    tag, *rest = effect.recaption_prompt_with_trigword.split(maxsplit=1) or [""]
-    return tag, "".join(rest) if tag else effect.recaption_prompt
+    first, *rest = effect.recaption_prompt_with_trigword.split(maxsplit=1) or [""]
+    return effect.tag or first, "".join(rest) if first else effect.recaption_prompt
 
 
 def _fixed_tags(effects: Mapping[str, EffectEntry], tags: str) -> dict[str, str]:

@@ -63,7 +63,8 @@ def student_prompt(tag: str, caption: str) -> str:
 
 def compose(first: str, second: str, form: str = COMPOSITION) -> str:
     """One instruction for two effects, A then B, from their student prompts (zero-shot composition A(+)B)."""
-    return form.format(first=first.rstrip(" ."), second=second.rstrip(" ."))
+    words = {"{first}": first.rstrip(" ."), "{second}": second.rstrip(" .")}
+    return re.sub(r"\{(?:first|second)\}", lambda found: words[found[0]], form)
 
 
 def candidate_tags(name: str, count: int, seed: int) -> list[str]:

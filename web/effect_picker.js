@@ -179,6 +179,7 @@ app.registerExtension({
   init: () => ready, // before a workflow's nodes are made
   setup() {
     api.addEventListener(/** @type {any} */ ("graphChanged"), follow);
+    api.addEventListener("reconnected", () => refreshAll()); // what was asked meanwhile has failed
     app.canvas.canvas.addEventListener("subgraph-opened", (/** @type {any} */ { detail }) => {
       noteOpened(detail.subgraph, detail.fromNode);
       follow();

@@ -330,8 +330,11 @@ class TestFingerprint:
         ("1117_name", "1117_name"),
         ("Café  Noir", "cafe_noir"),
         ("漫画", "effect_8447fb05"),
+        ("漫画 v1", "v1_86d3e534"),
+        ("水彩 v1", "v1_7431c5b5"),
     ],
 )
 def test_slugs_are_stable_effect_names(text, name):
     assert slug(text) == name
-    assert Effect(slug("x" * 300), "t", "<t>", "p")
+    for long in ("x" * 300, "x漫" * 300):
+        assert Effect(slug(long), "t", "<t>", "p")

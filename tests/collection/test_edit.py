@@ -8,9 +8,18 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from collectionlora.collection.catalogue import HEADER_KEY
 from collectionlora.collection.edit import edit_collection
 from collectionlora.collection.errors import CollectionError
-from collectionlora.collection.file import load_collection, read_catalogue, save_collection, with_thumbnails
+from collectionlora.collection.file import (
+    HEADER_WRITTEN,
+    load_collection,
+    read_catalogue,
+    save_collection,
+    with_thumbnails,
+)
+from collectionlora.collection.layouts import comfy_tensors
+from collectionlora.collection.tensors import read_header, save_tensors
 
 
 @pytest.fixture
@@ -72,3 +81,29 @@ def test_a_wrong_change_leaves_the_file_as_it_was(path, change, message):
     with pytest.raises(CollectionError, match=message):
         edit_collection(path, path, **change)
     assert path.read_bytes() == bytes_before
+
+
+def test_what_other_programs_wrote_into_the_header_stays(path):
+    weights, catalogue = load_collection(path)
+    others = {"modelspec.author": "a", "modelspec.license": "b", HEADER_KEY: "not this"}
+    save_collection(path, weights, catalogue, others)
+    assert read_header(path).metadata == {**others, **catalogue.to_header()}
+    edited = edit_collection(path, path, titles={catalogue.effects[0].name: "Another title"})
+    assert read_header(path).metadata == {**others, **edited.to_header()}
+
+
+def test_pictures_of_a_file_with_a_larger_header_are_made_smaller(path, make_weights):
+    """Others may write headers of up to 8 MiB; ComfyUI shows none above 1 MiB."""
+    catalogue = read_catalogue(path)
+    noise = Image.effect_noise((700, 700), 100).convert("RGB")
+    large = io.BytesIO()
+    noise.save(large, "WEBP", quality=100)
+    effects = tuple(replace(effect, thumbnail=large.getvalue()) for effect in catalogue.effects)
+    save_tensors(path, comfy_tensors(make_weights()), replace(catalogue, effects=effects).to_header())
+    first = catalogue.effects[0].name
+    assert read_header(path).size > HEADER_WRITTEN
+    edit_collection(path, path, titles={first: "Another title"})
+    assert read_header(path).size <= HEADER_WRITTEN
+    after = read_catalogue(path)
+    assert after[first].title == "Another title"
+    assert all(effect.thumbnail for effect in after.effects)

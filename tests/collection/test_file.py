@@ -152,7 +152,7 @@ class TestRefusal:
         catalogue = big_catalogue(30)
         catalogue = replace(catalogue, effects=tuple(replace(e, thumbnail=heavy) for e in catalogue.effects))
         (tmp_path / "c.safetensors").write_text("old")
-        with pytest.raises(CollectionError, match="fit the thumbnails with"):
+        with pytest.raises(CollectionError, match="leave pictures out, or shorten the prompts"):
             save_collection(tmp_path / "c.safetensors", make_weights(), catalogue)
         assert (tmp_path / "c.safetensors").read_text() == "old"
 

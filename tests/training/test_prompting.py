@@ -156,6 +156,9 @@ def test_composition_names_both_in_order():
     text = prompting.compose("<a_1> frost.", "<b_2> gild")
     assert text == "First turn the input into '<a_1> frost', then do '<b_2> gild'."
     assert prompting.compose("A", "B", prompting.SHORT_COMPOSITION) == "A, then B"
+    assert (
+        prompting.compose("{second}", "B", "{first} {bright} then {second} {") == "{second} {bright} then B {"
+    )
     assert prompting.student_prompt("", "frost") == "frost"
 
 

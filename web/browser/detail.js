@@ -15,6 +15,8 @@ import { t } from "../words.js";
  * @property {boolean} editable
  */
 
+const LARGEST = 512; // pixels a side that are sent of a new picture
+
 export class Detail {
   /**
    * @param {File} file @param {Effect[]} effects
@@ -102,17 +104,13 @@ export class Detail {
   }
 
   /** @param {Effect} effect @param {Blob | undefined} chosen @param {HTMLImageElement} picture */
-  #take(effect, chosen, picture) {
+  async #take(effect, chosen, picture) {
     if (!chosen) return;
-    const reader = new FileReader();
-    reader.addEventListener("load", () => {
-      const address = String(reader.result);
-      picture.src = address;
-      picture.classList.add("cl-new");
-      this.pictures[effect.name] = address.slice(address.indexOf(",") + 1);
-      this.#mark();
-    });
-    reader.readAsDataURL(chosen);
+    const address = await small(chosen).catch(() => whole(chosen)); // what is no picture the server refuses, in words
+    picture.src = address;
+    picture.classList.add("cl-new");
+    this.pictures[effect.name] = address.slice(address.indexOf(",") + 1);
+    this.#mark();
   }
 
   #mark() {
@@ -121,3 +119,23 @@ export class Detail {
     this.copy.disabled = !this.name.value.trim();
   }
 }
+
+/** A picture's data address, no larger than a thumbnail needs. @param {Blob} file */
+async function small(file) {
+  const bitmap = await createImageBitmap(file);
+  const scale = Math.min(1, LARGEST / Math.max(bitmap.width, bitmap.height));
+  const canvas = element("canvas");
+  canvas.width = Math.max(1, Math.round(bitmap.width * scale));
+  canvas.height = Math.max(1, Math.round(bitmap.height * scale));
+  canvas.getContext("2d")?.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  return canvas.toDataURL();
+}
+
+/** A file's data address. @param {Blob} file @returns {Promise<string>} */
+const whole = (file) =>
+  new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.addEventListener("load", () => resolve(String(reader.result)));
+    reader.addEventListener("error", () => reject(reader.error));
+    reader.readAsDataURL(file);
+  });

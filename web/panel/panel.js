@@ -21,7 +21,7 @@ function ending(story) {
   let how = t("Complete.");
   if (story.ended === CANCELLED) how = t("Cancelled.");
   else if (story.ended) how = t("Stopped: {reason}.", { reason: story.ended });
-  return `${how} ${story.kept ? t("Kept in {file}", { file: story.kept }) : t("Nothing was learnt yet.")}`;
+  return `${how} ${story.kept ? t("Kept in {file}", { file: story.kept }) : t("Nothing new was learnt.")}`;
 }
 
 /** @param {Record<string, any>} story */

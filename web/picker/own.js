@@ -101,7 +101,15 @@ async function run(prompt, workflow, tell) {
       listen("execution_interrupted", () => reject(new Error(t("Cancelled."))));
       listen("execution_error", (detail) => reject(new Error(detail.exception_message)));
       // Of what is deleted before its turn no event tells; of what has ended one did, before this one.
-      const look = async () => (await isQueued(await id)) || reject(new Error(t("Cancelled.")));
+      const look = async () => {
+        try {
+          if (await isQueued(await id)) return;
+          if (await isComplete(await id)) resolve(null); // while the page was cut off
+          else reject(new Error(t("Cancelled.")));
+        } catch {
+          // the server is away; this is called again when it is back
+        }
+      };
       api.addEventListener("status", look, { signal: heard.signal });
       queued.catch(reject);
     });
@@ -115,6 +123,12 @@ async function isQueued(id) {
   const response = await api.fetchApi("/queue");
   const { queue_running, queue_pending } = await response.json();
   return [...queue_running, ...queue_pending].some((one) => one[1] === id);
+}
+
+/** Whether a prompt has ended well. @param {string} id */
+async function isComplete(id) {
+  const response = await api.fetchApi(`/history/${id}`);
+  return Boolean((await response.json())[id]?.status?.completed);
 }
 
 /** The id of what was queued; rejects with why it was not. @param {object} asked */

@@ -190,3 +190,19 @@ def test_teachers_are_known_by_the_catalogues_names(project: Any, host: Any) -> 
     run, _ = read_extended(read_run(project.write()), shapes)
     assert run.lists.effects["Frost"].recaption_prompt_with_trigword == KNOWN.prompt
     assert run.titles["Frost"] == "Frosted glass"
+
+
+def test_an_effect_whose_prompt_does_not_begin_with_its_tag_keeps_both_and_its_category(
+    project: Any, host: Any
+) -> None:
+    """As of a collection that was made with tags = "none"."""
+    shapes = linear_shapes(host.transformer)
+    known = Effect("frost", "Frosted glass", "frost", "Cover it with ice", "winter")
+    catalogue = Catalogue((known,), (1.0, 0.5, 0.0), fingerprint(shapes, "tiny"))
+    save_collection(project.folder / "finished.safetensors", begun(project, shapes), catalogue)
+    project.settings["extend"] = "finished.safetensors"
+    asked = read_run(project.write())
+    entries = {name: replace(one, data_type="") for name, one in asked.lists.effects.items()}
+    run, first = read_extended(replace(asked, lists=replace(asked.lists, effects=entries)), shapes)
+    with DistillationRun(run, host, first=first) as job:
+        assert job.prepare().catalogue["frost"] == known
