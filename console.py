@@ -105,6 +105,8 @@ def distil(
     run, first = read_extended(run, linear_shapes(host.transformer))
     stopped: Cancelled | DivergedError | None = None
     with console.listening(), DistillationRun(run, host, console.cancelled, first, workers) as job:
+        if resume:
+            job.check_resumable()  # not after hours of teacher images
         job.prepare(console.progress)
         try:
             for record in job.train(resume, console.progress):

@@ -226,6 +226,8 @@ def _train(job: DistillationRun, host: ComfyHost, events: RunEvents, preview_eve
         logging.warning("CollectionLoRA may run out of memory: %s", warning)
     events.plan(f"{plan}\n{warning}".strip())
     try:
+        if run.checkpoint.is_file():
+            job.check_resumable()  # not after hours of teacher images
         prepared = job.prepare(progress, list(job.effects) if preview_every else [])
         events.prompts(prepared.tags)
         events.shows(dict(zip(job.effects, prepared.catalogue.effects)), prepared.given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,10 @@ class EffectImages(io.ComfyNode):
             samples = read_effect_data(path, names)
         else:
             results = allowed(after, "") if after.strip() else None
+            if results and not any(_own(results, name) for name in names):
+                raise ValueError(
+                    f"{results} has no subfolder named like an effect, such as {names[0]}; make one"
+                )
             samples = [one for teacher in teachers for one in _samples_of(teacher, path, results)]
         if for_each:
             samples = [
@@ -308,8 +313,10 @@ def _samples_of(teacher: EffectEntry, before: Path, after: Path | None) -> list[
     made: dict[str, Path] = {}
     if after is not None and (results := _own(after, name)):
         made = {file.stem: file for file in _pictures_in(results)}
-        stems = {file.stem for file in sources}
+        stems = Counter(file.stem for file in sources)
         for stem, file in made.items():
+            if stems[stem] > 1:
+                raise ValueError(f"{file} is of two sources in {own} that have its name; give each its own")
             if stem not in stems:
                 raise ValueError(f"{file} has no source of that name in {own}")
     return [EffectSample(source, teacher.prompt, name, made.get(source.stem)) for source in sources]

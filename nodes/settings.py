@@ -118,7 +118,8 @@ class DistillationSettings(io.ComfyNode):
             for kind in ("warm_cycles", "imitation_cycles"):  # as large a part of the run as the preset has
                 part = PRESETS[preset].get(kind, 0)
                 if part and kind not in values:
-                    values[kind] = round(cycles * part / PRESETS[preset]["cycles"])
+                    # but no more, or a finished run could not be made longer
+                    values[kind] = min(part, round(cycles * part / PRESETS[preset]["cycles"]))
         if rank:
             values |= {"rank": rank, "alpha": values.get("alpha", float(rank))}
         if learning_rate:

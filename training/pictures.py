@@ -11,10 +11,18 @@ from torch import Tensor
 
 
 def read_picture(path: Path) -> Image.Image:
-    """A file as upright RGB. Raises ValueError naming the file."""
+    """A file as upright RGB, what is transparent on white. Raises ValueError naming the file."""
     try:
         with Image.open(path) as file:
-            return ImageOps.exif_transpose(file).convert("RGB")
+            picture = ImageOps.exif_transpose(file)
+            if picture.mode.startswith("I"):  # 16 bits, which `convert` would cut off at 8
+                picture = Image.fromarray(
+                    (np.asarray(picture, np.float32) / 257).clip(0, 255).astype(np.uint8)
+                )
+            if picture.has_transparency_data:
+                white = Image.new("RGBA", picture.size, "white")
+                picture = Image.alpha_composite(white, picture.convert("RGBA"))
+            return picture.convert("RGB")
     except Exception as error:  # decoders raise many kinds on damaged files
         raise ValueError(f"{path} is not a readable picture: {error}") from error
 

@@ -13,9 +13,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..collection.atomic import atomic_write
-from ..collection.jsonl import EffectEntry, EffectSample, GeneralSample
+from ..collection.jsonl import EffectEntry, EffectSample
 from .captions import PAIRS_SHOWN, VlmEndpoint, caption_effect, caption_template
-from .data import Lessons, Sample, TeacherPath
+from .data import TeacherPath
+from .encoding import prompt_encoder
 from .host import Host
 from .pictures import read_picture, to_tensor
 from .prompting import (
@@ -67,11 +68,16 @@ class Pictures:
 
 
 def check_lists(effects: Sequence[str], samples: Sequence[EffectSample], sees_image: bool) -> None:
-    """Raise DataError for an effect without pictures, or few sources where the text encoder sees them."""
+    """Raise DataError for an effect without pictures, pictures without effect, or few sources where the text
+    encoder sees them."""
     used = {sample.lora_name for sample in samples}
     for name in effects:
         if name not in used:
             raise DataError(f"effect {name!r} has no source image; add some to the data list or drop it")
+    for name in sorted(used - {*effects}):
+        raise DataError(
+            f"there are pictures for {name!r}, which is none of the teachers; give both the same ones"
+        )
     sources = {sample.source_image for sample in samples}
     if sees_image and len(sources) < IMAGES_AT_LEAST:
         raise DataError(
@@ -160,7 +166,7 @@ def make_targets(
 
     Raises Cancelled; what was made is kept on the disk.
     """
-    encode = _encoder(host)
+    encode = prompt_encoder(host)
     missing = [i for i, picture in enumerate(pictures) if picture.target is None]
     wanted = []
     for i in missing:
@@ -324,69 +330,3 @@ def _asked_caption(
             temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
     caption: str = known[key]
     return caption
-
-
-def encode_general(
-    host: Host,
-    general: Sequence[GeneralSample],
-    samples: Sequence[EffectSample],
-    pictures: Sequence[Pictures],
-    cancelled: Callable[[], bool] = lambda: False,
-) -> list[Sample]:
-    """The general stream, encoded once, in RAM. `pictures` of the effects' samples are not read again.
-
-    Raises ValueError for an unreadable picture; Cancelled.
-    """
-    encode = _encoder(host)
-    known = {one.source_image: (own.image, own.source) for one, own in zip(samples, pictures, strict=True)}
-    encoded = []
-    for one in general:
-        if cancelled():
-            raise Cancelled("cancelled while encoding the general stream")
-        if one.source_image not in known:
-            image = host.read_image(one.source_image)
-            known[one.source_image] = image, host.encode_image(image[None])[0]
-        image, source = known[one.source_image]
-        text = encode(one.instruction, image)
-        encoded.append(Sample(None, source.cpu(), text, text, encode("", image)))
-    return encoded
-
-
-def encode_lessons(
-    host: Host,
-    prompts: Mapping[str, EffectPrompts],
-    samples: Sequence[EffectSample],
-    pictures: Sequence[Pictures],
-    general: Sequence[Sample],
-    cancelled: Callable[[], bool] = lambda: False,
-) -> Lessons:
-    """Everything the trainer needs, encoded once, in RAM. Raises Cancelled."""
-    encode = _encoder(host)
-    effects: dict[str, list[Sample]] = {name: [] for name in prompts}
-    for sample, picture in zip(samples, pictures, strict=True):
-        if cancelled():
-            raise Cancelled("cancelled while encoding prompts")
-        words = prompts[sample.lora_name]
-        student, teacher = encode(words.student, picture.image), encode(words.teacher, picture.image)
-        empty = encode("", picture.image)
-        target = None if picture.target is None else picture.target.cpu()
-        effects[sample.lora_name].append(
-            Sample(sample.lora_name, picture.source.cpu(), student, teacher, empty, target, picture.path)
-        )
-    return Lessons(effects, general)
-
-
-def _encoder(host: Host) -> Callable[[str, Tensor], Tensor]:
-    """`encode(prompt, image)` -> (T,D) in RAM, each prompt once; where the encoder sees the image, once for
-    each."""
-    known: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
-
-    def encode(prompt: str, image: Tensor) -> Tensor:
-        key = (prompt, id(image) if host.text_sees_image else 0)
-        if key not in known:
-            seen = image if host.text_sees_image else None
-            # the image is kept, so that no other gets its id
-            known[key] = host.encode_text([prompt], seen)[0].cpu(), image
-        return known[key][0]
-
-    return encode

@@ -26,7 +26,7 @@ def difference(ours: Mapping[str, Any], theirs: Any, cycle: int = 0) -> str | No
         return "no settings at all"
     for key, value in ours.items():
         found = theirs.get(key, ONCE.get(key))
-        if key in MAY_DIFFER or found == value:
+        if key in MAY_DIFFER or found == value or (key == "sizes" and found is None):  # of an earlier version
             continue
         if key in LENGTHS and _kinds(ours, cycle) == _kinds(theirs, cycle):
             continue
@@ -35,6 +35,16 @@ def difference(ours: Mapping[str, Any], theirs: Any, cycle: int = 0) -> str | No
         if (inner := difference(value, found)) is not None:
             return f"{key}.{inner}"
     return None
+
+
+def check_settings(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raises CheckpointError, naming the first difference, where the state `theirs` of the file `path` is of
+    another configuration or other lessons than the state `ours`."""
+    for part, where in (("config", ""), ("lessons", "lessons.")):
+        if (wrong := difference(ours[part], theirs.get(part), theirs.get("cycle", 0))) is not None:
+            raise CheckpointError(
+                f"{path}: made with {where}{wrong}; restore that, or start again without resuming"
+            )
 
 
 def check_origin(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
@@ -49,6 +59,8 @@ def check_origin(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any])
         refuse("the run was trained on another base, or with another base_dtype")
     if theirs.get("few_step") != ours["few_step"]:
         refuse("the run was trained with another few_step LoRA, or without one")
+    if theirs.get("targets", ours["targets"]) != ours["targets"]:
+        refuse(f"the run was trained with other teacher steps or guidance, {theirs['targets']}")
     for name, found in theirs.get("teachers", {}).items():
         if ours["teachers"].get(name, found) != found:
             refuse(f"the file of teacher {name!r} is not the one that the run was trained with")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from ..collection.layouts import read_lora
 from ..collection.lora_weights import LoraWeights
 from ..collection.thumbnails import Pair
 from .bank import TeacherBank
+from .checkpoint import copied, load_state
 from .config import nearest
 from .distiller import FAKE, FEW_STEP, STUDENT, Distiller
+from .encoding import encode_general, encode_lessons
 from .host import Host
 from .lora import LoraAdapter, added_up, linear_shapes, target_shapes, weights_hash, widened
 from .pictures import to_pil
@@ -30,8 +33,6 @@ from .prepare import (
     check_lists,
     choose_prompts,
     draft_prompts,
-    encode_general,
-    encode_lessons,
     make_targets,
     on_one_source,
     read_pictures,
@@ -39,12 +40,12 @@ from .prepare import (
 from .prompting import TagReport
 from .randomness import generator
 from .record import Losses, Record, until
-from .resuming import check_origin
+from .resuming import check_origin, check_settings
 from .roles import Roles
 from .run_config import ConfigError, Run, Targets, read_run
 from .sampling import apply_collection
 from .targets import TargetMaker, file_hash
-from .trainer import Trainer
+from .trainer import Cancelled, Trainer
 from .workers import ALONE, Workers
 
 __all__ = ["DistillationRun", "Prepared", "Progress", "Run", "Targets", "read_run"]
@@ -130,6 +131,8 @@ class DistillationRun:
                 self.adapters[role].load(first)
         adapters = dict(self.adapters)
         below = run.below if run.few_step is None else read_lora(run.few_step, self.shapes)
+        # now: the file may be gone when the state is saved
+        self._few_step = file_hash(run.few_step) if run.few_step else below and weights_hash([below])
         if below is not None:
             adapters[FEW_STEP] = LoraAdapter.of(below).to(host.device)
         self.roles = Roles(host.transformer, adapters)
@@ -235,6 +238,13 @@ class DistillationRun:
         finally:
             self._save()
 
+    def check_resumable(self) -> None:
+        """Raises CheckpointError where the saved state is of other settings or numbers of pictures."""
+        run, counts = self.run, Counter(sample.lora_name for sample in self._samples)
+        ours = {"effects": [[n, counts[n]] for n in self.effects], "general": len(run.lists.general)}
+        state = load_state(run.checkpoint, plain=True)
+        check_settings(run.checkpoint, state, {"config": copied(asdict(run.distill)), "lessons": ours})
+
     def resume(self) -> None:
         """Take up the state that is saved, before `train`. Raises CheckpointError if that fails."""
         self.trainer.resume(self.run.checkpoint)
@@ -255,13 +265,6 @@ class DistillationRun:
         self.trainer.save(self.run.checkpoint)
 
     @property
-    def _few_step(self) -> str | None:
-        """Of the few-step LoRA below the student."""
-        if self.run.few_step is not None:
-            return file_hash(self.run.few_step)
-        return None if self.run.below is None else weights_hash([self.run.below])
-
-    @property
     def _progress_file(self) -> Path:
         return self.run.output / "progress.json"
 
@@ -270,6 +273,7 @@ class DistillationRun:
         return {
             "base": self.host.identity,
             "few_step": self._few_step,
+            "targets": [self.run.targets.steps, self.run.targets.guidance],
             "teachers": self._teachers,
             "prompts": self._prompts(),
         }
@@ -373,6 +377,8 @@ class DistillationRun:
     def _results(self, weights: LoraWeights, pictures: Mapping[str, Pictures]) -> Iterator[Tensor]:
         config = self.run.distill
         for name, picture in pictures.items():
+            if self.cancelled():
+                raise Cancelled("cancelled while making pictures of the effects")
             prompt, image = self.prepared.prompts[name].student, picture.image
             draws = [generator(config.seed, "thumbnail", name)]
             sigmas = config.objective.sigmas

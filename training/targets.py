@@ -21,6 +21,7 @@ from .host import Host
 from .randomness import generator
 from .roles import Roles
 from .sampling import sample_teachers
+from .trainer import Cancelled
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,10 @@ class TargetMaker:
     def make(
         self, roles: Roles, wanted: Sequence[Wanted], cancelled: Callable[[], bool] = lambda: False
     ) -> Iterator[tuple[int, TeacherImage]]:
-        """(index, image) for each wanted image, those on disk first. Stops early if cancelled."""
+        """(index, image) for each wanted image, those on disk first. Stops early if cancelled.
+
+        Raises ValueError for a teacher whose image is not finite: it is not kept.
+        """
         keys = [self._key(one) for one in wanted]
         paths = [self.folder / f"{key}.safetensors" for key in keys]
         missing = []
@@ -96,8 +100,16 @@ class TargetMaker:
         for chosen in self._batches(wanted, missing):
             if cancelled():
                 return
-            made = self._sample(roles, [wanted[i] for i in chosen], [keys[i] for i in chosen])
-            for i, image in zip(chosen, made):
+            try:
+                some = self._sample(roles, [wanted[i] for i in chosen], [keys[i] for i in chosen], cancelled)
+            except Cancelled:
+                return
+            for i, image in zip(chosen, some):
+                if not image.latent.isfinite().all():
+                    raise ValueError(
+                        f"the teacher of {wanted[i].effect!r} makes pictures of NaN or infinity; use another "
+                        "dtype of the base, another attention, or another LoRA"
+                    )
                 with atomic_write(paths[i]) as temporary:
                     save_file(image.tensors(), temporary)
                 yield i, image
@@ -114,9 +126,11 @@ class TargetMaker:
             yield from (some[start : start + self.batch] for start in range(0, len(some), self.batch))
 
     def _read(self, file: Path) -> TeacherImage:
-        """Raises KeyError for one without the states that are wanted."""
+        """Raises KeyError for one without the states that are wanted, or with what is no number."""
         tensors = load_file(file)
         latent = tensors["latent"].to(self.host.device)
+        if not latent.isfinite().all():
+            raise KeyError("latent")
         if not self.path_sigmas:
             return TeacherImage(latent)
         path = TeacherPath(tensors["sigmas"], tensors["states"])
@@ -124,10 +138,14 @@ class TargetMaker:
             raise KeyError("sigmas")
         return TeacherImage(latent, path)
 
-    def _sample(self, roles: Roles, wanted: Sequence[Wanted], keys: Sequence[str]) -> Iterator[TeacherImage]:
+    def _sample(
+        self, roles: Roles, wanted: Sequence[Wanted], keys: Sequence[str], cancelled: Callable[[], bool]
+    ) -> Iterator[TeacherImage]:
         passed = []
 
         def visit(sigma: float, x: Tensor) -> None:
+            if cancelled():
+                raise Cancelled
             if sigma in self.path_sigmas:
                 passed.append(x.half().cpu())
 

@@ -24,7 +24,7 @@ from .lora import LoraAdapter, LoraWeights
 from .memory import peak_memory
 from .optimizer import make_optimizer
 from .record import Record
-from .resuming import difference
+from .resuming import check_settings
 from .ways import Way, Ways
 from .workers import ALONE, Workers
 
@@ -117,13 +117,16 @@ class Trainer:
                 self._in_a_row = 0
             self.cycle += 1
             if self.cycle == self.config.start_cycles:
-                if self.config.matching_cycles:  # else the run may be asked for more of these
-                    self.ways.restore({})
-                if self.config.objective.fake_base == "base":
-                    self.fake.load_state_dict(self.student.state_dict())
+                self._begin_matching()
             self._kept, self._spare = self._state(self._spare), self._kept
             record.memory = peak_memory(next(self.student.parameters()).device)
             yield record
+
+    def _begin_matching(self) -> None:
+        if self.config.matching_cycles:  # else the run may be asked for more imitation
+            self.ways.restore({})
+        if self.config.objective.fake_base == "base":
+            self.fake.load_state_dict(self.student.state_dict())
 
     def _cycle(self, record: Record) -> None:
         objective = self.config.objective
@@ -337,7 +340,9 @@ class Trainer:
     def _lessons(self) -> dict[str, Any]:
         """What names the samples: their numbers, in the order in which they are drawn."""
         counts = [[name, len(samples)] for name, samples in self.lessons.effects.items()]
-        return {"effects": counts, "general": len(self.lessons.general)}
+        every = [*self.lessons.general, *(one for some in self.lessons.effects.values() for one in some)]
+        sizes = sorted({tuple(one.source.shape) for one in every})
+        return {"effects": counts, "general": len(self.lessons.general), "sizes": [*map(list, sizes)]}
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.cycle, self.skipped, self._in_a_row = state["cycle"], state["skipped"], state["in_a_row"]
@@ -365,15 +370,12 @@ class Trainer:
         """
         state = load_state(path)
         ours = self._kept
-        for part, where in (("config", ""), ("lessons", "lessons.")):
-            wrong = difference(ours[part], state.get(part), state.get("cycle", 0))
-            if wrong is not None:
-                raise CheckpointError(
-                    f"{path}: made with {where}{wrong}; restore that, or start again without resuming"
-                )
+        check_settings(path, state, ours)
         try:
             self._restore(state)
         except (KeyError, ValueError, RuntimeError) as error:
             self._restore(ours)
             raise CheckpointError(f"{path}: does not fit this model ({error}); start again") from error
+        if 0 < self.cycle == self.config.start_cycles:  # the start may have been cut short only now
+            self._begin_matching()
         self._kept = self._state()

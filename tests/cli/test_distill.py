@@ -76,6 +76,15 @@ def test_distill_resumes_and_takes_the_length_from_the_command_line(pocket: Any,
     assert read_catalogue(pocket.folder / "out" / "collection.safetensors").training["cycles"] == 3
 
 
+def test_another_setting_is_refused_before_teacher_images_are_made(pocket: Any, fails: Any) -> None:
+    assert cli.main(["distill", pocket.config]) == cli.OK
+    made = {*(pocket.folder / "out" / "teacher_images").iterdir()}
+    pocket.change("[distill]", "[distill]\nseed = 3")
+    line = fails(cli.BAD_INPUT, "distill", pocket.config, "--resume")
+    assert "made with seed = 0 where this run has 3" in line
+    assert {*(pocket.folder / "out" / "teacher_images").iterdir()} == made
+
+
 def test_ctrl_c_in_a_cycle_leaves_a_collection_and_says_how_to_go_on(
     pocket: Any, fails: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

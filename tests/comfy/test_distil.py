@@ -376,6 +376,10 @@ def test_pictures_of_a_folder_outside_are_not_read_by_an_effects_name(server: An
         ({"teachers": {"source": "none here"}}, "holds no .safetensors file"),  # of models
         ({"teachers": {"source": "empty"}}, "holds no .safetensors file"),
         ({"images": {"before": "empty"}}, "holds no picture"),
+        (
+            {"images": {"before": "photos", "after": "empty"}},
+            "no subfolder named like an effect",
+        ),
         ({"general": {"pictures": "empty"}}, "instructions is empty"),
         ({"settings": {"more": "ranc = 3"}}, "unknown key ranc; did you mean 'rank'"),
         ({"settings": {"more": "rank ="}}, "more is no TOML"),
@@ -383,8 +387,9 @@ def test_pictures_of_a_folder_outside_are_not_read_by_an_effects_name(server: An
 )
 @pytest.mark.usefixtures("lessons")
 def test_bad_input_is_named(server: Any, changes: dict[str, Any], message: str) -> None:
-    for folder in ("input/empty", "models/none here", "elsewhere"):
+    for folder in ("input/empty", "input/photos", "models/none here", "elsewhere"):
         (server.base_directory / folder).mkdir(exist_ok=True)
+    shutil.copy(PICTURES[0], server.base_directory / "input" / "photos")
     far = server.base_directory / "elsewhere"
     shutil.copy(THERMAL, far)
     shutil.copy(PICTURES[0], far / "photo.webp")

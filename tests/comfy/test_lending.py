@@ -42,6 +42,14 @@ def test_gradients_pass_whichever_attention_the_user_has_chosen(seen: dict[str, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_nothing_else_stays_in_the_devices_memory(seen: dict[str, Any], kind: str) -> None:
+    """ComfyUI knows of no gradients to come, and would leave a text encoder where it is."""
+    loaded = seen[f"{kind} float32"]["loaded"]
+    assert loaded["before"] >= 2
+    assert loaded["while lent"] == ["the base"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_each_sample_has_its_own_teacher(seen: dict[str, Any], kind: str) -> None:
     assert seen[f"{kind} float32"]["teachers apart"] < 1e-4
 

@@ -50,6 +50,17 @@ def test_a_picture_turned_by_a_note_is_read_upright(tmp_path: Path) -> None:
     assert upright.getpixel((3, 0)) == (255, 0, 0)
 
 
+def test_sixteen_bits_of_grey_are_read_as_eight(tmp_path: Path) -> None:
+    Image.fromarray(np.arange(0, 65536, 257, np.uint16).reshape(16, 16)).save(tmp_path / "a.png")
+    read = np.asarray(read_picture(tmp_path / "a.png"))
+    assert (read[..., 0].ravel() == np.arange(256)).all()
+
+
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (4, 4), (255, 0, 255, 0)).save(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+
+
 def test_tensors_and_pictures_are_inverse() -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8))
     assert to_tensor(picture).shape == (3, 5, 7)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from collectionlora.training.checkpoint import CheckpointError, load_state, save_state
 from collectionlora.training.record import Record
@@ -187,6 +190,34 @@ def test_imitation_that_has_ended_goes_on_to_more_as_if_it_had_been_meant_to(tin
     for imitation, warm in ((8, 0), (8, 1)):  # what was run would have been something else
         with pytest.raises(CheckpointError, match=r"(imitation|warm)_cycles = \d where this run has \d"):
             of(imitation, 12, warm).resume(path)
+
+
+@pytest.mark.parametrize("kind", ["warm_cycles", "imitation_cycles"])
+def test_a_start_that_is_cut_short_where_it_stands_goes_on_as_if_it_had_been_meant_to(
+    kind, tiny, teachers, tmp_path
+):
+    def of(start):
+        return tiny.world(teachers, {"warm_cycles": 0, kind: start, "cycles": 7, "on_policy": 0.5}).trainer
+
+    path = tmp_path / "state.safetensors"
+    first, whole, cut = of(6), of(4), of(4)
+    run_to(first, 4)
+    first.save(path)
+    run_to(whole, 7)
+    cut.resume(path)
+    run_to(cut, 7)
+    assert tiny.same(tiny.live(cut), tiny.live(whole))
+
+
+def test_pictures_of_another_size_are_refused(tiny, teachers, tmp_path):
+    path = tmp_path / "state.safetensors"
+    tiny.world(teachers).trainer.save(path)
+    learnt = tiny.lessons()
+    first, *others = learnt.general
+    wide = replace(first, source=torch.cat([first.source, first.source], -1))
+    other = tiny.world(teachers, lessons_=replace(learnt, general=[wide, *others])).trainer
+    with pytest.raises(CheckpointError, match=r"made with lessons.sizes = "):
+        other.resume(path)
 
 
 def test_a_resumed_run_may_take_another_learning_rate(tiny, teachers, tmp_path):

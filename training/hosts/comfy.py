@@ -25,6 +25,9 @@ class UnsupportedModelError(ValueError):
     """This MODEL cannot be trained on as it is loaded; the message says what to change."""
 
 
+ALL = 1e30  # bytes
+
+
 class ComfyHost:
     """See :class:`~collectionlora.training.host.Host`. Any flow-matching edit model with reference latents.
 
@@ -114,6 +117,9 @@ class ComfyHost:
             )
         with torch.inference_mode():  # weights that were made in a node may be moved only there
             model_management.load_models_gpu([patcher], force_full_load=True)
+            # ComfyUI would leave the text encoder where it is: it knows of no gradients to come
+            kept = [one for one in model_management.current_loaded_models if one.model is patcher]
+            model_management.free_memory(ALL, self.device, kept)
         self._loaded = True
         if patcher.lowvram_patch_counter() or patcher.loaded_size() < patcher.model_size():
             raise UnsupportedModelError(

@@ -122,12 +122,15 @@ def compare(kind: str, dtype: str) -> dict[str, Any]:
     """Lend a model whose weights are inference tensors; compare with one that autograd may save."""
     with torch.inference_mode():
         lent, clip, vae = random_model(kind, dtype), pocket_clip(), pocket_vae()
-        model_management.load_models_gpu([lent])
+        other = random_model(kind, dtype)
+        model_management.load_models_gpu([lent, other])
         before = snapshot(lent.model)
     host = ComfyHost(lent, clip, vae)
     with torch.inference_mode():
-        seen: dict[str, Any] = {"identity": host.identity}
+        loaded = model_management.current_loaded_models
+        seen: dict[str, Any] = {"identity": host.identity, "loaded": {"before": len(loaded)}}
         with host.lend():
+            seen["loaded"]["while lent"] = ["the base" if one.model is lent else "another" for one in loaded]
             adapter = adapter_for(lent)
             ours = gradients(host, lent, adapter, True)
             seen["without a backward"] = chosen_attention(host, lent, adapter, ours)

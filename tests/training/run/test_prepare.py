@@ -12,7 +12,7 @@ from PIL import Image
 
 from collectionlora.collection.errors import CollectionError
 from collectionlora.collection.jsonl import read_effect_data, read_effects, read_general_data
-from collectionlora.training import prepare
+from collectionlora.training import encoding, prepare
 from collectionlora.training.captions import CaptionError, VlmEndpoint
 from collectionlora.training.pictures import fitted, read_picture
 from collectionlora.training.run import DistillationRun, read_run
@@ -42,11 +42,17 @@ def test_a_picture_of_many_effects_is_read_once(project: Any, host: Any) -> None
     assert len(pictures) == 6
     assert len(host.pictures_read) == 2
     words = {name: prepare.EffectPrompts(name, name, name) for name in effects}
-    others = prepare.encode_general(host, general, data, pictures)
-    lessons = prepare.encode_lessons(host, words, data, pictures, others)
+    others = encoding.encode_general(host, general, data, pictures)
+    lessons = encoding.encode_lessons(host, words, data, pictures, others)
     assert len(host.pictures_read) == 2
     assert [len(samples) for samples in lessons.effects.values()] == [2, 2, 2]
     assert [sample.effect for sample in lessons.general] == [None, None]
+
+
+def test_pictures_for_an_effect_that_has_no_teacher_are_named(project: Any) -> None:
+    effects, data, _ = lists(project)
+    with pytest.raises(prepare.DataError, match="there are pictures for 'comic', which is none of the teach"):
+        prepare.check_lists([name for name in effects if name != "comic"], data, False)
 
 
 def test_a_result_that_the_list_names_is_the_target(project: Any, host: Any) -> None:
@@ -69,8 +75,8 @@ def test_where_the_encoder_sees_the_image_each_pair_is_encoded_with_its_own(proj
     effects, data, general = lists(project)
     pictures = prepare.read_pictures(host, data)
     words = {name: prepare.EffectPrompts(name, name, name) for name in effects}
-    others = prepare.encode_general(host, general, data, pictures)
-    lessons = prepare.encode_lessons(host, words, data, pictures, others)
+    others = encoding.encode_general(host, general, data, pictures)
+    lessons = encoding.encode_lessons(host, words, data, pictures, others)
     assert all(image is not None for image in seen)
     first, second = lessons.effects["frost"]
     assert not torch.equal(first.student, second.student)
@@ -132,9 +138,9 @@ def test_reading_and_encoding_can_be_cancelled(project: Any, host: Any) -> None:
     words = {name: prepare.EffectPrompts(name, name, name) for name in ("frost", "neon", "comic")}
     pictures = prepare.read_pictures(host, data)
     with pytest.raises(Cancelled):
-        prepare.encode_general(host, general, data, pictures, lambda: True)
+        encoding.encode_general(host, general, data, pictures, lambda: True)
     with pytest.raises(Cancelled):
-        prepare.encode_lessons(host, words, data, pictures, [], lambda: True)
+        encoding.encode_lessons(host, words, data, pictures, [], lambda: True)
     remembered = project.folder / "out" / "captions.json"
     with pytest.raises(Cancelled):
         prepare.choose_prompts(host, effects, data, pictures, None, remembered, 4, 0, cancelled=lambda: True)
@@ -208,7 +214,7 @@ def test_a_result_of_nearly_the_same_proportions_takes_the_size_of_its_source(
     assert (target[0, :, :15] > 1.9).all()
     assert (target[0, :, 17:] < -1.9).all()
     words = {name: prepare.EffectPrompts(name, name, name) for name in effects}
-    prepare.encode_lessons(host, words, data, pictures, [])
+    encoding.encode_lessons(host, words, data, pictures, [])
 
 
 SOURCES = 8

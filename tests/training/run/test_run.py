@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -354,6 +355,16 @@ def test_bad_input_is_named_before_the_first_cycle(
     with pytest.raises(kind, match=message), DistillationRun(read_run(project.write()), host) as job:
         job.prepare()
     assert not list((project.folder / "out").glob("*.safetensors"))
+
+
+def test_a_few_step_file_that_goes_away_costs_no_cycle(project: Any, host: Any) -> None:
+    shutil.copy(project.folder / "comic.safetensors", project.folder / "fast.safetensors")
+    project.settings["few_step"] = "fast.safetensors"
+    with DistillationRun(read_run(project.write()), host) as job:
+        job.prepare()
+        (project.folder / "fast.safetensors").unlink()
+        assert len(list(job.train())) == job.run.distill.cycles
+    assert job.run.checkpoint.is_file()
 
 
 def test_a_few_step_lora_below_the_student_is_in_the_collection(project: Any, host: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from collectionlora.training.bank import TeacherBank
@@ -173,11 +173,37 @@ def test_a_cancel_keeps_the_batches_done(workshop: Workshop) -> None:
 
     def second_time() -> bool:
         asked.append(None)
-        return len(asked) > 1
+        return len(asked) > 1 + workshop.settings["steps"]  # before an image and before each of its steps
 
     made, _ = workshop.make(second_time)
     assert len(made) == 2
     assert workshop.make()[1] == 2 * 2
+
+
+def test_a_cancel_is_heeded_within_an_image(workshop: Workshop) -> None:
+    asked: list[None] = []
+
+    def in_the_first() -> bool:
+        asked.append(None)
+        return len(asked) == 3
+
+    workshop.settings["steps"] = 4
+    assert workshop.make(in_the_first) == ({}, 2 * 2 * 2)  # two steps of two images, guided
+    assert not list((workshop.folder / "made").glob("*"))
+
+
+def test_images_that_are_no_numbers_are_neither_kept_nor_taken(workshop: Workshop) -> None:
+    made, _ = workshop.make()
+    key = workshop.host.velocity
+    for path in (workshop.folder / "made").iterdir():
+        save_file({name: tensor * torch.nan for name, tensor in load_file(path).items()}, path)
+    workshop.host.velocity = lambda *args: key(*args) * torch.nan
+    with pytest.raises(ValueError, match="the teacher of 'frost' makes pictures of NaN or infinity"):
+        workshop.make()
+    workshop.host.velocity = key
+    again, cost = workshop.make()
+    assert cost == 3 * 2 * 2
+    assert all(torch.allclose(again[i], made[i], atol=1e-5) for i in made)
 
 
 def test_the_hash_of_a_folder_covers_names_and_contents(tmp_path: Path) -> None:

@@ -1,0 +1,86 @@
+"""What the trainer learns from, encoded once before the first cycle and kept in RAM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..collection.jsonl import EffectSample, GeneralSample
+from .data import Lessons, Sample
+from .host import Host
+from .trainer import Cancelled
+
+if TYPE_CHECKING:
+    from .prepare import EffectPrompts, Pictures
+
+
+def prompt_encoder(host: Host) -> Callable[[str, Tensor], Tensor]:
+    """`encode(prompt, image)` -> (T,D) in RAM, each prompt once; where the encoder sees the image, once for
+    each."""
+    known: dict[tuple[str, int], tuple[Tensor, Tensor | None]] = {}
+
+    def encode(prompt: str, image: Tensor) -> Tensor:
+        seen = image if host.text_sees_image else None
+        key = (prompt, id(seen))
+        if key not in known:  # the image is kept, so that no other gets its id
+            known[key] = host.encode_text([prompt], seen)[0].cpu(), seen
+        return known[key][0]
+
+    return encode
+
+
+def encode_general(
+    host: Host,
+    general: Sequence[GeneralSample],
+    samples: Sequence[EffectSample],
+    pictures: Sequence[Pictures],
+    cancelled: Callable[[], bool] = lambda: False,
+) -> list[Sample]:
+    """The general stream, encoded once, in RAM. `pictures` of the effects' samples are not read again.
+
+    Raises ValueError for an unreadable picture; Cancelled.
+    """
+    known = {one.source_image: (own.image, own.source) for one, own in zip(samples, pictures, strict=True)}
+    encoded: dict[int, Sample] = {}
+    encode, path = prompt_encoder(host), None
+    # source by source, for there may be too many to hold
+    for i, one in sorted(enumerate(general), key=lambda numbered: numbered[1].source_image):
+        if cancelled():
+            raise Cancelled("cancelled while encoding the general stream")
+        if one.source_image != path:
+            path = one.source_image
+            encode = prompt_encoder(host) if host.text_sees_image else encode
+            if path in known:
+                image, source = known[path]
+            else:
+                image = host.read_image(path)
+                source = host.encode_image(image[None])[0]
+        text = encode(one.instruction, image)
+        encoded[i] = Sample(None, source.cpu(), text, text, encode("", image))
+    return [encoded[i] for i in range(len(general))]
+
+
+def encode_lessons(
+    host: Host,
+    prompts: Mapping[str, EffectPrompts],
+    samples: Sequence[EffectSample],
+    pictures: Sequence[Pictures],
+    general: Sequence[Sample],
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Lessons:
+    """Everything the trainer needs, encoded once, in RAM. Raises Cancelled."""
+    encode = prompt_encoder(host)
+    effects: dict[str, list[Sample]] = {name: [] for name in prompts}
+    for sample, picture in zip(samples, pictures, strict=True):
+        if cancelled():
+            raise Cancelled("cancelled while encoding prompts")
+        words = prompts[sample.lora_name]
+        student, teacher = encode(words.student, picture.image), encode(words.teacher, picture.image)
+        empty = encode("", picture.image)
+        target = None if picture.target is None else picture.target.cpu()
+        effects[sample.lora_name].append(
+            Sample(sample.lora_name, picture.source.cpu(), student, teacher, empty, target, picture.path)
+        )
+    return Lessons(effects, general)
