@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class ContactSheet(io.ComfyNode):
                 io.String.Input(
                     "effects",
                     default="",
-                    tooltip="Names with commas between; empty: all. Collection Info lists them.",
+                    tooltip="Names or titles with commas between; empty: all. Collection Info lists them.",
                 ),
                 io.Int.Input("seed", default=0, min=0, max=2**64 - 1, tooltip="The same for every effect."),
                 STEPS,
@@ -79,8 +80,10 @@ class ContactSheet(io.ComfyNode):
         for_gallery: bool,
     ) -> io.NodeOutput:
         catalogue = collection.catalogue
-        names = [name.strip() for name in effects.split(",") if name.strip()]
-        chosen = [catalogue[name] for name in names] if names else list(catalogue.effects)
+        names = [name.strip() for name in re.split("[,，]", effects) if name.strip()]
+        known = {effect.title: effect.name for effect in catalogue.effects}
+        known |= {effect.name: effect.name for effect in catalogue.effects}
+        chosen = [catalogue[known.get(name, name)] for name in names] or list(catalogue.effects)
         source = resized(image[:1], long_side, multiple_for(long_side), shape == "square")
         sigmas = collection_sigmas(model, steps)
         bar, made = utils.ProgressBar(len(chosen)), []

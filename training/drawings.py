@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from .fonts import font_for
 from .plots import COLOURS, INK, QUIET
 
 PAPER = "#ffffff"
@@ -24,7 +25,7 @@ def draw_losses(
     """
     picture = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(14)
+    font = font_for(14, losses)
     left, right, top, bottom = 64, width - 16, 40, height - 36
     drawable = [x for line in losses.values() for x in line["loss"] if math.isfinite(x) and x > 0]
     if not drawable:
@@ -64,7 +65,7 @@ def draw_matrix(
     """Cosines (N,N) as colours: white is 0, orange 1, blue -1. The diagonal is left out."""
     cell = max(4, side // max(1, len(names)))
     size = cell * len(names)
-    font, small = ImageFont.load_default(16), ImageFont.load_default(max(8, min(13, cell - 2)))
+    font, small = font_for(16, [title]), font_for(max(8, min(13, cell - 2)), names)
     label = math.ceil(max((small.getlength(name) for name in names), default=0)) + 12
     picture = Image.new("RGB", (label + size + 16, 44 + size + 16), PAPER)
     draw = ImageDraw.Draw(picture)

@@ -23,14 +23,15 @@ def dmd_direction(x0: Tensor, x_fake: Tensor, x_real: Tensor, floor: float = 0.0
     """Direction in which x0 must *not* go: (x_fake - x_real) / mean|x0 - x_real|, the mean taken per sample.
 
     Equation 7 of DMD. x_fake and x_real are the clean latents that fake and real score
-    predict from the same noised x0. NaN becomes 0 and an infinity the dtype's largest number, as released.
+    predict from the same noised x0. Where x_real *is* x0, NaN becomes 0 and an infinity the dtype's largest
+    number, as released; where a score is not finite, neither is the direction (released: 0).
 
     Args:
         floor: smallest divisor. 0 is the paper; where x_real comes very near x0 the quotient explodes.
     """
-    divisor = _sample_mean((x0 - x_real).abs()).clamp(min=floor)
-    direction = (x_fake - x_real) / divisor.reshape(-1, *[1] * (x0.dim() - 1))
-    return torch.nan_to_num(direction)
+    divisor = _sample_mean((x0 - x_real).abs()).clamp(min=floor).reshape(-1, *[1] * (x0.dim() - 1))
+    direction = (x_fake - x_real) / divisor
+    return torch.where(divisor == 0, torch.nan_to_num(direction), direction)
 
 
 def dmd_loss(x0: Tensor, direction: Tensor) -> Tensor:

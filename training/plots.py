@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..collection.atomic import atomic_write
+from .fonts import font_for
 from .pictures import to_pil
 from .prompting import largest_pair, mean_pair
 
@@ -186,7 +187,8 @@ def contact_sheet(
     rows = [SheetRow(_plain(row.name), row.pictures, _plain(row.note)) for row in rows]
     title, note = _plain(title), _plain(note)
     gap, margin = max(4, cell // 24), max(16, cell // 7)
-    big, plain, small = (ImageFont.load_default(size) for size in (cell // 6, cell // 9, cell // 12))
+    written = [title, note, *columns, *(text for row in rows for text in (row.name, row.note))]
+    big, plain, small = (font_for(size, written) for size in (cell // 6, cell // 9, cell // 12))
     scratch = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     widest = max((scratch.textlength(row.name, plain) for row in rows), default=0)
     label = math.ceil(min(max(widest, cell * 0.75), cell * 1.6)) + gap * 3
@@ -240,8 +242,8 @@ def named_grid(names: Sequence[str], pictures: Sequence[Tensor]) -> Image.Image:
     width, height = round(width * scale), round(height * scale)
     columns = math.ceil((len(names) * height / width) ** 0.5)
     gap = max(4, width // 32)
-    font = ImageFont.load_default(max(12, width // 14))
-    label = round(font.size * 1.8)  # type: ignore[union-attr]
+    font = font_for(max(12, width // 14), names)
+    label = round(font.size * 1.8)
     rows = math.ceil(len(names) / columns)
     sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + label) + gap), "#fbfbf9")
     draw = ImageDraw.Draw(sheet)

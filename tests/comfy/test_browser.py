@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 sys.path.append(str(Path(__file__).parent))
 from gallery import LOADER, SHOW_NODE, cell, load
@@ -90,8 +91,17 @@ def test_titles_pictures_and_the_list_change_in_the_file(browser: Any, file: Pat
     browser.get_by_label("Title of sketch", exact=True).fill("<b>Mine</b>")
     browser.get_by_role("button", name=f"Leave out {before['neon'].title}").click()
     line = browser.locator('li[data-name="thermal"]')
-    line.locator('input[type="file"]').set_input_files(PICTURES[0])
-    line.locator("img.cl-new").wait_for()
+    large = file.parents[2] / "large.jpg"
+    Image.open(PICTURES[0]).resize((3000, 2000)).save(large)
+    line.locator('input[type="file"]').set_input_files(large)
+    new = line.locator("img.cl-new")
+    new.wait_for()
+    assert new.evaluate(
+        "(image) => image.decode().then(() => [image.naturalWidth, image.naturalHeight])"
+    ) == [
+        512,
+        341,
+    ]
     save.click()
     saved(browser)
     weights, after = load_collection(file)
@@ -187,8 +197,9 @@ def test_changes_are_not_lost_by_opening_another_file_or_closing_the_tab(other: 
 
 
 LATE = (
-    "() => { const read = FileReader.prototype.readAsDataURL;"
-    " FileReader.prototype.readAsDataURL = function (file) { window.late = () => read.call(this, file); }; }"
+    "() => { const read = window.createImageBitmap;"
+    " window.createImageBitmap = (file) => new Promise((resolve) => {"
+    " window.late = () => { window.createImageBitmap = read; resolve(read(file)); }; }); }"
 )
 
 

@@ -82,7 +82,7 @@ def test_the_gallery_can_show_the_users_own_picture(picker: Any, server: Any) ->
         vae=["pocket", 2],
         image=["picture", 0],
         collection=["load", 1],
-        effects="sketch, neon",
+        effects="Pencil sketch，neon",  # a title, and a name
         seed=0,
         steps=1,
         long_side=128,

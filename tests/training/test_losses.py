@@ -53,6 +53,13 @@ def test_direction_is_zero_where_both_scores_agree_with_x0() -> None:
     assert torch.equal(losses.dmd_direction(x0, x0, x0), torch.zeros(2, 4))
 
 
+@pytest.mark.parametrize("which", ["x_fake", "x_real"])
+def test_a_score_that_is_no_number_is_not_taken_for_agreement(which: str) -> None:
+    x0, scores = torch.zeros(1, 1, 2, 2), {"x_fake": torch.ones(1, 1, 2, 2), "x_real": torch.ones(1, 1, 2, 2)}
+    scores[which] = scores[which] * torch.nan
+    assert not losses.dmd_direction(x0, **scores).isfinite().any()
+
+
 def test_floor_bounds_the_direction_and_leaves_larger_divisors_alone() -> None:
     x0 = torch.zeros(2, 4)
     x_fake = torch.ones(2, 4)

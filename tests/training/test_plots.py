@@ -1,13 +1,15 @@
 """Plots are written whole; contact sheets hold every picture untouched at its place."""
 
 import math
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
-from collectionlora.training import plots
+from collectionlora.training import fonts, plots
 from collectionlora.training.prompting import choose_tags
 from collectionlora.training.randomness import generator
 
@@ -90,3 +92,24 @@ def test_sheet_without_rows_or_with_missing_pictures():
     assert plots.contact_sheet([], ["source"]).width > 100
     with pytest.raises(ValueError, match="'a' has 1 pictures for 2 columns"):
         plots.contact_sheet([plots.SheetRow("a", [picture(0.1)])], ["x", "y"])
+
+
+def test_names_have_the_letters_that_some_font_of_the_machine_has(monkeypatch):
+    """Pillow's own font draws a box for them."""
+    dejavu = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    monkeypatch.setattr(fonts, "FILES", ("nothing of that name.ttf", str(dejavu)))
+    fonts._font_for.cache_clear()
+    black = torch.zeros(3, 192, 192)
+    box, letter, other = (plots.named_grid([name], [black]).tobytes() for name in ("\U0010ffff", "Ж", "Ö"))
+    assert len({box, letter, other}) == 3
+    assert fonts.font_for(12, ["plain"]).getname() == ImageFont.load_default(12).getname()
+    monkeypatch.setattr(fonts, "FILES", ())
+    fonts._font_for.cache_clear()
+    assert plots.named_grid(["Ж"], [black]).tobytes() == box
+
+
+def test_a_grid_of_many_large_pictures_is_made_smaller(monkeypatch):
+    monkeypatch.setattr(plots, "LARGEST_SHEET", 4 * 300 * 200)
+    sheet = plots.named_grid(["a"] * 4, [torch.rand(3, 400, 600)] * 4)
+    assert sheet.width * sheet.height < 1.5 * 4 * 300 * 200
+    assert sheet.width > 2 * 290
