@@ -62,6 +62,7 @@ class DistilCollection(io.ComfyNode):
             "trained; running again goes on where it stopped.",
             search_aliases=["train lora", "distill", "merge loras", "collection lora", "resume training"],
             is_output_node=True,
+            hidden=[io.Hidden.extra_pnginfo],
             inputs=[
                 io.Model.Input("model", tooltip="The base of the teachers, without any LoRA on it."),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
@@ -161,7 +162,8 @@ class DistilCollection(io.ComfyNode):
         with host.lend():
             if start == ANEW and output.exists():  # not before: a base that is refused starts nothing
                 output.rename(unused(output, "_"))
-            report = _distil(run, host, RunEvents(run.output, run.distill.cycles), preview_every, first)
+            events = RunEvents(run.output, run.distill.cycles, _workflow(cls.hidden.extra_pnginfo))
+            report = _distil(run, host, events, preview_every, first)
         weights, catalogue = load_collection(run.collection, linear_shapes(host.transformer))
         text = _in_words(run, report, catalogue)
         tags = report["tags"]
@@ -171,6 +173,12 @@ class DistilCollection(io.ComfyNode):
         pictures = [to_tensor(plot).movedim(0, -1)[None] for plot in plots]
         collection = Collection(f"{output.name}.safetensors", weights, catalogue)
         return io.NodeOutput(collection, text, *pictures, ui=ui.PreviewText(text))
+
+
+def _workflow(notes: Any) -> str:
+    """The id of the workflow that a page has sent with the prompt."""
+    workflow = notes.get("workflow") if isinstance(notes, dict) else None
+    return str(workflow.get("id", "")) if isinstance(workflow, dict) else ""
 
 
 def _few_step_file(name: str) -> Path | None:

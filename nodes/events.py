@@ -36,19 +36,22 @@ _runs: deque[RunEvents] = deque(maxlen=REMEMBERED)
 
 
 class RunEvents:
-    """Events `collectionlora.run` of one run, with node and prompt id.
+    """Events `collectionlora.run` of one run, with the ids of node, prompt and workflow.
 
     The story is what all events add up to, and `told` is how many they were: a page that has the story knows
     which event is the next one, and adds it up as `_tell` does.
 
     Args:
         folder: the run's; previews are kept in it.
+        workflow: its id in the page that queued it, for nodes of two workflows may have one id; "" where it
+            came without one.
     """
 
-    def __init__(self, folder: Path, cycles: int) -> None:
+    def __init__(self, folder: Path, cycles: int, workflow: str = "") -> None:
         context = get_executing_context()
         self.node = context.node_id if context else ""
         self.prompt = context.prompt_id if context else ""
+        self.workflow = workflow
         self.folder = folder
         self.kept: Path | None = None
         """The collection, once it is written."""
@@ -171,7 +174,10 @@ class RunEvents:
     def so_far(self) -> dict[str, Any]:
         """The whole story: losses by term and by effect, phase, cycle, how it ended."""
         with self._lock:
-            return {"node": self.node, "prompt_id": self.prompt, **copy.deepcopy(self.story)}
+            return {**self._ids(), **copy.deepcopy(self.story)}
+
+    def _ids(self) -> dict[str, str]:
+        return {"node": self.node, "prompt_id": self.prompt, "workflow": self.workflow}
 
     def _tell(self, **news: Any) -> None:
         with self._lock:
@@ -184,15 +190,16 @@ class RunEvents:
                     line = self.story[lines].setdefault(name, {"cycle": [], "loss": []})
                     line["cycle"].append(news["cycle"] - 1)
                     line["loss"].append(loss)
-        message = {"node": self.node, "prompt_id": self.prompt, "time": time.time(), **news}
+        message = {**self._ids(), "time": time.time(), **news}
         PromptServer.instance.send_sync("collectionlora.run", message)
 
 
 def find_run(wanted: Mapping[str, str]) -> RunEvents | None:
-    """The latest run, of ?prompt=ID and of ?node=ID where these are given."""
-    prompt, node = wanted.get("prompt"), wanted.get("node")
+    """The latest run, of ?prompt=ID, ?node=ID and ?workflow=ID where these are given and the run has them."""
+    prompt, node, workflow = (wanted.get(name) for name in ("prompt", "node", "workflow"))
     for run in reversed([*_runs]):
-        if (not prompt or run.prompt == prompt) and (not node or run.node == node):
+        of_workflow = not workflow or run.workflow in ("", workflow)
+        if (not prompt or run.prompt == prompt) and (not node or run.node == node) and of_workflow:
             return run
     return None
 

@@ -59,7 +59,7 @@ def add_routes() -> None:
 
     @routes.get("/collectionlora/run")
     async def run(request: Any) -> web.Response:
-        """The story so far of the latest run, or of that of ?prompt=ID and ?node=ID."""
+        """The story so far of the latest run, or of that of ?prompt=ID, ?node=ID and ?workflow=ID."""
         found = find_run(request.query)
         return _missing() if found is None else web.json_response(found.so_far())
 

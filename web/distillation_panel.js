@@ -15,7 +15,10 @@ wear("./panel/panel.css");
 
 /** @param {Node} node */
 function addPanel(node) {
-  const panel = new Panel(() => (node.graph ? idInPrompt(node) : "none yet"));
+  const panel = new Panel(
+    () => (node.graph ? idInPrompt(node) : "none yet"),
+    () => String(node.graph?.rootGraph?.id ?? ""),
+  );
   panel.root.classList.add("cl-on-node");
   for (const kind of ["wheel", "pointerdown", "keydown"]) {
     // the canvas behind would take them

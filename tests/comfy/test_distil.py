@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -27,8 +26,6 @@ from collectionlora.training.config import distillation
 from collectionlora.training.hosts.pocket import PocketHost
 from collectionlora.training.run import DistillationRun
 from collectionlora.training.run_config import Run, Targets, read_lists
-
-THERMAL = POCKET / "weights" / "teachers" / "thermal.safetensors"
 
 
 def folder_of(server: Any, name: str) -> Path:
@@ -314,88 +311,11 @@ def test_effects_are_added_to_a_finished_collection(server: Any) -> None:
 
 
 @pytest.mark.usefixtures("lessons")
-def test_paths_that_come_by_links_are_not_read_anew_at_every_run(server: Any) -> None:
-    graph = distil("linked", cycles=2, teachers={"source": ["source", 0]}, images={"before": ["before", 0]})
-    graph |= {"source": node("PrimitiveString", value="two.jsonl")}
-    graph |= {"before": node("PrimitiveString", value="few.jsonl")}
-    server.run(graph)
-    again = server.wait(server.queue(graph))["status"]["messages"]
-    (cached,) = (content["nodes"] for kind, content in again if kind == "execution_cached")
-    assert {"teachers", "images", "distil"} <= {*cached}
-
-
-def test_prompts_are_read_from_text_files_of_windows(server: Any) -> None:
-    """The folder may be a link to another disk."""
-    loras, before = server.base_directory / "another disk", server.base_directory / "input" / "noted"
-    loras.mkdir()
-    before.mkdir()
-    (server.base_directory / "models" / "loras" / "noted").symlink_to(loras, target_is_directory=True)
-    shutil.copy(THERMAL, loras / "glow.safetensors")
-    shutil.copy(PICTURES[0], before)
-    note = loras / "glow.txt"
-    note.write_text("Make it glow.", encoding="utf-8-sig")
-    graph = distil("noted", cycles=2, teachers={"source": "loras/noted"}, images={"before": "noted"})
-    server.run(graph)
-    prompt = json.loads((folder_of(server, "noted") / "report.json").read_text())["prompts"]["glow"]
-    assert prompt.endswith("> Make it glow"), repr(prompt)
-    note.write_bytes("变".encode("gbk"))
-    assert "glow.txt is not UTF-8 text; save it as UTF-8" in server.error_of(graph)
-
-
-def test_pictures_of_a_folder_outside_are_not_read_by_an_effects_name(server: Any) -> None:
-    """Only a folder's own subfolders are an effect's."""
-    secret = server.base_directory / "secret"
-    secret.mkdir()
-    Image.new("RGB", (64, 64), "red").save(secret / "red.png")
-    shutil.copy(THERMAL, server.base_directory / "models" / "loras")
-    (server.base_directory / "input" / "seen").mkdir()
-    Image.new("RGB", (64, 64), "blue").save(server.base_directory / "input" / "seen" / "blue.png")
-    for name in ("../../secret", str(secret)):
-        teacher = node(
-            "CollectionLoraTeacher", lora="thermal.safetensors", name=name, prompt="x", category=""
-        )
-        images = node(
-            "CollectionLoraEffectImages", teachers=["teacher", 0], before="seen", after="", for_each=0
-        )
-        shown = node("SaveImage", images=["images", 1], filename_prefix="shown")
-        saved = server.run({"teacher": teacher, "images": images, "save": shown})["save"]["images"][0]
-        sheet = np.asarray(Image.open(server.output_file(saved)).convert("RGB"))
-        blue, red = ((sheet == colour).all(-1).any() for colour in ([0, 0, 255], [255, 0, 0]))
-        assert (blue, red) == (True, False), name
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"teachers": {"source": "/etc"}}, "lies outside the folders that may be read"),
-        ({"teachers": {"source": "../../elsewhere"}}, "lies outside the folders that may be read"),
-        ({"teachers": {"source": "outside.jsonl"}}, "lies outside the folders that may be read"),
-        ({"images": {"before": "outside_data.jsonl"}}, "lies outside the folders that may be read"),
-        ({"general": {"pictures": "outside_general.jsonl"}}, "lies outside the folders that may be read"),
-        ({"teachers": {"source": "nothing"}}, "no such file or folder below ComfyUI's input, output"),
-        ({"teachers": {"source": "none here"}}, "holds no .safetensors file"),  # of models
-        ({"teachers": {"source": "empty"}}, "holds no .safetensors file"),
-        ({"images": {"before": "empty"}}, "holds no picture"),
-        (
-            {"images": {"before": "photos", "after": "empty"}},
-            "no subfolder named like an effect",
-        ),
-        ({"general": {"pictures": "empty"}}, "instructions is empty"),
-        ({"settings": {"more": "ranc = 3"}}, "unknown key ranc; did you mean 'rank'"),
-        ({"settings": {"more": "rank ="}}, "more is no TOML"),
-    ],
-)
-@pytest.mark.usefixtures("lessons")
-def test_bad_input_is_named(server: Any, changes: dict[str, Any], message: str) -> None:
-    for folder in ("input/empty", "input/photos", "models/none here", "elsewhere"):
-        (server.base_directory / folder).mkdir(exist_ok=True)
-    shutil.copy(PICTURES[0], server.base_directory / "input" / "photos")
-    far = server.base_directory / "elsewhere"
-    shutil.copy(THERMAL, far)
-    shutil.copy(PICTURES[0], far / "photo.webp")
-    teacher = {"lora_name": "thermal", "lora_path": str(far / "thermal.safetensors"), "prompt": "x"}
-    sample = {"source_image": str(far / "photo.webp"), "instruction": "x", "lora_name": "thermal"}
-    for name, row in (("outside", teacher), ("outside_data", sample), ("outside_general", sample)):
-        (server.base_directory / "input" / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
-    assert message in server.error_of(distil("bad", cycles=2, **changes))
-    assert not folder_of(server, "bad").exists()
+def test_a_run_is_of_the_workflow_that_queued_it(server: Any) -> None:
+    """Nodes of two workflows may have one id."""
+    notes = {"extra_pnginfo": {"workflow": {"id": "one"}}}
+    asked = {"prompt": distil("of one", cycles=2), "extra_data": notes}
+    server.wait(prompt := server.post("/prompt", asked)["prompt_id"])
+    assert server.get("/collectionlora/run?node=distil&workflow=one")["prompt_id"] == prompt
+    assert server.answer(f"/collectionlora/run?prompt={prompt}&workflow=another").keys() == {"error"}
+    assert server.get("/collectionlora/run?node=distil")["prompt_id"] == prompt

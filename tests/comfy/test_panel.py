@@ -344,13 +344,16 @@ def test_the_node_shows_its_own_runs(page: Any, server: Any, vue: bool) -> None:
         told.story["node"] = node = str(page.evaluate("() => window.ours.id"))
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
+        workflow = page.evaluate(f"() => {APP}.graph.id")
         told.news(node="another", told=1, phase="cycles", cycle=1)
+        told.news(node=node, workflow="another", told=1, phase="cycles", cycle=1)
         page.wait_for_timeout(300)
         assert not [url for url in asked if "/collectionlora/run" in url]
         told.story |= {"told": 9, "cycle": 8}
-        told.news(node=node, told=9, phase="cycles", cycle=8)
+        told.news(node=node, workflow=workflow, told=9, phase="cycles", cycle=8)
         told.state("cycle 8 of 10")
-        assert [url.split("?")[1] for url in asked if "/collectionlora/run" in url] == [f"node={node}"]
+        queries = [url.split("?")[1] for url in asked if "/collectionlora/run" in url]
+        assert queries == [f"node={node}&workflow={workflow}"]
         values = page.evaluate("() => window.ours.serialize().widgets_values")
         assert len(values) == 7  # the panel is none of them
         height = panel.bounding_box()["height"]

@@ -41,9 +41,13 @@ function going(story) {
 }
 
 export class Panel {
-  /** @param {() => string} [nodeId] of the node whose runs alone are shown; without one all are */
-  constructor(nodeId = () => "") {
+  /**
+   * @param {() => string} [nodeId] of the node whose runs alone are shown; without one all are
+   * @param {() => string} [workflowId] of the node's workflow
+   */
+  constructor(nodeId = () => "", workflowId = () => "") {
     this.nodeId = nodeId;
+    this.workflowId = workflowId;
     this.root = element("div", "", { class: "cl-panel" });
     /** @type {Record<string, any> | null} */
     this.story = null;
@@ -121,7 +125,8 @@ export class Panel {
     const reading = ++this.readings;
     this.waiting ??= [];
     try {
-      const response = await api.fetchApi(`/collectionlora/run?node=${encodeURIComponent(this.nodeId())}`);
+      const wanted = new URLSearchParams({ node: this.nodeId(), workflow: this.workflowId() });
+      const response = await api.fetchApi(`/collectionlora/run?${wanted}`);
       const story = response.ok ? await response.json() : null;
       if (reading === this.readings) this.story = story;
     } catch {
@@ -137,6 +142,7 @@ export class Panel {
   /** @param {Record<string, any>} news */
   #hear(news) {
     if (![news.node, ""].includes(this.nodeId())) return;
+    if (news.workflow && ![news.workflow, ""].includes(this.workflowId())) return;
     if (this.waiting) {
       this.waiting.push(news);
       return;
