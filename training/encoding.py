@@ -10,6 +10,7 @@ from torch import Tensor
 from ..collection.jsonl import EffectSample, GeneralSample
 from .data import Lessons, Sample
 from .host import Host
+from .pictures import to_floats, to_pixels
 from .trainer import Cancelled
 
 if TYPE_CHECKING:
@@ -17,15 +18,16 @@ if TYPE_CHECKING:
 
 
 def prompt_encoder(host: Host) -> Callable[[str, Tensor], Tensor]:
-    """`encode(prompt, image)` -> (T,D) in RAM, each prompt once; where the encoder sees the image, once for
-    each."""
+    """`encode(prompt, pixels)` -> (T,D) in RAM, each prompt once; where the encoder sees the picture, uint8
+    (3,H,W), once for each."""
     known: dict[tuple[str, int], tuple[Tensor, Tensor | None]] = {}
 
-    def encode(prompt: str, image: Tensor) -> Tensor:
-        seen = image if host.text_sees_image else None
+    def encode(prompt: str, pixels: Tensor) -> Tensor:
+        seen = pixels if host.text_sees_image else None
         key = (prompt, id(seen))
-        if key not in known:  # the image is kept, so that no other gets its id
-            known[key] = host.encode_text([prompt], seen)[0].cpu(), seen
+        if key not in known:  # the picture is kept, so that no other gets its id
+            image = None if seen is None else to_floats(seen)
+            known[key] = host.encode_text([prompt], image)[0].cpu(), seen
         return known[key][0]
 
     return encode
@@ -42,7 +44,7 @@ def encode_general(
 
     Raises ValueError for an unreadable picture; Cancelled.
     """
-    known = {one.source_image: (own.image, own.source) for one, own in zip(samples, pictures, strict=True)}
+    known = {one.source_image: (own.pixels, own.source) for one, own in zip(samples, pictures, strict=True)}
     encoded: dict[int, Sample] = {}
     encode, path = prompt_encoder(host), None
     # source by source, for there may be too many to hold
@@ -53,12 +55,12 @@ def encode_general(
             path = one.source_image
             encode = prompt_encoder(host) if host.text_sees_image else encode
             if path in known:
-                image, source = known[path]
+                pixels, source = known[path]
             else:
                 image = host.read_image(path)
-                source = host.encode_image(image[None])[0]
-        text = encode(one.instruction, image)
-        encoded[i] = Sample(None, source.cpu(), text, text, encode("", image))
+                pixels, source = to_pixels(image), host.encode_image(image[None])[0]
+        text = encode(one.instruction, pixels)
+        encoded[i] = Sample(None, source.cpu(), text, text, encode("", pixels))
     return [encoded[i] for i in range(len(general))]
 
 
@@ -77,8 +79,8 @@ def encode_lessons(
         if cancelled():
             raise Cancelled("cancelled while encoding prompts")
         words = prompts[sample.lora_name]
-        student, teacher = encode(words.student, picture.image), encode(words.teacher, picture.image)
-        empty = encode("", picture.image)
+        student, teacher = encode(words.student, picture.pixels), encode(words.teacher, picture.pixels)
+        empty = encode("", picture.pixels)
         target = None if picture.target is None else picture.target.cpu()
         effects[sample.lora_name].append(
             Sample(sample.lora_name, picture.source.cpu(), student, teacher, empty, target, picture.path)

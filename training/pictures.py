@@ -47,6 +47,16 @@ def to_tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(picture, np.float32) / 255).movedim(-1, 0).contiguous()
 
 
+def to_pixels(image: Tensor) -> Tensor:
+    """[0,1] as uint8, a quarter of the memory; exact for what was read from a file of 8 bits."""
+    return (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def to_floats(pixels: Tensor) -> Tensor:
+    """Inverse of `to_pixels`."""
+    return pixels.float() / 255
+
+
 def to_pil(image: Tensor) -> Image.Image:
     """(3,H,W) in [0,1] as a PIL picture."""
     array = (image.detach().clamp(0, 1) * 255 + 0.5).to(torch.uint8).movedim(0, -1).cpu().numpy()

@@ -18,7 +18,7 @@ from .captions import PAIRS_SHOWN, VlmEndpoint, caption_effect, caption_template
 from .data import TeacherPath
 from .encoding import prompt_encoder
 from .host import Host
-from .pictures import read_picture, to_tensor
+from .pictures import read_picture, to_floats, to_pixels, to_tensor
 from .prompting import (
     IMAGES_AT_LEAST,
     TagReport,
@@ -57,14 +57,19 @@ class EffectPrompts:
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """A source (3,H,W), its latent (C,h,w), the latent of the teacher's image where there is one, and the way
-    to it where that is kept.
+    """A source as uint8 (3,H,W), for there may be thousands, its latent (C,h,w), the latent of the teacher's
+    image where there is one, and the way to it where that is kept.
     """
 
-    image: Tensor
+    pixels: Tensor
     source: Tensor
     target: Tensor | None
     path: TeacherPath | None = None
+
+    @property
+    def image(self) -> Tensor:
+        """The source in [0,1]."""
+        return to_floats(self.pixels)
 
 
 def check_lists(effects: Sequence[str], samples: Sequence[EffectSample], sees_image: bool) -> None:
@@ -102,13 +107,13 @@ def read_pictures(
             raise Cancelled("cancelled while reading pictures")
         if sample.source_image not in known:
             image = host.read_image(sample.source_image)
-            known[sample.source_image] = Pictures(image, host.encode_image(image[None])[0], None)
+            known[sample.source_image] = Pictures(to_pixels(image), host.encode_image(image[None])[0], None)
         picture = known[sample.source_image]
         if sample.base_pred_image is not None:
             made = host.read_image(sample.base_pred_image)
-            _check_pair(sample.source_image, sample.base_pred_image, picture.image)
-            if made.shape != picture.image.shape:
-                made = _fitted(sample.base_pred_image, picture.image)
+            _check_pair(sample.source_image, sample.base_pred_image, picture.pixels)
+            if made.shape != picture.pixels.shape:
+                made = _fitted(sample.base_pred_image, picture.pixels)
             picture = replace(picture, target=host.encode_image(made[None])[0])
         pictures.append(picture)
     return pictures
@@ -173,8 +178,8 @@ def make_targets(
         if cancelled():
             break  # this ends below, when the other processes have been met
         prompt, picture = effects[samples[i].lora_name].prompt, pictures[i]
-        text, empty = encode(prompt, picture.image), encode("", picture.image)
-        wanted.append(Wanted(samples[i].lora_name, prompt, text, empty, picture.image, picture.source))
+        text, empty = encode(prompt, picture.pixels), encode("", picture.pixels)
+        wanted.append(Wanted(samples[i].lora_name, prompt, text, empty, picture.pixels, picture.source))
     if workers.count > 1:  # each makes a share and all then find them on the disk
         for done, _ in enumerate(maker.make(roles, workers.share(wanted), cancelled), 1):
             progress(done * workers.count, len(missing))
@@ -283,8 +288,8 @@ def choose_prompts(
     def encode_alone(prompts: list[str]) -> Tensor:
         return encode(prompts, None)
 
-    sources = {sample.source_image: picture.image for sample, picture in zip(samples, pictures)}
-    some = list(sources.values())[:IMAGES_AT_LEAST]
+    sources = {sample.source_image: picture.pixels for sample, picture in zip(samples, pictures)}
+    some = [to_floats(pixels) for pixels in [*sources.values()][:IMAGES_AT_LEAST]]
     sees = host.text_sees_image
     captions = _captions(effects, asked if endpoint else None)
     count, fixed = candidates if tags == "chosen" else 1, _fixed_tags(effects, tags)

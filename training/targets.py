@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, stack, tensor, uint8
+from torch import Tensor, stack, tensor
 
 from ..collection.atomic import atomic_write
 from .bank import TeacherBank
@@ -27,13 +27,13 @@ from .trainer import Cancelled
 @dataclass(frozen=True, eq=False)
 class Wanted:
     """One teacher image to make: effect, teacher prompt, its embedding and the empty prompt's (T,D), source
-    (3,H,W) with its latent (C,h,w)."""
+    as uint8 (3,H,W) with its latent (C,h,w)."""
 
     effect: str
     prompt: str
     text: Tensor
     empty: Tensor
-    image: Tensor
+    pixels: Tensor
     source: Tensor
 
 
@@ -170,8 +170,8 @@ class TargetMaker:
     def _key(self, one: Wanted) -> str:
         teacher = self.teachers[one.effect]
         settings = [self.host.identity, teacher, one.prompt, self.steps, self.guidance, self.seed]
-        digest = hashlib.sha256(json.dumps([*settings, list(one.image.shape)]).encode())
-        digest.update((one.image.clamp(0, 1) * 255).round().to(uint8).cpu().numpy().tobytes())
+        digest = hashlib.sha256(json.dumps([*settings, list(one.pixels.shape)]).encode())
+        digest.update(one.pixels.numpy().tobytes())
         return digest.hexdigest()[:40]
 
 

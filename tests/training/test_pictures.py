@@ -10,7 +10,15 @@ import torch
 from PIL import Image
 
 from collectionlora.pocket.images import load_picture
-from collectionlora.training.pictures import fitted, fitted_size, read_picture, to_pil, to_tensor
+from collectionlora.training.pictures import (
+    fitted,
+    fitted_size,
+    read_picture,
+    to_floats,
+    to_pil,
+    to_pixels,
+    to_tensor,
+)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +73,12 @@ def test_tensors_and_pictures_are_inverse() -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8))
     assert to_tensor(picture).shape == (3, 5, 7)
     assert to_pil(to_tensor(picture)).tobytes() == picture.tobytes()
+
+
+def test_pixels_are_a_quarter_of_the_memory_and_exact() -> None:
+    picture = to_tensor(Image.fromarray(np.arange(3 * 256, dtype=np.uint8).reshape(16, 16, 3)))
+    assert to_pixels(picture).dtype == torch.uint8
+    assert torch.equal(to_floats(to_pixels(picture)), picture)
 
 
 def test_what_is_no_picture_is_named(tmp_path: Path) -> None:

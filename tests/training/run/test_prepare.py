@@ -29,7 +29,7 @@ def lists(project: Any) -> tuple[dict[str, Any], list[Any], list[Any]]:
 def prompts(project: Any, host: Any, endpoint: VlmEndpoint | None = None, **more: Any) -> Any:
     effects, data, _ = lists(project)
     pictures = [
-        prepare.Pictures(picture.image, picture.source, picture.source)
+        prepare.Pictures(picture.pixels, picture.source, picture.source)
         for picture in prepare.read_pictures(host, data)
     ]
     remembered = project.folder / "out" / "captions.json"
@@ -150,7 +150,7 @@ def test_reading_and_encoding_can_be_cancelled(project: Any, host: Any) -> None:
 def test_tags_can_be_chosen_drawn_or_left_out(project: Any, host: Any, tags: str) -> None:
     effects, data, _ = lists(project)
     pictures = [
-        prepare.Pictures(picture.image, picture.source, picture.source)
+        prepare.Pictures(picture.pixels, picture.source, picture.source)
         for picture in prepare.read_pictures(host, data)
     ]
     remembered = project.folder / "out" / "captions.json"

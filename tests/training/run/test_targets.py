@@ -16,6 +16,7 @@ from torch import Tensor
 from collectionlora.training.bank import TeacherBank
 from collectionlora.training.flow import few_step_sigmas
 from collectionlora.training.lora import linear_shapes
+from collectionlora.training.pictures import to_floats, to_pixels
 from collectionlora.training.randomness import generator
 from collectionlora.training.roles import Roles
 from collectionlora.training.targets import TargetMaker, Wanted, file_hash
@@ -34,7 +35,7 @@ class Workshop:
 
     def want(self, name: str, image: Tensor) -> Wanted:
         text, empty = self.host.encode_text([name, ""], None)
-        return Wanted(name, name, text, empty, image, self.host.encode_image(image[None])[0])
+        return Wanted(name, name, text, empty, to_pixels(image), self.host.encode_image(image[None])[0])
 
     def make(self, cancelled: Callable[[], bool] = lambda: False) -> tuple[dict[int, Tensor], int]:
         """The images by index, and how many network evaluations they cost."""
@@ -122,7 +123,7 @@ def another_prompt(workshop: Workshop) -> None:
 
 def another_source(workshop: Workshop) -> None:
     for i in (0, 2):
-        workshop.wanted[i] = workshop.want("frost", workshop.wanted[i].image * 0.5)
+        workshop.wanted[i] = workshop.want("frost", to_floats(workshop.wanted[i].pixels) * 0.5)
 
 
 def another_base(workshop: Workshop) -> None:
