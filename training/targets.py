@@ -181,5 +181,7 @@ def file_hash(path: Path) -> str:
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     for file in files:
         digest.update(file.name.encode())
-        digest.update(file.read_bytes())
+        with file.open("rb") as content:
+            while part := content.read(2**20):
+                digest.update(part)
     return digest.hexdigest()
