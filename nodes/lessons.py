@@ -323,8 +323,9 @@ def _samples_of(teacher: EffectEntry, before: Path, after: Path | None) -> list[
 
 
 def _own(folder: Path, name: str) -> Path | None:
-    """The folder in `folder` that is called like the effect, if there is one."""
-    return next((one for one in folder.iterdir() if one.name == name and one.is_dir()), None)
+    """The folder in `folder` that is called like the effect, in small or capital letters, if there is one."""
+    alike = [one for one in folder.iterdir() if one.name.casefold() == name.casefold() and one.is_dir()]
+    return min(alike, key=lambda one: one.name != name, default=None)
 
 
 def _pictures_in(folder: Path) -> list[Path]:

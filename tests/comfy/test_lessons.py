@@ -35,13 +35,13 @@ def test_paths_that_come_by_links_are_not_read_anew_at_every_run(server: Any) ->
 
 
 def test_prompts_are_read_from_text_files_of_windows(server: Any) -> None:
-    """The folder may be a link to another disk."""
+    """Their folder may be a link to another disk; that of the pictures is called like the effect."""
     loras, before = server.base_directory / "another disk", server.base_directory / "input" / "noted"
     loras.mkdir()
-    before.mkdir()
+    (before / "GLOW").mkdir(parents=True)
     (server.base_directory / "models" / "loras" / "noted").symlink_to(loras, target_is_directory=True)
     shutil.copy(THERMAL, loras / "glow.safetensors")
-    shutil.copy(PICTURES[0], before)
+    shutil.copy(PICTURES[0], before / "GLOW")
     note = loras / "glow.txt"
     note.write_text("Make it glow.", encoding="utf-8-sig")
     graph = distil("noted", cycles=2, teachers={"source": "loras/noted"}, images={"before": "noted"})
