@@ -25,8 +25,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 INK = "#22262b"
 QUIET = "#6b7480"
 SMOOTH_OVER = 40
-LARGEST_SHEET = 40_000_000
 """The thick line of a loss averages over a window of 1/40 of the run, at least 5 points."""
+LARGEST_SHEET = 40_000_000
+"""Pixels of a grid of pictures above which these are made smaller."""
 
 
 def plot_losses(
@@ -235,6 +236,7 @@ def named_grid(names: Sequence[str], pictures: Sequence[Tensor]) -> Image.Image:
     smaller where all would have more than `LARGEST_SHEET` pixels."""
     if len(names) != len(pictures) or not names:
         raise ValueError(f"{len(names)} names for {len(pictures)} pictures")
+    names = [_plain(name) for name in names]
     height, width = pictures[0].shape[-2:]
     # small pictures are enlarged, or no name would fit below them
     scale = max(1, round(192 / max(height, width)))
@@ -250,7 +252,7 @@ def named_grid(names: Sequence[str], pictures: Sequence[Tensor]) -> Image.Image:
     for index, (name, picture) in enumerate(zip(names, pictures, strict=True)):
         x, y = gap + index % columns * (width + gap), gap + index // columns * (height + label)
         sheet.paste(to_pil(picture).resize((width, height), Image.Resampling.LANCZOS), (x, y))
-        text = _plain(name)
+        text = name
         while text and draw.textlength(text, font) > width:
             text = text[:-1]
         draw.text((x + width / 2, y + height + label / 2 - gap / 2), text, INK, font, "mm")

@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -311,7 +312,7 @@ class DistillationRun:
     def finish(self, thumbnails: bool = True) -> dict[str, Any]:
         """Write the collection, report.json and the plots; returns the report.
 
-        thumbnails: False leaves out those that the run asks for, which take a sample each.
+        thumbnails: False leaves out those that the run asks for, which take a sample each; so does a cancel.
 
         Valid after any end of `train`: the collection holds what was trained so far.
         """
@@ -336,7 +337,8 @@ class DistillationRun:
         catalogue = replace(prepared.catalogue, training=training)
         pictures = {**run.kept}
         if thumbnails and run.thumbnails:
-            pictures = self._thumbnails(weights) | pictures
+            with suppress(Cancelled):  # the collection matters more
+                pictures = self._thumbnails(weights) | pictures
         catalogue = with_thumbnails(catalogue, weights, pictures)
         save_collection(run.collection, weights, catalogue)
         report: dict[str, Any] = {

@@ -73,6 +73,7 @@ class Trainer:
             raise ValueError(
                 "no sample has a teacher image: make some, or set warm_cycles = 0 and objective.bs_weight > 0"
             )
+        self._named = _names(lessons)
         self.distiller, self.lessons, self.config, self.cancelled = distiller, lessons, config, cancelled
         self.workers, self._wants_to_stop = workers, False
         adapters = distiller.roles.adapters
@@ -326,7 +327,7 @@ class Trainer:
             "skipped": self.skipped,
             "in_a_row": self._in_a_row,
             "config": dataclasses.asdict(self.config),
-            "lessons": self._lessons(),
+            "lessons": self._named,
             "student": self.student.state_dict(),
             "fake": self.fake.state_dict(),
             "optimizers": {role: optimizer_state(optimizer) for role, optimizer in self.optimizers.items()},
@@ -336,13 +337,6 @@ class Trainer:
         kept: dict[str, Any] = copied(state, over)
         kept["ways"] = self.ways.state()  # not copied: its tensors are replaced, never changed
         return kept
-
-    def _lessons(self) -> dict[str, Any]:
-        """What names the samples: their numbers, in the order in which they are drawn."""
-        counts = [[name, len(samples)] for name, samples in self.lessons.effects.items()]
-        every = [*self.lessons.general, *(one for some in self.lessons.effects.values() for one in some)]
-        sizes = sorted({tuple(one.source.shape) for one in every})
-        return {"effects": counts, "general": len(self.lessons.general), "sizes": [*map(list, sizes)]}
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.cycle, self.skipped, self._in_a_row = state["cycle"], state["skipped"], state["in_a_row"]
@@ -379,3 +373,11 @@ class Trainer:
         if 0 < self.cycle == self.config.start_cycles:  # the start may have been cut short only now
             self._begin_matching()
         self._kept = self._state()
+
+
+def _names(lessons: Lessons) -> dict[str, Any]:
+    """What names the samples: their numbers, in the order in which they are drawn, and their sizes."""
+    counts = [[name, len(samples)] for name, samples in lessons.effects.items()]
+    every = [*lessons.general, *(one for some in lessons.effects.values() for one in some)]
+    sizes = sorted({tuple(one.source.shape) for one in every})
+    return {"effects": counts, "general": len(lessons.general), "sizes": [*map(list, sizes)]}

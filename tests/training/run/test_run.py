@@ -384,3 +384,10 @@ def test_a_few_step_lora_below_the_student_is_in_the_collection(project: Any, ho
     project.settings["few_step"] = "none.safetensors"
     with pytest.raises(CollectionError, match=r"none\.safetensors"):
         whole(project, host)
+
+
+def test_a_run_with_other_teacher_steps_is_another_run(project: Any, host: Any) -> None:
+    whole(project, host)
+    project.settings["targets"]["steps"] += 1
+    with pytest.raises(CheckpointError, match="other teacher steps or guidance"):
+        whole(project, host, resume=True)
