@@ -22,7 +22,7 @@ from ..collection.jsonl import (
 from ..training.pictures import fitted, read_picture, to_tensor
 from ..training.plots import SheetRow, contact_sheet
 from .files import BUILT_IN
-from .places import allowed, readable
+from .places import allowed, check_places
 from .sockets import TRAINING, EffectImagesSocket, GeneralImagesSocket, TeachersSocket
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -125,9 +125,11 @@ class Teachers(io.ComfyNode):
     @classmethod
     def execute(cls, source: str, prompts: str, teachers: tuple[EffectEntry, ...] = ()) -> io.NodeOutput:
         path = allowed(source, "effects.jsonl")
-        found = read_effects(path) if path.is_file() else _teachers_of(path, prompts)
-        for teacher in found:
-            readable(teacher.lora_path, f"{path}: {teacher.lora_path}")
+        if path.is_file():
+            found = read_effects(path)
+            _check_listed(path, [teacher.lora_path for teacher in found])
+        else:
+            found = _teachers_of(path, prompts)
         return io.NodeOutput(together([*teachers, *found]))
 
 
@@ -186,6 +188,8 @@ class EffectImages(io.ComfyNode):
         path = allowed(before, "data.jsonl")
         if path.is_file():
             samples = read_effect_data(path, names)
+            _check_listed(path, [one.source_image for one in samples])
+            _check_listed(path, [one.base_pred_image for one in samples if one.base_pred_image])
         else:
             results = allowed(after, "") if after.strip() else None
             if results and not any(_own(results, name) for name in names):
@@ -197,9 +201,6 @@ class EffectImages(io.ComfyNode):
             samples = [
                 one for name in names for one in [s for s in samples if s.lora_name == name][:for_each]
             ]
-        for one in samples:
-            for file in filter(None, (one.source_image, one.base_pred_image)):
-                readable(file, f"{path}: {file}")
         pairs = _pairs(samples)
         return io.NodeOutput(tuple(samples), pairs, ui=ui.PreviewImage(pairs, cls=cls))
 
@@ -242,8 +243,7 @@ class GeneralImages(io.ComfyNode):
         path = allowed(pictures, "general.jsonl")
         if path.is_file():
             general = tuple(read_general_data(path))
-            for one in general:
-                readable(one.source_image, f"{path}: {one.source_image}")
+            _check_listed(path, [one.source_image for one in general])
             return io.NodeOutput(general)
         lines = [line.strip() for line in instructions.splitlines() if line.strip()]
         if not lines:
@@ -273,6 +273,11 @@ def changed(text: str | None, built_in: str) -> Any:
         return [(str(file), file.stat().st_mtime_ns) for file in files]
     except (ValueError, OSError):
         return text
+
+
+def _check_listed(path: Path, files: Sequence[Path]) -> None:
+    """Raises ValueError for a file of the list `path` that may not be read."""
+    check_places({f"{path}: {file}": file for file in files})
 
 
 def _teachers_of(folder: Path, prompts: str) -> list[EffectEntry]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 
 import folder_paths
@@ -57,19 +58,21 @@ def inside(root: Path, name: str) -> Path:
     return root.joinpath(*parts[:-1], parts[-1] + ".safetensors")
 
 
-def readable(path: Path, said: str) -> Path:
-    """`path`, absolute and without `..`. What lies in an allowed folder may be a link to elsewhere.
-
-    Raises ValueError, quoting what the user `said`, where it is outside all folders.
-    """
-    path, places = Path(os.path.abspath(path)), roots()  # noqa: PTH100
-    allowed_ones = (*places, _POCKET, _POCKET.resolve())
-    if not any(one.is_relative_to(root) for one in (path, path.resolve()) for root in allowed_ones):
-        raise ValueError(
-            f"{said} lies outside the folders that may be read ({', '.join(map(str, places))}); move it "
-            f"there, or name its folder under {KIND} in extra_model_paths.yaml"
-        )
-    return path
+def check_places(said: Mapping[str, Path]) -> None:
+    """Raises ValueError for the first path outside the folders that may be read, quoting what the user said.
+    What lies in one of them may be a link to elsewhere."""
+    places = roots()
+    readable = (*places, _POCKET, _POCKET.resolve())
+    for words, path in said.items():
+        plain = Path(os.path.abspath(path))  # noqa: PTH100 - a link is not followed
+        if any(plain.is_relative_to(root) for root in readable):
+            continue
+        path = path.resolve()  # one that is said by another name of its folder
+        if not any(path.is_relative_to(root) for root in readable):
+            raise ValueError(
+                f"{words} lies outside the folders that may be read ({', '.join(map(str, places))}); move it "
+                f"there, or name its folder under {KIND} in extra_model_paths.yaml"
+            )
 
 
 def allowed(text: str, built_in: str) -> Path:
@@ -87,7 +90,8 @@ def allowed(text: str, built_in: str) -> Path:
             "folder"
         )
     tried = [root / Path(text).expanduser() for root in roots()]
-    path = readable(next((one for one in tried if one.exists()), tried[0]), text)
+    path = Path(os.path.abspath(next((one for one in tried if one.exists()), tried[0])))  # noqa: PTH100
+    check_places({text: path})
     if not path.exists():
         raise ValueError(
             f"{text}: no such file or folder below ComfyUI's input, output or models folder; check the path"
