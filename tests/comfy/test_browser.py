@@ -288,3 +288,8 @@ def test_a_wrong_request_says_what_is_wrong(
     asked = {"file": "mine.safetensors", "titles": {"sketch": "x"}, **change}
     assert message in server.post("/collectionlora/edit", asked)["error"]
     assert file.read_bytes() == before
+
+
+def test_pictures_that_are_too_large_together_are_refused_in_words(server: Any) -> None:
+    answer = server.post("/collectionlora/edit", {"file": "x", "pictures": {"a": "A" * (101 * 2**20)}})
+    assert "too large to send at once" in answer["error"]
