@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +110,8 @@ def test_bad_input_is_named(server: Any, changes: dict[str, Any], message: str) 
         (server.base_directory / "input" / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     assert message in server.error_of(distil("bad", cycles=2, **changes))
     assert not folder_of(server, "bad").exists()
+
+
+def test_a_run_that_is_made_longer_keeps_its_warm_cycles(run_inside: Callable[..., dict[str, Any]]) -> None:
+    """Else a finished one could not be."""
+    assert run_inside("lengths.py") == {"0": 200, "150": 100, "300": 200, "600": 200}
