@@ -3,7 +3,8 @@
 `python -m collectionlora.pocket.train --out DIR` makes DIR/weights, like `pocket/weights`, from the pictures
 and lists that ship and the picture packages (`COLLECTIONLORA_IMAGES`). The same command goes on after a stop:
 a step that has ended is not taken again, and most go on within. `--share 0.01` takes a hundredth of every
-length, to try it. `--bfloat16` is faster where the device computes in bfloat16.
+length, to try it. `--bfloat16` is faster where the device computes in bfloat16, `--compile` where there is a
+C++ compiler.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Step:
     """Files of the step and where they belong among the weights."""
 
 
-def steps(out: Path, share: float = 1.0, bfloat16: bool = False) -> Iterator[Step]:
+def steps(out: Path, share: float = 1.0, bfloat16: bool = False, compiled: bool = False) -> Iterator[Step]:
     """All steps in order, with the lengths of the weights that ship, times `share`."""
     weights, pool, words = out / "weights", out / "pool", out / "words"
 
@@ -49,14 +50,14 @@ def steps(out: Path, share: float = 1.0, bfloat16: bool = False) -> Iterator[Ste
 
     autoencoder = weights / "autoencoder.safetensors"
     yield step("pool", "--out", pool, "--count", part(160))
-    yield step("autoencoder", "--pool", pool, "--out", autoencoder, "--minutes", 8 * share)
+    yield step("autoencoder", "--pool", pool, "--out", autoencoder, "--steps", part(2400))
     yield step("text", "--out", words, "--steps", part(1500))
     fast = ["--bfloat16"] if bfloat16 else []
-    base, common = out / "base", ("--pool", pool, "--autoencoder", autoencoder, *fast)
+    faster = [*fast, *(["--compile"] if compiled else [])]
+    base, common = out / "base", ("--pool", pool, "--autoencoder", autoencoder, *faster)
     found = tuple((base / name, weights / name) for name in ("transformer.safetensors", "text.safetensors"))
-    minutes = 180 * share
-    yield step("base", *common, "--out", base, "--start", words, "--minutes", minutes, makes=found)
-    yield step("teachers", "--weights", weights, "--out", weights / "teachers", "--steps", part(900), *fast)
+    yield step("base", *common, "--out", base, "--start", words, "--steps", part(35000), makes=found)
+    yield step("teachers", "--weights", weights, "--out", weights / "teachers", "--steps", part(900), *faster)
     yield step(
         "judge", "--weights", weights, "--steps", part(3000), "--pictures", part(300), "--held-out", 120
     )
@@ -88,12 +89,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--share", type=float, default=1.0, help="of the length of every step")
     parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16 what takes longest")
+    parser.add_argument("--compile", action="store_true", help="compile what trains base and teachers")
     args = parser.parse_args()
     out = args.out.resolve()
     (out / "ended").mkdir(parents=True, exist_ok=True)
     (out / "weights").mkdir(exist_ok=True)
     write_run(out, args.share)
-    for step in steps(out, args.share, args.bfloat16):
+    for step in steps(out, args.share, args.bfloat16, args.compile):
         ended = out / "ended" / step.name
         if ended.exists():
             continue

@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pool", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--seed", type=int, default=0)
@@ -90,12 +90,12 @@ def main() -> None:
     optimizer = torch.optim.AdamW(
         [{"params": rest, "scale": 1.0}, {"params": linear, "scale": 0.1}], weight_decay=1e-4
     )
-    start, step = time.time(), 0
-    while (progress := (time.time() - start) / (60 * args.minutes)) < 1:
-        rate = min(1, (step + 1) / 50) * (1 - progress) ** 0.5
+    start = time.time()
+    for step in range(1, args.steps + 1):
+        rate = min(1, step / 50) * (1 - (step - 1) / args.steps) ** 0.5
         for group in optimizer.param_groups:
             group["lr"] = args.lr * rate * group["scale"]
-        images = shards.batch(step, args.batch)
+        images = shards.batch(step - 1, args.batch)
         model.train()
         latents = model.encode(images)
         output = model.decode(latents + LATENT_NOISE * torch.randn_like(latents))
@@ -104,8 +104,7 @@ def main() -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
-        step += 1
-        if step % 50 == 0 or step == 1:
+        if step % 50 == 0 or step in (1, args.steps):
             model.eval()
             if not args.decoder_only:
                 model.calibrate(shards.batch(step + 1, 512))

@@ -1,10 +1,9 @@
 """Train the pocket base (transformer and text encoder together) to follow general edits; flow matching,
 nothing else.
 
-`python -m collectionlora.pocket.train.base --pool DIR --autoencoder FILE --out DIR --minutes 60` writes
+`python -m collectionlora.pocket.train.base --pool DIR --autoencoder FILE --out DIR --steps 35000` writes
 DIR/base.pt (to go on from: the same command continues), DIR/transformer.safetensors and DIR/text.safetensors
-(moving averages, bf16). Learning rates hold, then fall to zero over the last part; `base.pt` is written
-before they fall, so that a later and longer run starts from the plateau.
+(moving averages, bf16). Learning rates hold, then fall to zero over the last part.
 """
 
 from __future__ import annotations
@@ -189,10 +188,8 @@ def main() -> None:
     parser.add_argument("--pool", type=Path, required=True)
     parser.add_argument("--autoencoder", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--minutes", type=float, default=60, help="length of this run, its falling end included"
-    )
-    parser.add_argument("--decay", type=float, default=0.2, help="share of the run over which rates fall")
+    parser.add_argument("--steps", type=int, default=35000, help="those of a checkpoint in OUT included")
+    parser.add_argument("--decay", type=float, default=0.5, help="share of the steps over which rates fall")
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -252,11 +249,11 @@ def main() -> None:
     for _ in range(20):
         lessons.grow()
     rng = np.random.default_rng([args.seed, first])
-    start, step, recent = time.time(), first, 0.0
-    while (progress := (time.time() - start) / (60 * args.minutes)) < 1:
+    start, recent = time.time(), 0.0
+    for step in range(first + 1, args.steps + 1):
         if step % 40 == 0:
             lessons.grow()
-        rate = min(1.0, (step - first + 1) / 100, (1 - progress) / args.decay)
+        rate = min(1.0, step / 100, (1 - (step - 1) / args.steps) / args.decay)
         for trainer in trainers:
             for group in trainer.param_groups:
                 group["lr"] = group["peak"] * rate
@@ -270,22 +267,20 @@ def main() -> None:
         for trainer in trainers:
             trainer.step()
         average.update_parameters(model)
-        step += 1
         recent = 0.98 * recent + 0.02 * loss.item() if step > first + 1 else loss.item()
         if step % 50 == 0:
             seconds = time.time() - start
             line = f"step {step} loss {recent:.4f} lr {rate:.3f} shards {len(lessons.loaded)}"
             print(f"{line} seconds {seconds:.0f}", flush=True)
         if step % 500 == 0:
-            if progress < 1 - args.decay:
-                state = {
-                    "model": model.state_dict(),
-                    "average": average.state_dict(),
-                    "trainers": [trainer.state_dict() for trainer in trainers],
-                    "step": step,
-                }
-                with atomic_write(checkpoint) as temporary:
-                    torch.save(state, temporary)
+            state = {
+                "model": model.state_dict(),
+                "average": average.state_dict(),
+                "trainers": [trainer.state_dict() for trainer in trainers],
+                "step": step,
+            }
+            with atomic_write(checkpoint) as temporary:
+                torch.save(state, temporary)
             export(average.module, args.out)
     export(average.module, args.out)
 

@@ -20,7 +20,7 @@ class Parsed(Exception):
     pass
 
 
-ALL = list(everything.steps(Path("made"), 0.01, bfloat16=True))
+ALL = list(everything.steps(Path("made"), 0.01, bfloat16=True, compiled=True))
 
 
 @pytest.mark.parametrize("step", ALL, ids=lambda step: step.name)
