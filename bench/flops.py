@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..training.architecture import Architecture, Operations, Tokens
 from ..training.distiller import EditVelocity
+from ..training.host import Texts
 from ..training.lora import PAPER_TARGETS, targeted
 from ..training.roles import Roles
 
@@ -55,7 +56,7 @@ class Metered:
         self.ranks, self.checkpointing = ranks, checkpointing
         self.model = self.hardware = 0.0
 
-    def __call__(self, x: Tensor, sigma: Tensor, text: Tensor, source: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, text: Texts, source: Tensor) -> Tensor:
         rank = self.ranks[self.roles.active.split()[0]]
         needed = done = self.work.forward(rank)
         if torch.is_grad_enabled():

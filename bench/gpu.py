@@ -29,10 +29,13 @@ from ..training.architecture import Architecture
 from ..training.bank import TeacherBank
 from ..training.cards import card_named
 from ..training.config import Distillation, OptimizerName, distillation
+from ..training.data import together
 from ..training.distiller import FAKE, STUDENT, Distiller
 from ..training.footprint import GIB, Job, Setting, Storage, device_bytes
+from ..training.host import Texts
 from ..training.hosts.diffusers import EditVelocity
 from ..training.hosts.fused import fuse
+from ..training.hosts.ragged import padded
 from ..training.lora import PAPER_TARGETS, LoraAdapter, linear_shapes, target_shapes
 from ..training.memory import peak_memory
 from ..training.offload import Offload
@@ -59,6 +62,8 @@ class Way:
     fused: bool = True
     compiled: bool = False
     """Whole blocks; else what lies between their matrix products."""
+    batch: int = 1
+    """Samples of a cycle, which all go through the model at a time; their prompts have two lengths."""
 
     def waiting(self, layers: int) -> int:
         """How many of so many blocks wait in host memory."""
@@ -72,6 +77,8 @@ WAYS = {
     "bf16, selective": Way(checkpointing="selective"),
     "bf16, no checkpointing": Way(checkpointing="none"),
     "bf16, no checkpointing, compiled": Way(checkpointing="none", compiled=True),
+    "bf16, 2 at a time": Way(batch=2),
+    "bf16, 8 at a time": Way(batch=8),
     "bf16, adamw8bit": Way(optimizer="adamw8bit"),
     "bf16, half offloaded": Way(offload="half"),
     "bf16, offloaded": Way(offload="all"),
@@ -79,6 +86,8 @@ WAYS = {
     "fp8, compiled": Way("fp8", compiled=True),
     "fp8, selective": Way("fp8", "selective"),
     "fp8, no checkpointing": Way("fp8", "none"),
+    "fp8, 4 at a time": Way("fp8", batch=4),
+    "fp8, selective, 4 at a time": Way("fp8", "selective", batch=4),
     "fp8, adamw8bit": Way("fp8", optimizer="adamw8bit"),
     "fp8, half offloaded": Way("fp8", offload="half"),
     "fp8, offloaded": Way("fp8", offload="all"),
@@ -139,8 +148,9 @@ def measure(way: Way, settings: Settings, teachers: dict[str, Path]) -> dict[str
         for seed, role in enumerate((STUDENT, FAKE))
     }
     lessons = random_lessons(size, device)
-    sample = lessons.effects[TEACHERS[0]][0]
-    given = (sample.source.flip(0)[None], torch.full((1,), 0.7), sample.student[None], sample.source[None])
+    samples = [lessons.effects[TEACHERS[i % len(TEACHERS)]][0] for i in range(way.batch)]
+    source, words = torch.stack([one.source for one in samples]), together([one.student for one in samples])
+    given = (source.flip(1), torch.full((way.batch,), 0.7), words, source)
     velocity = _Velocity(transformer, device)
     with Roles(transformer, adapters) as roles, roles.use(STUDENT):
         work = Work.of(size.architecture, size.tokens)
@@ -172,8 +182,8 @@ def measure(way: Way, settings: Settings, teachers: dict[str, Path]) -> dict[str
             "peak_gib": peak_memory(device) / GIB,
             "cycle_model_flops": metered.model / settings.cycles,
             "cycle_hardware_flops": metered.hardware / settings.cycles,
-            "forward_model_flops": work.forward(size.rank),
-            "both_model_flops": work.forward(size.rank) + work.backward(size.rank),
+            "forward_model_flops": way.batch * work.forward(size.rank),
+            "both_model_flops": way.batch * (work.forward(size.rank) + work.backward(size.rank)),
         }
         result |= planned(way, settings, result["cycle_model_flops"])
         if device.type == "cuda":
@@ -187,10 +197,11 @@ def measure(way: Way, settings: Settings, teachers: dict[str, Path]) -> dict[str
 
 
 def configured(way: Way, settings: Settings) -> Distillation:
-    """One sample a cycle, in the effect stream."""
+    """A micro-batch a cycle, in the effect stream."""
     rank = settings.size.rank
-    config = {"cycles": settings.cycles, "batch": 1, "p_effect": 1.0, "optimizer": way.optimizer}
-    return distillation(config | {"rank": rank, "alpha": float(rank)})
+    config = {"cycles": settings.cycles, "p_effect": 1.0, "optimizer": way.optimizer}
+    batch = {"batch": way.batch, "micro_batch": way.batch}
+    return distillation(config | batch | {"rank": rank, "alpha": float(rank)})
 
 
 def planned(way: Way, settings: Settings, operations: float) -> dict[str, float]:
@@ -211,7 +222,7 @@ def planned(way: Way, settings: Settings, operations: float) -> dict[str, float]
     waiting = way.waiting(layers)
     blocks = layers - waiting + min(2, waiting) if waiting else None
     storage = Storage(way.base_dtype, weight=1 if way.base_dtype == "fp8" else 2, blocks=blocks)
-    setting = Setting(storage, way.optimizer, checkpointing=way.checkpointing)
+    setting = Setting(storage, way.optimizer, way.batch, checkpointing=way.checkpointing)
     phases = {
         name: sum(p.values()) for name, p in device_bytes(job, setting).items() if name != "teacher images"
     }
@@ -256,8 +267,10 @@ class _Velocity:
     def __init__(self, transformer: nn.Module, device: torch.device) -> None:
         self.inner, self.device = EditVelocity(transformer), device
 
-    def __call__(self, *given: Tensor) -> Tensor:
-        output: Tensor = self.inner(*(tensor.to(self.device, torch.bfloat16) for tensor in given))
+    def __call__(self, x: Tensor, sigma: Tensor, text: Texts, source: Tensor) -> Tensor:
+        words, lengths = padded(text)
+        given = (tensor.to(self.device, torch.bfloat16) for tensor in (x, sigma, words, source))
+        output: Tensor = self.inner(*given, lengths)
         return output.float()
 
 

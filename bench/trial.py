@@ -20,6 +20,7 @@ from ..collection.layouts import read_lora, write_lora
 from ..pocket.demo import FOLDER
 from ..training.config import Distillation
 from ..training.distiller import Distiller, EditVelocity
+from ..training.host import Texts
 from ..training.hosts.pocket import PocketHost
 from ..training.lora import linear_shapes
 from ..training.memory import peak_memory
@@ -99,7 +100,7 @@ class Counted:
     def __init__(self, velocity: EditVelocity) -> None:
         self.velocity, self.count = velocity, 0
 
-    def __call__(self, x: Tensor, sigma: Tensor, text: Tensor, source: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, text: Texts, source: Tensor) -> Tensor:
         self.count += len(x) * (3 if torch.is_grad_enabled() else 1)
         return self.velocity(x, sigma, text, source)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,9 +31,9 @@ class VisitedDistiller(Distiller):
         sigmas = self.objective.sigmas
         stops = integers(draws.generators(batch, "rollout stop"), 0, len(sigmas) - 1)
 
-        def velocity(x: Tensor, sigma: Tensor, active: Tensor) -> Tensor:
-            v = self.velocity(x, sigma, batch.student[active], batch.source[active])
-            for i, x0 in zip(active.tolist(), x - sigma.view(-1, 1, 1, 1) * v):
+        def velocity(x: Tensor, sigma: Tensor, active: Sequence[int]) -> Tensor:
+            v = self._velocity(batch, active, batch.student, x, sigma)
+            for i, x0 in zip(active, x - sigma.view(-1, 1, 1, 1) * v):
                 self.visited[batch.numbers[i]].append(x0)
             return v
 

@@ -142,7 +142,7 @@ class DistilCollection(io.ComfyNode):
         thumbnails: bool = False,
         few_step: str = NONE,
     ) -> io.NodeOutput:
-        settings = settings or Settings("default", distillation(), Targets())
+        settings = settings or Settings("default", distillation(), Targets(batch=1))
         output = Path(folder_paths.get_output_directory()) / "collectionlora" / folder_name(name)
         lists = Lists({teacher.lora_name: teacher for teacher in teachers}, images, general)
         run = Run(

@@ -15,7 +15,7 @@ from ..training.footprint import FP8, GIB, TEXT_TOKENS, Setting, Storage, adapte
 from ..training.hosts.comfy import ComfyHost
 from ..training.jobs import job_on
 from ..training.lora import target_shapes
-from ..training.plan import Plan, choose, chosen, settings, verdict, words
+from ..training.plan import Plan, faster, remedy, words
 from ..training.run import DistillationRun
 from ..training.run_config import Run
 
@@ -50,18 +50,8 @@ def plan_of(run: Run, host: ComfyHost, work: DistillationRun) -> tuple[str, str]
     room = int(model_management.get_free_memory(host.device)) + held
     card = card_named(torch.cuda.get_device_name(host.device)) if host.device.type == "cuda" else None
     plan = Plan(job, set_now, room, card)
-    text = words(plan)
-    return text, "" if on_cpu or not plan.missing else _remedy(plan)
-
-
-def _remedy(plan: Plan) -> str:
-    """Which settings would make a plan fit, by their names."""
-    best = choose(replace(plan, setting=setting) for setting in settings(plan.job))
-    now, then = chosen(plan.setting), chosen(best.setting)
-    changes = ", ".join(f"{name} = {value}" for name, value in then.items() if value != now[name])
-    if best.missing:
-        return verdict(best)
-    return f"{plan.missing / GIB:.2f} GiB are missing; this would fit: {changes}"
+    text = "\n".join(part for part in (words(plan), faster(plan)) if part)
+    return text, "" if on_cpu else remedy(plan)
 
 
 def _without_activations(run: Run, host: ComfyHost) -> str:

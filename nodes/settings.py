@@ -8,7 +8,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.config import PRESETS, Distillation, distillation
+from ..training.config import PRESETS, Distillation, checked, distillation
 from ..training.run_config import Targets
 from .sockets import TRAINING, SettingsSocket
 
@@ -89,8 +89,8 @@ class DistillationSettings(io.ComfyNode):
                     default="",
                     multiline=True,
                     advanced=True,
-                    tooltip="Any other setting, as in a TOML file: batch = 4, then [objective] and shift "
-                    "= 2.0.",
+                    tooltip="Any other setting, as in a TOML file: micro_batch = 4, then [targets] and batch "
+                    "= 8, or [objective] and shift = 2.0.",
                 ),
             ],
             outputs=[SettingsSocket.Output(display_name="settings", tooltip="For Distil Collection.")],
@@ -124,6 +124,13 @@ class DistillationSettings(io.ComfyNode):
             values |= {"rank": rank, "alpha": values.get("alpha", float(rank))}
         if learning_rate:
             values |= {"lr": learning_rate, "fake_lr": values.get("fake_lr", learning_rate)}
-        batch = 32 if preset == "pocket" else 1
-        targets = Targets(teacher_steps, teacher_guidance, batch)
+        own = values.pop("targets", {})
+        if not isinstance(own, dict) or set(own) - {"batch"}:
+            raise ValueError("more: [targets] takes batch alone; the node has inputs for the rest")
+        given = {
+            "steps": teacher_steps,
+            "guidance": teacher_guidance,
+            "batch": 32 if preset == "pocket" else 1,
+        }
+        targets = checked(Targets, {**given, **own}, "targets.")
         return io.NodeOutput(Settings(preset, distillation(values, preset), targets))

@@ -213,8 +213,8 @@ class Architecture:
 
     def forward_transient(self, tokens: Tokens, item: int) -> int:
         """Bytes of one sample at the worst moment of a forward that keeps nothing: in the mlp, the hidden
-        state before and after its activation (2 of four times the width), and seven tensors of the block."""
-        return self.width * item * (7 + 2 * 4) * tokens.all
+        state before and after its activation (2 of four times the width), and four tensors of the block."""
+        return self.width * item * (4 + 2 * 4) * tokens.all
 
 
 def _rows(path: str, tokens: Tokens) -> int:

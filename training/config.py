@@ -219,6 +219,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "guidance": (0, 50),
     "floor": (0, 10),
     "steps": (1, 64),
+    "targets.steps": (1, 200),
     "shift": (0.1, 20),
     "ts_steps": (1, 64),
     "ts_low": (0, 0.999),
@@ -308,7 +309,8 @@ def _consistent(config: Distillation) -> None:
 
 def _converted(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
     """`value` in the type of the field's default, checked; `name` is how errors call it."""
-    default, choices, limits = field.default, _CHOICES.get(field.name), _RANGES.get(field.name)
+    default, choices = field.default, _CHOICES.get(field.name)
+    limits = _RANGES.get(name, _RANGES.get(field.name))
     if choices is not None:
         if value not in choices:
             raise ConfigError(f"{name} = {value!r}; valid are {', '.join(choices)}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .host import Texts
 from .randomness import generator
 
 
@@ -64,12 +65,9 @@ class Batch:
     effects: tuple[str | None, ...]
     source: Tensor
     """(B,C,h,w)"""
-    student: Tensor
-    """(B,T,D)"""
-    teacher: Tensor
-    """(B,T,D)"""
-    empty: Tensor
-    """(B,T,D)"""
+    student: Texts
+    teacher: Texts
+    empty: Texts
     targets: tuple[Tensor | None, ...]
     paths: tuple[TeacherPath | None, ...]
 
@@ -78,28 +76,26 @@ class Batch:
 
     @classmethod
     def of(cls, samples: Sequence[Sample], numbers: Sequence[int]) -> Batch:
-        """Stack samples.
-
-        Raises:
-            ValueError: images or prompts of several sizes, which only a micro_batch of 1 can hold.
-        """
+        """Stack samples, whose sources have one shape; prompts may have any lengths."""
         return cls(
             tuple(numbers),
             tuple(sample.effect for sample in samples),
-            _stacked("sources", [sample.source for sample in samples]),
-            _stacked("student prompts", [sample.student for sample in samples]),
-            _stacked("teacher prompts", [sample.teacher for sample in samples]),
-            _stacked("empty prompts", [sample.empty for sample in samples]),
+            torch.stack([sample.source for sample in samples]),
+            together([sample.student for sample in samples]),
+            together([sample.teacher for sample in samples]),
+            together([sample.empty for sample in samples]),
             tuple(sample.target for sample in samples),
             tuple(sample.path for sample in samples),
         )
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        source, student, teacher, empty = (
-            tensor.to(device) for tensor in (self.source, self.student, self.teacher, self.empty)
+        student, teacher, empty = (
+            text.to(device) if isinstance(text, Tensor) else [one.to(device) for one in text]
+            for text in (self.student, self.teacher, self.empty)
         )
         targets = tuple(None if target is None else target.to(device) for target in self.targets)
+        source = self.source.to(device)
         return Batch(self.numbers, self.effects, source, student, teacher, empty, targets, self.paths)
 
     def seeded(self) -> list[int]:
@@ -145,8 +141,23 @@ class Lessons:
         return samples[int(image * len(samples))]
 
 
-def _stacked(what: str, tensors: Sequence[Tensor]) -> Tensor:
-    shapes = sorted({tuple(tensor.shape) for tensor in tensors})
-    if len(shapes) > 1:
-        raise ValueError(f"{what} of shapes {shapes} in one micro-batch; set micro_batch = 1")
-    return torch.stack(list(tensors))
+def micro_batches(sources: Sequence[Tensor], size: int) -> list[list[int]]:
+    """Positions of at most `size` samples each, all of them once; a micro-batch has sources of one shape.
+
+    They stay in order within a shape, and shapes in the order in which they come.
+    """
+    alike: dict[torch.Size, list[int]] = {}
+    for i, source in enumerate(sources):
+        alike.setdefault(source.shape, []).append(i)
+    return [some[start : start + size] for some in alike.values() for start in range(0, len(some), size)]
+
+
+def together(prompts: Sequence[Tensor]) -> Texts:
+    """Embeddings (T,D), as one tensor where they are equally long."""
+    return torch.stack(list(prompts)) if len({len(prompt) for prompt in prompts}) == 1 else list(prompts)
+
+
+def picked(texts: Texts, positions: Sequence[int]) -> Texts:
+    """Of the prompts those at `positions`."""
+    # an index would be copied to the device, and waited for
+    return texts if list(positions) == list(range(len(texts))) else together([texts[i] for i in positions])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .bank import TeacherBank
 from .config import Objective
-from .data import Batch
+from .data import Batch, picked
 from .flow import (
     add_noise,
     anchored_times,
@@ -25,6 +25,7 @@ from .flow import (
     velocity_towards,
     x0_from_velocity,
 )
+from .host import Texts
 from .losses import dmd_direction, dmd_loss, flow_matching_loss, guided, velocity_loss
 from .randomness import generators, integers, noise_like
 from .roles import BASE, PLUS, Roles
@@ -33,9 +34,9 @@ STUDENT, FAKE = "student", "fake"
 FEW_STEP = "few step"
 """A frozen adapter of few-step sampling alone, on top of the student wherever it is sampled."""
 
-EditVelocity = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""`velocity(x (B,C,h,w), sigma (B,), text (B,T,D), source (B,C,h,w)) -> (B,C,h,w)`: the host's model,
-whichever role is active."""
+EditVelocity = Callable[[Tensor, Tensor, Texts, Tensor], Tensor]
+"""`velocity(x (B,C,h,w), sigma (B,), text, source (B,C,h,w)) -> (B,C,h,w)`: the host's model, whichever role
+is active."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +122,7 @@ class Distiller:
         stops = integers(draws.generators(batch, "rollout stop"), 0, len(sigmas) - 1)
         with self.roles.use(self.sampler):
             x = rollout(
-                lambda x, sigma, active: self.velocity(x, sigma, batch.student[active], batch.source[active]),
+                lambda x, sigma, active: self._velocity(batch, active, batch.student, x, sigma),
                 noise,
                 sigmas,
                 stops,
@@ -207,7 +208,7 @@ class Distiller:
             return self.roles.use(role)
         return self._teachers(batch, range(len(batch)) if positions is None else positions, role)
 
-    def _fake_text(self, batch: Batch) -> Tensor:
+    def _fake_text(self, batch: Batch) -> Texts:
         return batch.student if self.objective.fake_base == "base" else batch.teacher
 
     def _teacher_seeded(self, batch: Batch, draws: Draws) -> Term:
@@ -248,7 +249,7 @@ class Distiller:
         """The same without guidance too. On top of a few-step LoRA `below` there is none: such a LoRA is made
         to be sampled without.
 
-        Two forwards and not one batch of twice the size: prompts of unequal length would need a mask.
+        Two forwards and not one batch of twice the size: a larger micro_batch does as much for the speed.
         """
         with self._teachers(batch, positions, below):
             cond = self._velocity(batch, positions, batch.teacher, x, sigma)
@@ -268,17 +269,17 @@ class Distiller:
         return self.roles.use_teachers(stack, stack.index(names), None if plus == BASE else plus)
 
     def _student_x0(self, batch: Batch, positions: Sequence[int], x: Tensor, sigma: Tensor) -> Tensor:
-        def velocity(x: Tensor, sigma: Tensor, _: Tensor) -> Tensor:
+        def velocity(x: Tensor, sigma: Tensor, _: object) -> Tensor:
             return self._velocity(batch, positions, batch.student, x, sigma)
 
         with self.roles.use(self.sampler):
             return predict_x0(velocity, x, sigma.to(x.device))
 
     def _velocity(
-        self, batch: Batch, positions: Sequence[int], text: Tensor, x: Tensor, sigma: Tensor
+        self, batch: Batch, positions: Sequence[int], texts: Texts, x: Tensor, sigma: Tensor
     ) -> Tensor:
-        chosen = list(positions)
-        return self.roles.guard(self.velocity(x, sigma, text[chosen], batch.source[chosen]))
+        source = batch.source if len(x) == len(batch) else torch.stack([batch.source[i] for i in positions])
+        return self.roles.guard(self.velocity(x, sigma, picked(texts, positions), source))
 
 
 def _targets(batch: Batch, positions: Sequence[int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .config import Distillation
@@ -34,53 +35,73 @@ class Evaluations:
         return self.adapter + self.teacher + 3 * self.gradient
 
 
-def cycle_evaluations(config: Distillation, p_effect: float) -> Evaluations:
-    """Of one sample of a cycle after the warm ones: the student's update and those of the fake score.
+Parts = Iterator[tuple[Evaluations, float]]
+"""Parts of a cycle with the samples, on average, that are evaluated at a time of a micro-batch."""
+
+
+def total(parts: Parts) -> Evaluations:
+    """All evaluations of a sample in a cycle."""
+    return sum((part for part, _ in parts), Evaluations())
+
+
+def cycle_evaluations(config: Distillation, p_effect: float, micro_batch: int = 1) -> Parts:
+    """A cycle after the warm ones: the student's update and those of the fake score.
 
     Args:
         p_effect: probability of the effect stream; 1 where there are no general samples.
     """
     o = config.objective
-    rollout = Evaluations(adapter=(o.steps - 1) / 2)  # it stops before any of the steps
+    taught = _at_a_time(micro_batch, p_effect)
     one = Evaluations(gradient=1)
-    scores = Evaluations(adapter=1, teacher=2 if o.guidance else 1)
-    total = Evaluations()
+    scored = one + Evaluations(adapter=1, teacher=2 if o.guidance else 1)
+    steps = (o.steps - 1) / 2  # a rollout stops before any of the steps
+    passes = sum(1 - (k / o.steps) ** micro_batch for k in range(1, o.steps))
+    rollout = Evaluations(adapter=steps), micro_batch * steps / passes if passes else 1.0
     if o.bs_weight:
-        total += rollout + one + scores
+        yield rollout
+        yield scored, micro_batch
     if o.ts_weight:
-        total += (one + scores) * p_effect
+        yield scored * p_effect, taught
     if o.fm_weight:
-        total += one * p_effect
+        yield one * p_effect, taught
     if o.bs_weight or o.ts_weight:
-        shared = config.share_rollouts and o.bs_weight
-        fresh = Evaluations() if shared else rollout + Evaluations(adapter=1)
-        total += (one + fresh) * config.fake_ratio
-    return total
+        yield one * config.fake_ratio, micro_batch
+        if not (config.share_rollouts and o.bs_weight):
+            yield rollout[0] * config.fake_ratio, rollout[1]
+            yield Evaluations(adapter=config.fake_ratio), micro_batch
 
 
-def imitation_evaluations(config: Distillation, few_step: bool = False) -> Evaluations:
-    """Of one sample of a cycle that imitates the teachers' velocities, along their ways and the student's.
+def imitation_evaluations(config: Distillation, few_step: bool = False, micro_batch: int = 1) -> Parts:
+    """A cycle that imitates the teachers' velocities, along their ways and the student's.
 
     Args:
         few_step: whether a few-step LoRA is below student and teacher on the student's.
     """
     o = config.objective
     guided = 2 if o.guidance else 1
-    if not few_step:
-        return Evaluations(teacher=guided, gradient=1)
     # the share is one of ways, each with so many stops
     teachers = (1 - config.on_policy) * (STEPS + 1)
     own = config.on_policy * (len(o.sigmas) + len(o.half_sigmas) - 2) / 2
-    return Evaluations(teacher=(guided * teachers + own) / (teachers + own), gradient=1)
+    for stops, evaluations in ((teachers, guided), (own, 1 if few_step else guided)):
+        share = stops / (teachers + own)
+        if share:
+            yield Evaluations(teacher=evaluations, gradient=1) * share, _at_a_time(micro_batch, share)
 
 
-def warm_evaluations(p_effect: float) -> Evaluations:
-    """Of one sample of a warm cycle, which only regresses on the teachers' images."""
-    return Evaluations(gradient=p_effect)
+def warm_evaluations(p_effect: float, micro_batch: int = 1) -> Parts:
+    """A warm cycle, which only regresses on the teachers' images."""
+    yield Evaluations(gradient=p_effect), _at_a_time(micro_batch, p_effect)
 
 
 def last_evaluations(config: Distillation, p_effect: float, few_step: bool = False) -> Evaluations:
     """Of one sample of the run's last cycles, which match distributions if any do; arguments as above."""
     if config.matching_cycles:
-        return cycle_evaluations(config, p_effect)
-    return imitation_evaluations(config, few_step) if config.imitation_cycles else warm_evaluations(p_effect)
+        return total(cycle_evaluations(config, p_effect))
+    return total(
+        imitation_evaluations(config, few_step) if config.imitation_cycles else warm_evaluations(p_effect)
+    )
+
+
+def _at_a_time(micro_batch: int, share: float) -> float:
+    """Mean number of those samples of a micro-batch that are of a kind which has this share, where any is."""
+    return micro_batch * share / (1 - (1 - share) ** micro_batch) if share else 1.0

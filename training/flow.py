@@ -19,9 +19,9 @@ from .randomness import noise_like, uniform
 
 Time = TypeVar("Time", float, Tensor)
 
-Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``velocity(x, sigma, active) -> v``. x is (n, ...), sigma (n,), and ``active`` (n,) long says which samples
-of the full batch these are, so that the callee can pick their prompts and source latents."""
+Velocity = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+"""``velocity(x, sigma, active) -> v``. x is (n, ...), sigma (n,), and ``active``, n numbers, says which
+samples of the full batch these are, so that the callee can pick their prompts and source latents."""
 
 
 def shift(t: Time, s: float = 3.0) -> Time:
@@ -114,11 +114,9 @@ def velocity_towards(x0: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
     return (x - x0) / _per_sample(sigma, x)
 
 
-def predict_x0(velocity: Velocity, x: Tensor, sigma: Tensor, active: Tensor | None = None) -> Tensor:
+def predict_x0(velocity: Velocity, x: Tensor, sigma: Tensor, active: Sequence[int] | None = None) -> Tensor:
     """One network evaluation at (x, sigma), as clean latent. ``active`` defaults to the whole batch."""
-    if active is None:
-        active = torch.arange(x.shape[0], device=x.device)
-    return x0_from_velocity(x, velocity(x, sigma, active), sigma)
+    return x0_from_velocity(x, velocity(x, sigma, range(len(x)) if active is None else active), sigma)
 
 
 @dataclass(frozen=True)
@@ -132,9 +130,8 @@ class Step:
 
 def euler(velocity: Velocity, x: Tensor, sigmas: Sequence[float]) -> Iterator[Step]:
     """Deterministic Euler sampling from x at ``sigmas[0]``, one evaluation a step."""
-    active = torch.arange(x.shape[0], device=x.device)
     for k, (now, then) in enumerate(pairwise(sigmas)):
-        v = velocity(x, _full(x, now), active)
+        v = velocity(x, _full(x, now), range(len(x)))
         x0 = x0_from_velocity(x, v, _full(x, now))
         x = x + (then - now) * v
         yield Step(k, x, x0)
@@ -148,9 +145,8 @@ def consistency(
     x is at ``sigmas[0]``. Sample i draws from ``generators[i]`` only, one noise for each step but the last if
     that ends at sigma 0.
     """
-    active = torch.arange(x.shape[0], device=x.device)
     for k, (now, then) in enumerate(pairwise(sigmas)):
-        x0 = predict_x0(velocity, x, _full(x, now), active)
+        x0 = predict_x0(velocity, x, _full(x, now))
         x = _renoise(x0, then, generators)
         yield Step(k, x, x0)
 
@@ -192,10 +188,12 @@ def rollout(
         raise ValueError(f"stops must lie within 0 and {len(sigmas) - 1}, not {depths}")
     x = noise.clone()
     for k in range(max(depths, default=0)):
-        still = [i for i, stop in enumerate(depths) if stop > k]
-        active = torch.tensor(still, device=x.device)
-        x0 = predict_x0(velocity, x[active], _full(x[active], sigmas[k]), active)
-        x[active] = _renoise(x0, sigmas[k + 1], [generators[i] for i in still]).to(x.dtype)
+        active = [i for i, stop in enumerate(depths) if stop > k]
+        here = torch.stack([x[i] for i in active])  # an index would be copied to the device, and waited for
+        x0 = predict_x0(velocity, here, _full(here, sigmas[k]), active)
+        moved = _renoise(x0, sigmas[k + 1], [generators[i] for i in active]).to(x.dtype)
+        for i, one in zip(active, moved):
+            x[i] = one
     return x
 
 

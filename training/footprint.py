@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from .architecture import LATENT_PIXELS, Architecture, Tokens
@@ -100,7 +100,7 @@ class Job:
 
     def share(self, micro_batch: int) -> int:
         """Samples of a batch on one device, at most: micro-batches go to one device as a whole."""
-        size = min(micro_batch, self.config.micro_batch_of(self.devices))
+        size = replace(self.config, micro_batch=micro_batch).micro_batch_of(self.devices)
         return math.ceil(self.config.batch / size / self.devices) * size
 
     @property

@@ -9,6 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+Texts = Tensor | Sequence[Tensor]
+"""Embeddings of B prompts: (B,T,D), or B of (T,D) whose lengths differ."""
+
 
 class Host(Protocol):
     """A flow-matching edit model with its text encoder and autoencoder.
@@ -27,8 +30,11 @@ class Host(Protocol):
     text_sees_image: bool
     """Whether `encode_text` depends on the image; if not, a prompt is encoded once."""
 
-    def velocity(self, x: Tensor, sigma: Tensor, text: Tensor, source: Tensor) -> Tensor:
-        """x, source (B,C,h,w), sigma (B,), text (B,T,D) without padding -> (B,C,h,w)."""
+    def velocity(self, x: Tensor, sigma: Tensor, text: Texts, source: Tensor) -> Tensor:
+        """x, source (B,C,h,w), sigma (B,), text of B prompts without padding -> (B,C,h,w).
+
+        Raises ValueError for prompts of several lengths, where the model cannot take them in one batch.
+        """
         ...
 
     def encode_text(self, prompts: Sequence[str], image: Tensor | None) -> list[Tensor]:

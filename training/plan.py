@@ -11,6 +11,7 @@ from .cards import BACKWARD, COPY, UNPACKING, UTILISATION, Card
 from .config import OptimizerName
 from .evaluations import (
     Evaluations,
+    Parts,
     cycle_evaluations,
     imitation_evaluations,
     last_evaluations,
@@ -34,6 +35,8 @@ from .footprint import (
 from .run_config import Checkpointing
 
 HOUR = 3600
+MUCH = 0.9
+"""Of a run's hours, where it is worth saying that other batches would take less."""
 ADVICE = "Lower rank or long_side, or take a larger card."
 
 
@@ -105,11 +108,12 @@ def choose(plans: Iterator[Plan]) -> Plan:
 
 
 def settings(job: Job) -> Iterator[Setting]:
-    """All that may be chosen, what the job asks for first. Batches are its own or smaller: larger ones need
-    prompts of equal length."""
+    """All that may be chosen, what the job asks for first."""
     config = job.config
     optimizers = get_args(OptimizerName) if config.optimizer == "adamw" else (config.optimizer,)
-    micro = [n for n in range(config.micro_batch_of(job.devices), 0, -1) if config.batch % n == 0]
+    most, own = replace(config, micro_batch=config.batch), config.micro_batch_of(job.devices)
+    micro = [n for n in range(1, most.micro_batch_of(job.devices) + 1) if config.batch % n == 0]
+    micro.sort(key=lambda n: (n != own, n))
     batches = [n for n in (8, 4, 2, 1) if n < job.targets.batch]
     split = [] if job.devices == 1 or BF16 not in job.storages else [sharded(job.devices)]
     storages, targets = [*job.storages, *split], [job.targets.batch, *batches]
@@ -155,7 +159,7 @@ def passes(job: Job, checkpointing: Checkpointing) -> Passes:
 
 
 def hours(job: Job, setting: Setting, card: Card, utilisation: float = UTILISATION) -> Hours:
-    """What the job takes on a card.
+    """What the job takes on a card, with pictures of one size.
 
     A pass over a batch takes as long as its operations at `utilisation` of the card's peak and the unpacking
     of weights, or as reading the weights, or as fetching those that are not there, or as launching its
@@ -165,28 +169,27 @@ def hours(job: Job, setting: Setting, card: Card, utilisation: float = UTILISATI
     launching = job.architecture.num_layers * card.launch
     forward = launching * (UNPACKING if setting.storage.unpacked else 1)
 
-    def seconds(operations: float, batch: int, launching: float = forward) -> float:
+    def seconds(operations: float, batch: float, launching: float = forward) -> float:
         """Of one sample's share of a pass over `batch` samples."""
         computing = operations / (utilisation * card.operations)
         return max(computing + more / batch, reading / batch, launching / batch) if operations else 0.0
 
     each, batch = passes(job, setting.checkpointing), setting.micro_batch
-    gradient = (
-        seconds(each.adapter, batch)
-        + seconds(each.recomputed, batch)
-        + seconds(each.backward + each.scores, batch, BACKWARD * launching)
-    )
 
-    def cycle(count: Evaluations) -> float:
-        own, teachers = seconds(each.adapter, batch), seconds(each.teacher, batch)
-        sample = count.adapter * own + count.teacher * teachers + count.gradient * gradient
-        return job.share(batch) * sample + kept_bytes(job, setting) / COPY
+    def part(count: Evaluations, samples: float) -> float:
+        own, teachers = seconds(each.adapter, samples), seconds(each.teacher, samples)
+        backward = seconds(each.backward + each.scores, samples, BACKWARD * launching)
+        gradient = own + seconds(each.recomputed, samples) + backward
+        return count.adapter * own + count.teacher * teachers + count.gradient * gradient
+
+    def cycle(parts: Parts) -> float:
+        return job.share(batch) * sum(part(*one) for one in parts) + kept_bytes(job, setting) / COPY
 
     c = job.config
     adding = _adding_up(job, card)
-    full = cycle(cycle_evaluations(c, job.p_effect)) + (1 + c.fake_ratio) * adding
-    warm = cycle(warm_evaluations(job.p_effect)) + adding
-    imitating = cycle(imitation_evaluations(c, job.few_step > 0)) + adding
+    full = cycle(cycle_evaluations(c, job.p_effect, batch)) + (1 + c.fake_ratio) * adding
+    warm = cycle(warm_evaluations(job.p_effect, batch)) + adding
+    imitating = cycle(imitation_evaluations(c, job.few_step > 0, batch)) + adding
     return Hours(
         target_evaluations(job) / job.devices * seconds(each.target, setting.target_batch) / HOUR,
         (c.warm_cycles * warm + c.imitation_cycles * imitating + c.matching_cycles * full) / HOUR,
@@ -263,6 +266,32 @@ def verdict(plan: Plan) -> str:
     if not plan.missing:
         return ""
     return f"Nothing that can be set fits: {plan.missing / GIB:.2f} GiB are missing. {ADVICE}"
+
+
+def remedy(plan: Plan) -> str:
+    """Which settings would make a plan fit, by their names; nothing for one that fits."""
+    if not plan.missing:
+        return ""
+    best = choose(replace(plan, setting=setting) for setting in settings(plan.job))
+    if best.missing:
+        return verdict(best)
+    return f"{plan.missing / GIB:.2f} GiB are missing; this would fit: {_changes(plan, best)}"
+
+
+def faster(plan: Plan) -> str:
+    """Which batches would make a run that fits much shorter; nothing where none would."""
+    as_it_lies = replace(plan.job, storages=(plan.setting.storage,))
+    best = choose(replace(plan, setting=setting) for setting in settings(as_it_lies))
+    if plan.hours is None or best.hours is None or best.hours.all > MUCH * plan.hours.all:
+        return ""
+    return f"faster: {_changes(plan, best)}: {best.hours.all:.2f} h together"
+
+
+def _changes(now: Plan, then: Plan) -> str:
+    known = chosen(now.setting)
+    return ", ".join(
+        f"{name} = {value}" for name, value in chosen(then.setting).items() if value != known[name]
+    )
 
 
 def chosen(setting: Setting) -> dict[str, str | int]:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .bank import TeacherBank
+from .data import together
 from .flow import consistency, euler, few_step_sigmas, last
-from .host import Host
+from .host import Host, Texts
 from .lora import LoraWeights, TeacherStack
 from .losses import guided
 from .randomness import noise_like
@@ -22,8 +23,8 @@ def sample_teachers(
     roles: Roles,
     bank: TeacherBank,
     names: Sequence[str | None],
-    texts: Tensor,
-    empty: Tensor,
+    texts: Texts,
+    empty: Texts,
     sources: Tensor,
     generators: Sequence[torch.Generator],
     steps: int = 40,
@@ -35,7 +36,7 @@ def sample_teachers(
 
     Args:
         names: each sample's teacher, None for the base alone.
-        texts, empty: (B,T,D) teacher prompts, and the empty prompt.
+        texts, empty: teacher prompts, and the empty prompt for each.
         sources: (B,C,h,w).
         guidance: cond + guidance (cond - uncond); 0 saves the second evaluation.
         fresh_noise: consistency sampling (noise anew at each step) instead of Euler.
@@ -43,7 +44,7 @@ def sample_teachers(
     """
     x, sigmas = noise_like(sources, generators), few_step_sigmas(steps)
 
-    def velocity(x: Tensor, sigma: Tensor, _: Tensor) -> Tensor:
+    def velocity(x: Tensor, sigma: Tensor, _: object) -> Tensor:
         cond = host.velocity(x, sigma, texts, sources)
         return guided(cond, host.velocity(x, sigma, empty, sources), guidance) if guidance else cond
 
@@ -62,7 +63,7 @@ def sample_collection(
     host: Host,
     roles: Roles,
     role: str,
-    texts: Tensor,
+    texts: Texts,
     sources: Tensor,
     generators: Sequence[torch.Generator],
     sigmas: Sequence[float],
@@ -70,7 +71,7 @@ def sample_collection(
     """Latents (B,C,h,w) from an adapter by its few-step sampler, without guidance.
 
     Args:
-        texts: (B,T,D) student prompts.
+        texts: student prompts.
     """
     with roles.use(role):
         return _few_steps(host, texts, sources, generators, sigmas)
@@ -94,18 +95,18 @@ def apply_collection(
     stack = TeacherStack.of({"collection": LoraWeights(down, up, weights.alpha)})
     everyone = torch.zeros(len(images), dtype=torch.long)
     with Roles(host.transformer, {}) as roles, roles.use_teachers(stack, everyone):
-        latents = _few_steps(host, torch.stack(texts), host.encode_image(images), generators, sigmas)
+        latents = _few_steps(host, together(texts), host.encode_image(images), generators, sigmas)
     return host.decode(latents)
 
 
 def _few_steps(
     host: Host,
-    texts: Tensor,
+    texts: Texts,
     sources: Tensor,
     generators: Sequence[torch.Generator],
     sigmas: Sequence[float],
 ) -> Tensor:
-    def velocity(x: Tensor, sigma: Tensor, _: Tensor) -> Tensor:
+    def velocity(x: Tensor, sigma: Tensor, _: object) -> Tensor:
         return host.velocity(x, sigma, texts, sources)
 
     return last(consistency(velocity, noise_like(sources, generators), sigmas, generators))

@@ -18,7 +18,7 @@ import torch
 
 from .checkpoint import CheckpointError, copied, load_optimizer_state, load_state, optimizer_state, save_state
 from .config import Distillation
-from .data import Batch, Lessons, Sample
+from .data import Batch, Lessons, Sample, micro_batches
 from .distiller import FAKE, STUDENT, Distiller, Draws, Term
 from .lora import LoraAdapter, LoraWeights
 from .memory import peak_memory
@@ -228,9 +228,12 @@ class Trainer:
     def _shared(self, samples: Sequence[Sample], numbers: Sequence[int]) -> list[Batch]:
         """This process' micro-batches of a whole batch."""
         size = self.config.micro_batch_of(self.workers.count)
-        parts = [slice(i, i + size) for i in range(0, len(samples), size)]
+        parts = micro_batches([sample.source for sample in samples], size)
         device = next(self.student.parameters()).device
-        return [Batch.of(samples[part], numbers[part]).to(device) for part in self.workers.share(parts)]
+        return [
+            Batch.of([samples[i] for i in part], [numbers[i] for i in part]).to(device)
+            for part in self.workers.share(parts)
+        ]
 
     # -- updates ---------------------------------------------------------------------------------------------
 

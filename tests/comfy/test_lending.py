@@ -54,6 +54,17 @@ def test_each_sample_has_its_own_teacher(seen: dict[str, Any], kind: str) -> Non
     assert seen[f"{kind} float32"]["teachers apart"] < 1e-4
 
 
+@pytest.mark.parametrize("kind", ["qwen", "qwen 2511"])
+def test_prompts_of_several_lengths_share_a_batch(seen: dict[str, Any], kind: str) -> None:
+    assert seen[f"{kind} float32"]["lengths apart"] < 1e-5
+
+
+def test_prompts_of_several_lengths_need_a_model_whose_attention_is_known(seen: dict[str, Any]) -> None:
+    assert (
+        seen["flux2 float32"]["lengths apart"] == "prompts of [4, 7] tokens in one batch; set micro_batch = 1"
+    )
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_left_behind_whatever_ended_it(seen: dict[str, Any], kind: str, dtype: str) -> None:

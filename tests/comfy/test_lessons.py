@@ -114,4 +114,15 @@ def test_bad_input_is_named(server: Any, changes: dict[str, Any], message: str) 
 
 def test_a_run_that_is_made_longer_keeps_its_warm_cycles(run_inside: Callable[..., dict[str, Any]]) -> None:
     """Else a finished one could not be."""
-    assert run_inside("lengths.py") == {"0": 200, "150": 100, "300": 200, "600": 200}
+    assert run_inside("settings.py")["warm"] == {"0": 200, "150": 100, "300": 200, "600": 200}
+
+
+def test_more_says_how_many_teacher_images_are_made_at_a_time(
+    run_inside: Callable[..., dict[str, Any]],
+) -> None:
+    made = run_inside("settings.py")["targets"]
+    assert made[""] == [100, 4.0, 1]
+    assert made["[targets]\nbatch = 8"] == [100, 4.0, 8]
+    assert made["[targets]\nbatch = 0"] == "targets.batch = 0 is out of range, 1 to 4096"
+    for more in ("[targets]\nsteps = 3", "targets = 3"):
+        assert made[more] == "more: [targets] takes batch alone; the node has inputs for the rest"

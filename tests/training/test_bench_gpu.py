@@ -24,7 +24,7 @@ from collectionlora.training.roles import Roles
 
 SHORT = {"num_attention_heads": 1, "joint_attention_dim": 32}
 TINY = Settings(
-    Size(Architecture(num_layers=3, **SHORT), pixels=32, text=4, rank=4), "cpu", repeats=1, peak_tflops=1.0
+    Size(Architecture(num_layers=3, **SHORT), pixels=32, text=16, rank=4), "cpu", repeats=1, peak_tflops=1.0
 )
 CPU = torch.device("cpu")
 
@@ -62,7 +62,9 @@ def test_what_is_kept_is_not_computed_again() -> None:
     assert [work.again(10, policy) for policy in ("none", "selective", "full")] == [50, 1060, 1160]
 
 
-@pytest.mark.parametrize("name", ["bf16", "bf16, half offloaded", "fp8, offloaded, selective"])
+@pytest.mark.parametrize(
+    "name", ["bf16", "bf16, half offloaded", "fp8, offloaded, selective", "fp8, 4 at a time"]
+)
 def test_a_way_is_measured(files: dict[str, Path], name: str) -> None:
     row = gpu.attempt(WAYS[name], TINY, files)
     assert "error" not in row

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from collectionlora.training.data import Batch, Lessons, Sample
+from collectionlora.training.data import Batch, Lessons, Sample, micro_batches, picked
 
 CYCLES, BATCH = 500, 8
 
@@ -70,18 +70,24 @@ def test_a_batch_stacks_its_samples(tiny):
         assert batch.targets[i] is sample.target
 
 
-def test_unequal_sizes_need_a_micro_batch_of_one():
-    def sample(tokens: int, size: int) -> Sample:
-        text = torch.zeros(4, 3)
-        return Sample("a", torch.zeros(2, size, size), torch.zeros(tokens, 3), text, text)
+def test_a_micro_batch_has_pictures_of_one_size():
+    sources = [torch.zeros(2, 4, size) for size in (4, 6, 4, 4, 6, 8, 4)]
+    assert micro_batches(sources, 3) == [[0, 2, 3], [6], [1, 4], [5]]
+    assert micro_batches(sources[:1] * 5, 2) == [[0, 1], [2, 3], [4]]
 
-    with pytest.raises(
-        ValueError, match=r"student prompts of shapes \[\(2, 3\), \(5, 3\)\] .* micro_batch = 1"
-    ):
-        Batch.of([sample(5, 4), sample(2, 4)], [0, 1])
-    with pytest.raises(ValueError, match=r"sources of shapes .* micro_batch = 1"):
-        Batch.of([sample(5, 4), sample(5, 6)], [0, 1])
-    assert len(Batch.of([sample(5, 4)], [0])) == 1
+
+def test_prompts_of_a_batch_may_have_several_lengths():
+    def sample(tokens: int) -> Sample:
+        text = torch.zeros(4, 3)
+        return Sample("a", torch.zeros(2, 4, 4), torch.randn(tokens, 3), text, text)
+
+    samples = [sample(5), sample(2), sample(2)]
+    batch = Batch.of(samples, [0, 1, 2]).to(torch.device("cpu"))
+    assert [len(text) for text in batch.student] == [5, 2, 2]
+    assert batch.teacher.shape == (3, 4, 3)
+    assert picked(batch.student, [0, 1, 2]) is batch.student
+    assert torch.equal(picked(batch.student, [2, 1]), torch.stack([samples[2].student, samples[1].student]))
+    assert torch.equal(picked(batch.student, [0])[0], samples[0].student)
 
 
 def test_a_pair_must_have_one_size_and_the_general_stream_no_target():

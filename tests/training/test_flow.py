@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -14,16 +15,16 @@ from collectionlora.training.randomness import generator, generators, integers, 
 SIGMAS = flow.few_step_sigmas(8)
 
 
-def curved(x: Tensor, sigma: Tensor, active: Tensor) -> Tensor:
+def curved(x: Tensor, sigma: Tensor, active: Sequence[int]) -> Tensor:
     """A velocity that depends on everything it is given."""
-    return torch.sin(3 * x) + (sigma + 0.1 * active).reshape(-1, 1, 1)
+    return torch.sin(3 * x) + (sigma + 0.1 * torch.tensor(active)).reshape(-1, 1, 1)
 
 
 def towards(target: Tensor) -> flow.Velocity:
     """The exact velocity if the data were the one point ``target``."""
 
-    def velocity(x: Tensor, sigma: Tensor, active: Tensor) -> Tensor:
-        return (x - target[active]) / sigma.reshape(-1, 1, 1)
+    def velocity(x: Tensor, sigma: Tensor, active: Sequence[int]) -> Tensor:
+        return (x - target[list(active)]) / sigma.reshape(-1, 1, 1)
 
     return velocity
 
@@ -132,9 +133,9 @@ def test_rollout_is_the_consistency_sampler_stopped() -> None:
 def test_rollout_evaluates_only_the_samples_still_running() -> None:
     seen = []
 
-    def count(x: Tensor, sigma: Tensor, active: Tensor) -> Tensor:
-        assert x.shape[0] == sigma.shape[0] == active.shape[0]
-        seen.append(active.tolist())
+    def count(x: Tensor, sigma: Tensor, active: Sequence[int]) -> Tensor:
+        assert x.shape[0] == sigma.shape[0] == len(active)
+        seen.append(list(active))
         return curved(x, sigma, active)
 
     flow.rollout(
@@ -149,7 +150,7 @@ def test_rollout_of_a_sample_does_not_depend_on_its_batch() -> None:
     together = flow.rollout(curved, noise, SIGMAS, stops, generators(0, 0, range(4), "r"))
     for i in range(4):
         alone = flow.rollout(
-            lambda x, sigma, active, i=i: curved(x, sigma, active + i),
+            lambda x, sigma, active, i=i: curved(x, sigma, [i]),
             noise[i : i + 1],
             SIGMAS,
             stops[i : i + 1],

@@ -85,7 +85,15 @@ def student(model: nn.Module, rank: int = RANK) -> Iterator[LoraAdapter]:
         yield adapter
 
 
-def evaluation(model: nn.Module, storage: Storage) -> Callable[[], Tensor]:
+LENGTHS = [pytest.param(None, id="one length"), pytest.param([TEXT, TEXT - 16], id="two lengths")]
+
+
+def tolerance(lengths: list[int] | None) -> float:
+    """Copies of one sample's query, key and value are not planned for."""
+    return 0.05 if lengths is None else 0.08
+
+
+def evaluation(model: nn.Module, storage: Storage, lengths: list[int] | None = None) -> Callable[[], Tensor]:
     """One forward of a batch."""
     draw = torch.Generator().manual_seed(0)
     latent = (BATCH, SMALL.in_channels // 4, SIDE // 8, SIDE // 8)
@@ -95,7 +103,7 @@ def evaluation(model: nn.Module, storage: Storage) -> Callable[[], Tensor]:
     )
     sigma = torch.rand(BATCH, generator=draw).to(dtype(storage))
     velocity = EditVelocity(model)
-    return lambda: velocity(x, sigma, text, source)
+    return lambda: velocity(x, sigma, text, source, lengths)
 
 
 def live_bytes(run: Callable[[], object]) -> int:
@@ -273,11 +281,14 @@ def test_what_autograd_keeps_with_checkpointing_is_predicted(storage: Storage) -
     assert predicted == pytest.approx(saved_bytes(transformer(storage, "full"), storage), rel=0.03)
 
 
+@pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 @pytest.mark.parametrize("storage", STORAGES)
-def test_the_peak_of_a_backward_is_predicted(storage: Storage, checkpointing: Any) -> None:
+def test_the_peak_of_a_backward_is_predicted(
+    storage: Storage, checkpointing: Any, lengths: list[int] | None
+) -> None:
     model = transformer(storage, checkpointing)
-    run = evaluation(model, storage)
+    run = evaluation(model, storage, lengths)
     with student(model):
 
         def step() -> None:
@@ -286,18 +297,21 @@ def test_the_peak_of_a_backward_is_predicted(storage: Storage, checkpointing: An
         step()  # from now on gradients are there
         measured = live_bytes(step)
     parts = device_bytes(job(), Setting(storage, micro_batch=BATCH, checkpointing=checkpointing))["backward"]
-    assert parts["activations"] + parts["workspace"] == pytest.approx(measured, rel=0.05)
+    assert parts["activations"] + parts["workspace"] == pytest.approx(measured, rel=tolerance(lengths))
 
 
+@pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("storage", STORAGES)
-def test_the_peak_of_a_forward_without_gradient_is_predicted(storage: Storage) -> None:
+def test_the_peak_of_a_forward_without_gradient_is_predicted(
+    storage: Storage, lengths: list[int] | None
+) -> None:
     model = transformer(storage)
-    run = evaluation(model, storage)
+    run = evaluation(model, storage, lengths)
     with student(model), torch.no_grad():
         measured = live_bytes(run)
     predicted = device_bytes(job(), Setting(storage, micro_batch=BATCH))["scoring"]["workspace"]
     predicted += storage.item * job().adapter if storage.item < 4 else 0  # of one role
-    assert predicted == pytest.approx(measured, rel=0.05)
+    assert predicted == pytest.approx(measured, rel=tolerance(lengths))
 
 
 # -- operations ----------------------------------------------------------------------------------------------

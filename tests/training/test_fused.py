@@ -24,6 +24,7 @@ from diffusers import QwenImageTransformer2DModel
 from collectionlora.training.hosts.diffusers import EditVelocity
 from collectionlora.training.hosts.fused import fuse
 from collectionlora.training.hosts.kernels import Compiled, gated, kernel, modulated
+from collectionlora.training.hosts.ragged import padded
 
 CHANNELS = 4
 
@@ -65,6 +66,40 @@ def learnt(model: Any, student: LoraAdapter, words: int = 5) -> tuple[Tensor, Te
         output.square().mean().backward()
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in student.parameters()]
     return output.detach(), torch.cat([gradient.flatten() for gradient in gradients])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("by_token", [False, True])
+@pytest.mark.parametrize("policy", ["none", "selective", "full"])
+def test_prompts_of_several_lengths_share_a_batch(
+    policy: str, by_token: bool, compiled: bool, graphs: list[str]
+) -> None:
+    """Each sample gets what it would get alone, and nothing is learnt from the padding."""
+    model = transformer(by_token).double()
+    student = student_of(model).double()
+    draw = torch.Generator().manual_seed(0)
+    x, source = torch.randn(2, 3, CHANNELS, 4, 6, generator=draw, dtype=torch.float64).unbind()
+    sigma = torch.tensor([0.3, 0.8, 0.6], dtype=torch.float64)
+    prompts = [torch.randn(n, 12, generator=draw, dtype=torch.float64) for n in (5, 9, 2)]
+    fuse(model, policy, compiled and not by_token)
+    velocity = EditVelocity(model)
+
+    def learnt(parts: list[list[int]]) -> tuple[Tensor, Tensor]:
+        student.zero_grad()
+        outputs = []
+        with Roles(model, {"student": student}) as roles, roles.use("student"):
+            for part in parts:
+                words, lengths = padded([prompts[i] for i in part])
+                assert (lengths is None) == (len(part) == 1)
+                output = roles.guard(velocity(x[part], sigma[part], words, source[part], lengths))
+                output.square().sum().backward()
+                outputs.append(output.detach())
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in student.parameters()]
+        return torch.cat(outputs), torch.cat([gradient.flatten() for gradient in gradients])
+
+    expected = learnt([[0], [1], [2]])
+    for got, wanted in zip(learnt([[0, 1, 2]]), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-11)
 
 
 def same(got: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> bool:

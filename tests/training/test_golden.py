@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,10 @@ class Stub(nn.Module):
         self.mix = nn.Parameter(torch.tensor(mix, dtype=torch.float64).repeat(len(CASES), 1, 1))
         self.gain = nn.Parameter(torch.full((len(CASES),), gain, dtype=torch.float64))
 
-    def forward(self, x: Tensor, sigma: Tensor, prompt: Tensor, active: Tensor | None = None) -> Tensor:
-        rows = torch.arange(len(CASES)) if active is None else active
+    def forward(
+        self, x: Tensor, sigma: Tensor, prompt: Tensor, active: Sequence[int] | None = None
+    ) -> Tensor:
+        rows = list(range(len(CASES)) if active is None else active)
         mixed = torch.einsum("boc,bchw->bohw", self.mix[rows], x)
         return torch.tanh(mixed) + (self.gain[rows] * sigma).reshape(-1, 1, 1, 1) * x + prompt[rows]
 

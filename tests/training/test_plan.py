@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -12,7 +13,12 @@ import pytest
 from collectionlora.training.architecture import Architecture, Tokens
 from collectionlora.training.cards import CARDS, UTILISATION, Card, card, card_named
 from collectionlora.training.config import PRESETS, Distillation, distillation
-from collectionlora.training.evaluations import cycle_evaluations, imitation_evaluations, warm_evaluations
+from collectionlora.training.evaluations import (
+    cycle_evaluations,
+    imitation_evaluations,
+    total,
+    warm_evaluations,
+)
 from collectionlora.training.footprint import (
     BF16,
     FP8,
@@ -29,9 +35,11 @@ from collectionlora.training.footprint import (
 )
 from collectionlora.training.plan import (
     Plan,
+    faster,
     hours,
     model_operations,
     plan,
+    remedy,
     settings,
     target_evaluations,
     to_json,
@@ -49,7 +57,7 @@ RESIDENT = STORAGES[:2]
 
 
 def equivalents(config: Distillation, p_effect: float | None = None) -> float:
-    return cycle_evaluations(config, config.p_effect if p_effect is None else p_effect).equivalents
+    return total(cycle_evaluations(config, config.p_effect if p_effect is None else p_effect)).equivalents
 
 
 # -- evaluations ---------------------------------------------------------------------------------------------
@@ -93,10 +101,16 @@ def test_evaluations_are_those_that_the_trainer_makes(
     for _ in world.trainer.run():
         pass
     config = world.trainer.config
-    warm = warm_evaluations(config.p_effect).equivalents * config.warm_cycles
-    imitating = imitation_evaluations(config).equivalents * config.imitation_cycles
-    expected = warm + imitating + equivalents(config) * (cycles - config.start_cycles)
-    assert world.cost / config.batch == pytest.approx(expected, rel=0.05)
+    kinds = [
+        (config.warm_cycles, warm_evaluations(config.p_effect, config.micro_batch)),
+        (config.imitation_cycles, imitation_evaluations(config, micro_batch=config.micro_batch)),
+        (config.matching_cycles, cycle_evaluations(config, config.p_effect, config.micro_batch)),
+    ]
+    parts = [(count, part, samples) for count, kind in kinds for part, samples in kind]
+    cost = sum(count * part.equivalents for count, part, _ in parts)
+    assert world.cost / config.batch == pytest.approx(cost, rel=0.05)
+    passes = sum(n * (part.adapter + part.teacher + part.gradient) / samples for n, part, samples in parts)
+    assert len(world.calls) / config.batch == pytest.approx(passes, rel=0.05)
 
 
 # -- hours ---------------------------------------------------------------------------------------------------
@@ -127,7 +141,7 @@ def test_without_checkpointing_attentions_scores_alone_are_computed_twice() -> N
     job = Job(distillation(RANK_32))
     full, none = (hours(job, Setting(checkpointing=way), INSTANT).cycle for way in ("full", "none"))
     copying = hours(job, Setting(), INSTANT, 1e9).cycle
-    gradients = cycle_evaluations(job.config, 1.0).gradient
+    gradients = total(cycle_evaluations(job.config, 1.0)).gradient
     operations, speed = job.architecture.operations(job.tokens), UTILISATION * INSTANT.operations
     needed = model_operations(job) + gradients * 8 * operations.scores
     assert none - copying == pytest.approx(needed / speed)
@@ -152,7 +166,12 @@ def test_unpacking_and_fetching_take_time_and_larger_batches_share_it() -> None:
     )
     assert alone == sorted(alone)
     assert alone[0] < alone[1] < alone[2]
-    assert shared[1] - shared[0] == pytest.approx((alone[1] - alone[0]) / 8)
+    once, together = (
+        sum(part.equivalents / samples for part, samples in cycle_evaluations(job.config, 1.0, n))
+        for n in (1, 8)
+    )
+    assert 1 / 8 < together / once < 1 / 6  # samples leave a rollout at different steps
+    assert shared[1] - shared[0] == pytest.approx((alone[1] - alone[0]) * together / once)
 
 
 def test_teacher_images_that_are_there_are_not_made() -> None:
@@ -192,7 +211,7 @@ def test_what_is_chosen_fits_and_nothing_that_fits_is_faster() -> None:
 
 
 def test_a_shrinking_room_takes_precision_of_the_base_then_of_the_moments() -> None:
-    job = Job(distillation(RANK_32))
+    job = Job(distillation({**RANK_32, "batch": 1}))
     whole = plan(job, card(80))
     assert (whole.setting.storage.name, whole.setting.optimizer) == ("bf16", "adamw")
     job = replace(job, storages=RESIDENT, checkpointing=("full",))
@@ -205,17 +224,40 @@ def test_a_shrinking_room_takes_precision_of_the_base_then_of_the_moments() -> N
 def test_what_the_user_set_is_kept_where_it_fits() -> None:
     config = distillation({**RANK_32, "micro_batch": 4, "optimizer": "adamw8bit"})
     job = Job(config, side=512, targets=Targets(batch=3), checkpointing=("full",))
-    chosen = plan(job, card(80)).setting
+    chosen = plan(job, replace(card(80), launch=0.0)).setting
     assert (chosen.micro_batch, chosen.target_batch, chosen.optimizer) == (4, 3, "adamw8bit")
-    assert {one.micro_batch for one in settings(Job(config))} == {1, 2, 4}
+    job = replace(job, storages=(BF16,), targets=Targets(batch=1))
+    assert [setting.micro_batch for setting in settings(job)] == [4, 1, 2, 8]
+
+
+def test_where_kernels_wait_more_samples_go_at_a_time() -> None:
+    job = Job(distillation(RANK_32), side=512)
+    waiting, kept_up = (plan(job, one).setting.micro_batch for one in (card(80), KEPT_UP))
+    assert waiting == 8
+    assert kept_up == 1
 
 
 def test_as_little_is_computed_twice_as_fits() -> None:
-    whole = Job(distillation(RANK_32), storages=STORAGES[:1])
+    whole = Job(distillation({**RANK_32, "batch": 1}), storages=STORAGES[:1])
     for side, policy in ((512, "none"), (1024, "selective")):
         assert plan(replace(whole, side=side), card(80)).setting.checkpointing == policy
     job = replace(whole, storages=RESIDENT)
     assert plan(job, replace(card(80), memory=36)).setting.checkpointing == "full"
+
+
+def test_a_plan_says_which_settings_would_fit_and_which_would_be_much_faster() -> None:
+    one, job = card(80), Job(distillation(RANK_32), side=512, storages=(BF16,), checkpointing=("full",))
+    slow = Plan(job, Setting(target_batch=1), one.room, one)
+    best = plan(job, one)
+    hours = f"{best.hours.all:.2f} h together"
+    assert faster(slow) == f"faster: micro_batch = 8, targets.batch = 8: {hours}"
+    assert remedy(slow) == faster(best) == ""
+    assert faster(replace(slow, card=None)) == ""  # of a card whose speed is not known
+    large = replace(slow, job=replace(job, side=1024), setting=Setting(micro_batch=8))
+    assert large.missing
+    assert faster(large) == ""
+    assert re.fullmatch(r"[0-9.]+ GiB are missing; this would fit: micro_batch = [124]", remedy(large))
+    assert remedy(replace(large, room=1)).startswith("Nothing that can be set fits")
 
 
 def test_where_nothing_fits_the_plan_says_what_is_missing() -> None:
@@ -237,7 +279,8 @@ def test_a_small_card_gets_a_base_that_is_offloaded() -> None:
     blocks = sum(out * into for path, (out, into) in job.architecture.linears.items() if "blocks" in path)
     assert ram_bytes(job, made.setting)["offloaded base"] == blocks * made.setting.storage.weight
     assert ram_bytes(job, Setting())["offloaded base"] == 0
-    assert plan(job, card(80)).setting.storage.name == "bf16"
+    alone = replace(job, config=replace(job.config, batch=1))
+    assert plan(alone, card(80)).setting.storage.name == "bf16"
 
 
 def test_several_cards_share_batches_and_teacher_images() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,14 +56,19 @@ def draw(*key: str | int, shape: tuple[int, ...]) -> Tensor:
     return torch.randn(shape, generator=generator(1, *key))
 
 
-def lessons() -> Lessons:
+def lessons(several: bool = False) -> Lessons:
+    """`several`: pictures of several sizes, and prompts of several lengths."""
+
     def sample(effect: str | None, number: int) -> Sample:
         image, text = (CHANNELS, 4, 6), (3, DEPTH)
         name = effect or "general"
+        student = (7 if several and effect == "neon" else 3, DEPTH)
+        if several and number == 1:
+            image = (CHANNELS, 4, 4)
         return Sample(
             effect,
             draw(name, number, "source", shape=image),
-            draw(name, "student", shape=text),
+            draw(name, "student", shape=student),
             draw(name, "teacher", shape=text),
             draw("empty", shape=text),
             draw(name, number, "target", shape=image) if effect else None,
@@ -88,16 +94,59 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def made(files: dict[str, Path], checkpointing: bool) -> Trainer:
     from collectionlora.training.hosts.diffusers import EditVelocity
 
-    config = distillation(VALUES)
     model = transformer()
     if checkpointing:
         model.enable_gradient_checkpointing()
-    shapes = target_shapes(model)
-    adapters = {role: LoraAdapter.create(shapes, 2, 2.0, seed) for seed, role in enumerate((STUDENT, FAKE))}
-    roles, bank = Roles(model, adapters).attach(), TeacherBank(files, linear_shapes(model))
-    data = lessons()
-    distiller = Distiller(EditVelocity(model), roles, bank, config.objective)
-    return Trainer(distiller, data, config)
+    return trainer_of(model, EditVelocity(model), files, lessons(), VALUES)
+
+
+def trainer_of(
+    model: nn.Module,
+    velocity: Any,
+    files: dict[str, Path],
+    data: Lessons,
+    values: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> Trainer:
+    config, shapes = distillation(values), target_shapes(model)
+    adapters = {
+        role: LoraAdapter.create(shapes, 2, 2.0, seed, dtype) for seed, role in enumerate((STUDENT, FAKE))
+    }
+    roles, bank = Roles(model, adapters).attach(), TeacherBank(files, linear_shapes(model), dtype=dtype)
+    return Trainer(Distiller(velocity, roles, bank, config.objective), data, config)
+
+
+def test_micro_batches_of_several_sizes_and_lengths_change_nothing(files):
+    """Half as many evaluations as samples one by one, the same adapters."""
+    from collectionlora.training.hosts.diffusers import EditVelocity
+    from collectionlora.training.hosts.fused import fuse
+    from collectionlora.training.hosts.ragged import padded
+
+    def run(micro: int) -> tuple[list[Tensor], list[int], set[bool]]:
+        model = transformer().double()
+        fuse(model)
+        inner, sizes, mixed = EditVelocity(model), [], set()
+
+        def velocity(x: Tensor, sigma: Tensor, text: Any, source: Tensor) -> Tensor:
+            words, lengths = padded(text)
+            sizes.append(len(x))
+            mixed.add(lengths is not None)
+            output: Tensor = inner(x.double(), sigma.double(), words.double(), source.double(), lengths)
+            return output
+
+        values = {**VALUES, "batch": 6, "micro_batch": micro, "cycles": 3, "imitation_cycles": 1}
+        trainer = trainer_of(model, velocity, files, lessons(several=True), values, torch.float64)
+        list(trainer.run())
+        adapters = trainer.student, trainer.fake
+        return [value for one in adapters for value in one.state_dict().values()], sizes, mixed
+
+    alone, together = run(1), run(6)
+    assert sum(alone[1]) == sum(together[1])
+    assert len(together[1]) < 0.5 * len(alone[1])
+    assert alone[2] == {False}
+    assert together[2] == {False, True}
+    for one, other in zip(alone[0], together[0], strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-8, atol=1e-10)
 
 
 def test_a_run_trains_both_adapters_and_leaves_the_base_alone(files, tiny):

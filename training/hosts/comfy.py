@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from comfy import model_management, model_sampling
 from comfy.ldm.modules.attention import attention_pytorch
+from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from comfy.text_encoders.qwen_image import QwenImageTokenizer
 from torch import Tensor, nn
 
+from ..host import Texts
 from ..pictures import fitted, read_picture
 from .borrowed import borrowed
+from .ragged import joined, one_by_one, padded
 
 SAMPLES, SAMPLE = 16, 4096
+OVERRIDE = "optimized_attention_override"
 
 
 class UnsupportedModelError(ValueError):
@@ -128,14 +132,18 @@ class ComfyHost:
                 "programs, leave out --lowvram and --novram, or load the base in fp8"
             )
 
-    def velocity(self, x: Tensor, sigma: Tensor, text: Tensor, source: Tensor) -> Tensor:
-        """x, source (B,C,h,w), sigma (B,), text (B,T,D) -> (B,C,h,w) float32."""
+    def velocity(self, x: Tensor, sigma: Tensor, text: Texts, source: Tensor) -> Tensor:
+        """x, source (B,C,h,w), sigma (B,), text of B prompts -> (B,C,h,w) float32.
+
+        Raises ValueError for prompts of several lengths, where the model is no Qwen-Image.
+        """
         if not self._loaded:  # the text encoder or the autoencoder had its turn
             self._load()
-        x, sigma, text, source = (tensor.to(self.device) for tensor in (x, sigma, text, source))
+        words, lengths = padded(text)
+        x, sigma, words, source = (tensor.to(self.device) for tensor in (x, sigma, words, source))
         x, source = self._framed(x), self._framed(source)
         conds = self._model.extra_conds(
-            cross_attn=text,
+            cross_attn=words,
             reference_latents=[self._model.process_latent_out(source)],
             noise=x,
             device=self.device,
@@ -143,7 +151,9 @@ class ComfyHost:
         given = {name: cond.process_cond(batch_size=len(x), area=None).cond for name, cond in conds.items()}
         options = self._patcher.model_options.get("transformer_options", {})
         if torch.is_grad_enabled():
-            options = {**options, "optimized_attention_override": _with_gradient}
+            options = {**options, OVERRIDE: _with_gradient}
+        if lengths is not None:
+            options = {**options, OVERRIDE: self._one_by_one(lengths, options.get(OVERRIDE))}
         # What core returns is x - sigma v: at small sigmas the velocity would be lost in rounding.
         seen: list[Tensor] = []
         hook = self.transformer.register_forward_hook(lambda *call: seen.append(call[2]))
@@ -152,6 +162,18 @@ class ComfyHost:
         finally:
             hook.remove()
         return self._bare(seen[0].float())
+
+    def _one_by_one(self, lengths: list[int], found: Any) -> Callable[..., Any]:
+        """Attention over prompts of several lengths, each sample by what was to attend."""
+        if not isinstance(self.transformer, QwenImageTransformer2DModel):  # its tokens: text, then image
+            raise ValueError(f"prompts of {sorted(set(lengths))} tokens in one batch; set micro_batch = 1")
+
+        def override(attend: Any, *args: Any, **kwargs: Any) -> Any:
+            chosen = attend if found is None else partial(found, attend)
+            outputs = one_by_one(lambda *qkv: chosen(*qkv, *args[3:], **kwargs), args[:3], lengths)
+            return joined(outputs, lengths, 1)
+
+        return override
 
     # Core's encoders run in inference mode, as in their nodes; clones are tensors that training may save.
 

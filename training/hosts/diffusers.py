@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +92,12 @@ class EditVelocity(nn.Module):
         super().__init__()
         self.transformer = transformer
 
-    def forward(self, x: Tensor, sigma: Tensor, text: Tensor, source: Tensor) -> Tensor:
-        """x, source (B,C,h,w) with h, w even; sigma (B,); text (B,T,D) without padding -> velocity
-        (B,C,h,w).
+    def forward(
+        self, x: Tensor, sigma: Tensor, text: Tensor, source: Tensor, lengths: Sequence[int] | None = None
+    ) -> Tensor:
+        """x, source (B,C,h,w) with h, w even; sigma (B,); text (B,T,D) -> velocity (B,C,h,w).
+
+        lengths: of prompts that are padded; for fused blocks alone.
         """
         height, width = x.shape[-2:]
         frame = (1, height // PATCH, width // PATCH)
@@ -104,6 +107,7 @@ class EditVelocity(nn.Module):
             encoder_hidden_states=text,
             timestep=sigma,
             img_shapes=[[frame, frame]] * len(x),
+            attention_kwargs=None if lengths is None else {"lengths": lengths},
             return_dict=False,
         )[0]
         return unpack(output[:, : tokens.shape[1]], height, width)

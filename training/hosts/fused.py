@@ -7,7 +7,7 @@ their tensors, for each of the two functions to be compiled as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from ..frozen import blocks_of
 from ..run_config import CHECKPOINTING
 from .kernels import Rotation, gated, kernel, modulated, rotated
 from .plain_linear import plain_linears
+from .ragged import joined, one_by_one
 
 Linears = Mapping[str, Callable[[Tensor], Any]]
 """By their path in a block."""
@@ -72,25 +73,31 @@ class FusedBlock:
         encoder_hidden_states_mask: None,
         temb: Tensor,
         image_rotary_emb: Rotation,
-        joint_attention_kwargs: object = None,
+        joint_attention_kwargs: Mapping[str, Sequence[int]] | None = None,
         modulate_index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Image (B,L,D), text (B,T,D) and time -> text, image.
 
         The time is (B,D); where tokens are modulated by their index it is (2B,D), for the result's tokens,
-        the first half of the image's, and for the source's.
+        the first half of the image's, and for the source's. A text that is padded has its "lengths" among
+        `joint_attention_kwargs`.
         """
-        given = hidden_states, encoder_hidden_states, temb
+        lengths = (joint_attention_kwargs or {}).get("lengths")
+        given = hidden_states, encoder_hidden_states, temb, image_rotary_emb, lengths
         if self.checkpointing == "full":
-            both: tuple[Tensor, Tensor] = self._again(self._whole, *given, image_rotary_emb)
+            both: tuple[Tensor, Tensor] = self._again(self._whole, *given)
             return both
-        return self._whole(*given, image_rotary_emb)
+        return self._whole(*given)
 
-    def _whole(self, image: Tensor, text: Tensor, time: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    def _whole(
+        self, image: Tensor, text: Tensor, time: Tensor, rotation: Rotation, lengths: Sequence[int] | None
+    ) -> tuple[Tensor, Tensor]:
         run = self._again if self.checkpointing == "selective" else self._once
         *qkv, mods, text_mods = run(self._before, image, text, time, rotation)
-        mixed = F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2)
-        after: tuple[Tensor, Tensor] = run(self._after, image, text, mixed, mods, text_mods)
+        attend = F.scaled_dot_product_attention
+        mixed = [attend(*qkv)] if lengths is None else one_by_one(attend, qkv, lengths)
+        del qkv  # one by one, autograd keeps parts of it
+        after: tuple[Tensor, Tensor] = run(self._after, image, text, mixed, lengths, mods, text_mods)
         return after
 
     @staticmethod
@@ -109,9 +116,19 @@ class FusedBlock:
         return self._run(before, image, text, time, rotation, norms)
 
     def _after(
-        self, image: Tensor, text: Tensor, mixed: Tensor, mods: Tensor, text_mods: Tensor
+        self,
+        image: Tensor,
+        text: Tensor,
+        outputs: list[Tensor],
+        lengths: Sequence[int] | None,
+        mods: Tensor,
+        text_mods: Tensor,
     ) -> tuple[Tensor, ...]:
-        return self._run(after, image, text, mixed, mods, text_mods)
+        # joined only here: what is checkpointed keeps what it is given
+        mixed = outputs[0] if lengths is None else joined(outputs, lengths, tokens=2)
+        if not torch.is_grad_enabled():
+            outputs.clear()
+        return self._run(after, image, text, mixed.transpose(1, 2).flatten(2), mods, text_mods)
 
     def _run(self, part: Callable[..., Any], image: Tensor, *given: Any) -> tuple[Tensor, ...]:
         linears = self.linears[part]

@@ -15,9 +15,11 @@ from transformers import BatchFeature, Qwen2_5_VLForConditionalGeneration, Qwen2
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from ..fp8 import AS_LOADED
+from ..host import Texts
 from ..pictures import read_picture, to_pil, to_tensor
 from .diffusers import EditVelocity, keep_small, kept_identity
 from .fused import fuse
+from .ragged import padded
 
 MULTIPLE = 32
 SEEN_AREA = 384 * 384
@@ -79,11 +81,12 @@ class QwenEditHost:
         to_latent = torch.tensor([vae.config.latents_mean, vae.config.latents_std], device=self.device)
         self._mean, self._std = to_latent[:, None, :, None, None]
 
-    def velocity(self, x: Tensor, sigma: Tensor, text: Tensor, source: Tensor) -> Tensor:
-        """x, source (B,16,h,w), sigma (B,), text (B,T,D) -> (B,16,h,w) float32."""
+    def velocity(self, x: Tensor, sigma: Tensor, text: Texts, source: Tensor) -> Tensor:
+        """x, source (B,16,h,w), sigma (B,), text of B prompts -> (B,16,h,w) float32."""
         self._take_turn(self.transformer)
-        given = (tensor.to(self.device, self._dtype) for tensor in (x, sigma, text, source))
-        output: Tensor = self._velocity(*given)
+        words, lengths = padded(text)
+        given = (tensor.to(self.device, self._dtype) for tensor in (x, sigma, words, source))
+        output: Tensor = self._velocity(*given, lengths)
         return output.float()
 
     @torch.no_grad()

@@ -108,6 +108,49 @@ def teachers_apart(host: ComfyHost, patcher: Any) -> float:
     return max(map(float, differences))
 
 
+def lengths_apart(host: ComfyHost, patcher: Any, adapter: LoraAdapter) -> float | str:
+    """Prompts of two lengths in one batch, and each of them alone: the largest difference of outputs and
+    gradients, also with an attention that the user has chosen; or how it is refused.
+    """
+    x, sigma, text, source = inputs(patcher)
+    prompts, asked = [text[0], text[1, :4]], []
+
+    def own(attend: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        asked.append(args[0].shape[2])
+        output: torch.Tensor = attend(*args, **kwargs)
+        return output
+
+    def learnt(parts: list[list[int]]) -> list[torch.Tensor]:
+        adapter.zero_grad()
+        outputs = []
+        with Roles(patcher.model.diffusion_model, {"student": adapter}) as roles, roles.use("student"):
+            for part in parts:
+                v = host.velocity(x[part], sigma[part], [prompts[i] for i in part], source[part])
+                roles.guard(v).square().sum().backward()
+                outputs.append(v.detach())
+            with torch.no_grad():
+                outputs += [
+                    host.velocity(x[part], sigma[part], [prompts[i] for i in part], source[part])
+                    for part in parts
+                ]
+        grads = torch.cat([p.grad.flatten() for p in adapter.parameters() if p.grad is not None])
+        return [torch.cat(outputs), grads]
+
+    options = patcher.model_options.setdefault("transformer_options", {})
+    options["optimized_attention_override"] = own
+    try:
+        expected, found = learnt([[0], [1]]), None
+        lengths = set(asked)
+        asked.clear()
+        found = learnt([[0, 1]])
+        assert set(asked) == lengths
+    except ValueError as error:
+        return str(error)
+    finally:
+        del options["optimized_attention_override"]
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
+
+
 def adapter_for(patcher: Any, seed: int = 7) -> LoraAdapter:
     """Random in both halves: a fresh one has no gradient in its first."""
     shapes = linear_shapes(patcher.model.diffusion_model)
@@ -135,6 +178,7 @@ def compare(kind: str, dtype: str) -> dict[str, Any]:
             ours = gradients(host, lent, adapter, True)
             seen["without a backward"] = chosen_attention(host, lent, adapter, ours)
             seen["teachers apart"] = teachers_apart(host, lent)
+            seen["lengths apart"] = lengths_apart(host, lent, adapter)
             host.checkpointing = True
         with host.lend():
             again = gradients(host, lent, adapter, True)
