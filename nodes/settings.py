@@ -45,7 +45,7 @@ class DistillationSettings(io.ComfyNode):
                     options=list(PRESETS),
                     default="default",
                     tooltip="default: the paper's numbers with shared rollouts. paper: the released "
-                    "schedule. one-gpu: a day or two on one H100 at a long_side of 512 to 768. preview: an "
+                    "schedule. one-gpu: about a day on one H100 at a long_side of 512 to 768. preview: an "
                     "hour, to see whether all is right. imitation: with a few_step LoRA, a sixth of the work "
                     "a cycle. pocket: minutes on a CPU.",
                 ),
