@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..training.data import Batch
+from ..training.data import Batch, picked
 from ..training.distiller import Distiller, Draws, Term
 from ..training.flow import consistency
 from ..training.randomness import integers, noise_like
@@ -53,7 +53,8 @@ class PaperDistiller(Distiller):
                 effects=tuple(batch.effects[i] for i in idle),
                 targets=tuple(torch.zeros_like(batch.source[i]) for i in idle),
                 paths=(None,) * len(idle),
-                **{name: getattr(batch, name)[idle] for name in ("source", "student", "teacher", "empty")},
+                source=batch.source[idle],
+                **{name: picked(getattr(batch, name), idle) for name in ("student", "teacher", "empty")},
             )
             for term in (
                 self._teacher_seeded(general, draws),

@@ -40,6 +40,7 @@ def plan_of(run: Run, host: ComfyHost, work: DistillationRun) -> tuple[str, str]
         text=TEXT_TOKENS if host.text_sees_image else TOKENS,
         storages=(loaded,) if on_cpu or weight <= FP8.weight else (loaded, FP8),
         checkpointing=(checkpointing,),
+        fused=False,
         extended=work.adapters[STUDENT].shapes,
     )
     set_now = Setting(

@@ -45,7 +45,7 @@ class DistillationSettings(io.ComfyNode):
                     options=list(PRESETS),
                     default="default",
                     tooltip="default: the paper's numbers with shared rollouts. paper: the released "
-                    "schedule. one-gpu: about a day on one H100 at a long_side of 512 to 768. preview: an "
+                    "schedule. one-gpu: a day or two on one H100 at a long_side of 512 to 768. preview: an "
                     "hour, to see whether all is right. imitation: with a few_step LoRA, a sixth of the work "
                     "a cycle. pocket: minutes on a CPU.",
                 ),
@@ -124,8 +124,12 @@ class DistillationSettings(io.ComfyNode):
             values |= {"rank": rank, "alpha": values.get("alpha", float(rank))}
         if learning_rate:
             values |= {"lr": learning_rate, "fake_lr": values.get("fake_lr", learning_rate)}
-        own = values.pop("targets", {})
-        if not isinstance(own, dict) or set(own) - {"batch"}:
+        own = values.get("targets", {})
+        if isinstance(own, dict):  # a list is the Linears that are adapted
+            values.pop("targets", None)
+        else:
+            own = {}
+        if set(own) - {"batch"}:
             raise ValueError("more: [targets] takes batch alone; the node has inputs for the rest")
         given = {
             "steps": teacher_steps,

@@ -148,18 +148,19 @@ class Distillation:
         return bool(self.warm_cycles or (self.matching_cycles and matched))
 
     def micro_batch_of(self, processes: int) -> int:
-        """Samples of one forward where so many processes share a batch: few enough that none is idle."""
-        most = min(self.micro_batch, -(-self.batch // processes))
+        """Samples of one forward where so many processes share a batch: few enough that none is idle, if
+        pictures have one size."""
+        most = min(self.micro_batch, max(1, self.batch // processes))
         return next(n for n in range(most, 0, -1) if self.batch % n == 0)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"share_rollouts": False, "objective": {"anchor": "image"}},
     "default": {},
-    # A day on one H100 for fifty effects of twenty pictures, of 512 to 768 pixels and with the micro_batch
-    # that a plan names (neither is set here; long_side is the size). A quarter of the paper's updates: all of
-    # them take a week at 1024 pixels. A quarter of its rank: at 128, adapters and optimizer states together
-    # are nearly as large as the base. Not tuned.
+    # A day or two on one H100 for fifty effects of twenty pictures, of 512 to 768 pixels, and less with more
+    # samples at a time (neither is set here: long_side, micro_batch). A quarter of the paper's updates: all
+    # of them take a week at 1024 pixels. A quarter of its rank: at 128, adapters and optimizer states
+    # together are nearly as large as the base. Not tuned.
     "one-gpu": {"cycles": 1200, "rank": 32, "alpha": 32.0},
     # An hour or less after the teacher images, with few pictures of 512 pixels: shows whether lists, captions
     # and teachers are right before a day is spent, not how good the collection will be. So most of it is the

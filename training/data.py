@@ -144,12 +144,13 @@ class Lessons:
 def micro_batches(sources: Sequence[Tensor], size: int) -> list[list[int]]:
     """Positions of at most `size` samples each, all of them once; a micro-batch has sources of one shape.
 
-    They stay in order within a shape, and shapes in the order in which they come.
+    The largest come first, so that processes which take turns get about as many samples.
     """
     alike: dict[torch.Size, list[int]] = {}
     for i, source in enumerate(sources):
         alike.setdefault(source.shape, []).append(i)
-    return [some[start : start + size] for some in alike.values() for start in range(0, len(some), size)]
+    parts = [some[start : start + size] for some in alike.values() for start in range(0, len(some), size)]
+    return sorted(parts, key=len, reverse=True)
 
 
 def together(prompts: Sequence[Tensor]) -> Texts:

@@ -104,4 +104,4 @@ def last_evaluations(config: Distillation, p_effect: float, few_step: bool = Fal
 
 def _at_a_time(micro_batch: int, share: float) -> float:
     """Mean number of those samples of a micro-batch that are of a kind which has this share, where any is."""
-    return micro_batch * share / (1 - (1 - share) ** micro_batch) if share else 1.0
+    return micro_batch * share / (1 - (1 - share) ** micro_batch) if share > 1e-9 else 1.0

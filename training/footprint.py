@@ -17,6 +17,8 @@ GIB = 2**30
 FLOAT16, FLOAT32, FLOAT64 = 2, 4, 8
 TEXT_TOKENS = 256
 """Of an edit's prompt: about 200 for the source picture as the encoder sees it, the rest words."""
+UNFUSED = 6
+"""Tensors of a token that a block of core keeps more than a fused one: 0.3 GiB at 1024 x 1024."""
 EIGHT_BIT_AT_LEAST, EIGHT_BIT_BLOCK = 4096, 256
 """bitsandbytes keeps smaller tensors' moments in float32, and one float32 scale for so many numbers."""
 
@@ -95,6 +97,8 @@ class Job:
     """How the base may lie on the device."""
     checkpointing: tuple[Checkpointing, ...] = CHECKPOINTING
     """What the host can do."""
+    fused: bool = True
+    """Whether the blocks are those of `hosts/fused.py`; others keep more while they are computed again."""
     devices: int = 1
     """Processes, each on a device of its own and with a share of every batch."""
 
@@ -199,6 +203,8 @@ def activation_bytes(job: Job, setting: Setting) -> int:
     item, batch = setting.storage.item, setting.micro_batch
     whole = setting.checkpointing != "selective"
     block = batch * architecture.block_activations(tokens, job.config.rank, item, whole)
+    if not job.fused:
+        block += batch * UNFUSED * architecture.width * tokens.all * item
     if setting.checkpointing == "none":
         return block * architecture.num_layers + batch * architecture.width * tokens.image * item
     return block + _kept_by_blocks(job, setting)
@@ -235,7 +241,7 @@ def device_bytes(job: Job, setting: Setting) -> Mapping[str, Bytes]:
     return {
         "backward": {
             **held,
-            "teachers": batch * teacher,
+            "teachers": (2 if job.config.imitation_cycles else 1) * batch * teacher,  # those that come next
             CAST: 2 * cast * job.adapter,  # for what is computed again, beside what the forward used
             "activations": kept,
             "workspace": batch * architecture.backward_transient(tokens, item) + unpacked,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, get_args
@@ -113,12 +113,16 @@ def settings(job: Job) -> Iterator[Setting]:
     optimizers = get_args(OptimizerName) if config.optimizer == "adamw" else (config.optimizer,)
     most, own = replace(config, micro_batch=config.batch), config.micro_batch_of(job.devices)
     micro = [n for n in range(1, most.micro_batch_of(job.devices) + 1) if config.batch % n == 0]
-    micro.sort(key=lambda n: (n != own, n))
-    batches = [n for n in (8, 4, 2, 1) if n < job.targets.batch]
     split = [] if job.devices == 1 or BF16 not in job.storages else [sharded(job.devices)]
-    storages, targets = [*job.storages, *split], [job.targets.batch, *batches]
-    for chosen in product(storages, optimizers, micro, targets, job.checkpointing):
+    targets = {job.targets.batch, 8, 4, 2, 1}
+    batches = _nearest(own, micro), _nearest(job.targets.batch, targets)
+    for chosen in product([*job.storages, *split], optimizers, *batches, job.checkpointing):
         yield Setting(*chosen)
+
+
+def _nearest(own: int, others: Iterable[int]) -> list[int]:
+    """A batch as it is asked for, then smaller ones, then larger."""
+    return sorted(others, key=lambda n: (n > own, -n if n <= own else n))
 
 
 # -- time ----------------------------------------------------------------------------------------------------
@@ -284,7 +288,7 @@ def faster(plan: Plan) -> str:
     best = choose(replace(plan, setting=setting) for setting in settings(as_it_lies))
     if plan.hours is None or best.hours is None or best.hours.all > MUCH * plan.hours.all:
         return ""
-    return f"faster: {_changes(plan, best)}: {best.hours.all:.2f} h together"
+    return f"faster, with pictures of one size: {_changes(plan, best)}: {best.hours.all:.2f} h together"
 
 
 def _changes(now: Plan, then: Plan) -> str:

@@ -115,8 +115,8 @@ class TargetMaker:
                 yield i, image
 
     def _batches(self, wanted: Sequence[Wanted], missing: Sequence[int]) -> Iterator[list[int]]:
-        """Of one teacher as far as possible, which costs no batched matmul, and of one size: prompts of
-        several lengths, or pictures of several sizes, cannot be stacked."""
+        """Of one teacher as far as possible, which costs no batched matmul, and of one size: pictures of
+        several sizes cannot be stacked, nor, for every model, prompts of several lengths."""
 
         def sizes(i: int) -> list[list[int]]:
             return [list(part.shape) for part in (wanted[i].text, wanted[i].empty, wanted[i].source)]

@@ -208,7 +208,8 @@ class Trainer:
     ) -> Iterator[tuple[Batch, Term, float]]:
         """On the student update's samples, or on samples of their own."""
         draws = Draws(self.config.seed, self.cycle, f"fake {number}")
-        shared = self.config.share_rollouts and len(rolled) > 0
+        # not whether there are any here: a process may have no part of the student's update
+        shared = self.config.share_rollouts and self.config.objective.bs_weight > 0
         for i, batch in enumerate(batches if shared else self._batches(1 + number)):
             if shared:
                 x0 = rolled[i]

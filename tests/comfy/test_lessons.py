@@ -124,5 +124,7 @@ def test_more_says_how_many_teacher_images_are_made_at_a_time(
     assert made[""] == [100, 4.0, 1]
     assert made["[targets]\nbatch = 8"] == [100, 4.0, 8]
     assert made["[targets]\nbatch = 0"] == "targets.batch = 0 is out of range, 1 to 4096"
-    for more in ("[targets]\nsteps = 3", "targets = 3"):
-        assert made[more] == "more: [targets] takes batch alone; the node has inputs for the rest"
+    refused = "more: [targets] takes batch alone; the node has inputs for the rest"
+    assert made["[targets]\nsteps = 3"] == refused
+    assert made["targets = 3"] == "targets = 3 must be a list like ['to_q', 'to_k']"
+    assert made['targets = ["to_q"]'] == [100, 4.0, 1]  # the Linears that are adapted

@@ -19,6 +19,7 @@ import tiny
 import torch
 from torch.distributed.tensor import DTensor
 
+from collectionlora.training.data import Sample
 from collectionlora.training.sharding import Pace
 from collectionlora.training.trainer import Cancelled
 from collectionlora.training.workers import Workers
@@ -43,6 +44,11 @@ def sharded(net: tiny.Net) -> Pace:
     return Pace(net, [net.enter, net.middle, net.leave], idle)
 
 
+def smaller(sample: Sample) -> Sample:
+    assert sample.target is not None
+    return replace(sample, source=sample.source[..., :-2], target=sample.target[..., :-2])
+
+
 def local(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
@@ -61,6 +67,7 @@ def main() -> None:
     parser.add_argument("--stop-at", type=int, default=-1)
     parser.add_argument("--shard", action="store_true")
     parser.add_argument("--micro-batch", type=int, default=1)
+    parser.add_argument("--sizes", action="store_true", help="pictures of two sizes")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with Workers.joined() as workers:
@@ -74,7 +81,13 @@ def train(workers: Workers, args: argparse.Namespace) -> None:
         return workers.rank == workers.count - 1 and trainer.cycle == args.stop_at
 
     values = {**VALUES, "cycles": args.cycles, "micro_batch": args.micro_batch}
-    world = tiny.world(args.teachers, values, dtype=torch.float64, cancelled=cancelled, stir=True)
+    lessons = tiny.lessons(dtype=torch.float64)
+    if args.sizes:
+        effects = {name: [some[0], smaller(some[1])] for name, some in lessons.effects.items()}
+        lessons = replace(lessons, effects=effects)
+    world = tiny.world(
+        args.teachers, values, dtype=torch.float64, cancelled=cancelled, stir=True, lessons_=lessons
+    )
     trainer, state = world.trainer, args.out / "state.safetensors"
     if args.shard:
         workers = replace(workers, pace=sharded(world.net))

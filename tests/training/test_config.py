@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from itertools import product
 
 import pytest
 
@@ -163,3 +164,13 @@ def test_other_tables_are_checked_alike():
 def test_nearest_names_one_or_all():
     assert nearest("appel", ["apple", "pear"]) == "; did you mean 'apple'?"
     assert nearest("zzz", ["apple", "pear"]) == "; valid are apple, pear"
+
+
+def test_micro_batches_leave_no_process_idle():
+    """Where the batch has a sample for each."""
+    for batch, processes in product((4, 6, 8), range(1, 9)):
+        for micro in (n for n in range(1, batch + 1) if batch % n == 0):
+            size = distillation({"batch": batch, "micro_batch": micro}).micro_batch_of(processes)
+            assert batch % size == 0
+            assert batch // size >= min(processes, batch)
+            assert processes > 1 or size == micro

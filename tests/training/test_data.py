@@ -72,7 +72,7 @@ def test_a_batch_stacks_its_samples(tiny):
 
 def test_a_micro_batch_has_pictures_of_one_size():
     sources = [torch.zeros(2, 4, size) for size in (4, 6, 4, 4, 6, 8, 4)]
-    assert micro_batches(sources, 3) == [[0, 2, 3], [6], [1, 4], [5]]
+    assert micro_batches(sources, 3) == [[0, 2, 3], [1, 4], [6], [5]]
     assert micro_batches(sources[:1] * 5, 2) == [[0, 1], [2, 3], [4]]
 
 

@@ -76,6 +76,14 @@ def test_a_micro_batch_as_large_as_the_batch_leaves_no_process_idle(
     assert 0.3 < first["evaluations"] / (first["evaluations"] + second["evaluations"]) < 0.7
 
 
+def test_pictures_of_several_sizes_are_shared_too(teachers: Path, tmp_path: Path) -> None:
+    options = (CYCLES, "--micro-batch", "3", "--sizes")
+    (alone,) = run(teachers, tmp_path / "one", 1, *options)
+    several = run(teachers, tmp_path / "two", 2, *options)
+    assert distance(several[0]["weights"], alone["weights"]) < 1e-8
+    assert sum(one["evaluations"] for one in several) == alone["evaluations"]
+
+
 def test_a_checkpoint_goes_on_in_another_number_of_processes(
     whole: dict[str, Any], teachers: Path, tmp_path: Path
 ) -> None:

@@ -29,8 +29,10 @@ def targets(more: str) -> list[float] | str:
     return [found.steps, found.guidance, found.batch]
 
 
-MORE = ("", "[targets]\nbatch = 8", "[targets]\nbatch = 0", "[targets]\nsteps = 3", "targets = 3")
+BATCHES = ("[targets]\nbatch = 8", "[targets]\nbatch = 0")
+OTHERS = ("", "[targets]\nsteps = 3", "targets = 3", 'targets = ["to_q"]')
+
 
 if __name__ == "__main__":
     warm = {cycles: made("preview", cycles, "").distill.warm_cycles for cycles in (0, 150, 300, 600)}
-    print(json.dumps({"warm": warm, "targets": {more: targets(more) for more in MORE}}))
+    print(json.dumps({"warm": warm, "targets": {more: targets(more) for more in BATCHES + OTHERS}}))
