@@ -125,6 +125,9 @@ class Distillation:
     on_policy: float = 0.0
     """Share of the imitation's ways that the student itself takes, in few steps, on top of the few-step LoRA
     if there is one (a teacher on top of that does without guidance). Beyond the paper."""
+    imitation_gain: float = 1.0
+    """Largest factor by which imitation asks for more of an effect's edit than its teacher makes, where the
+    student's comes out smaller (:mod:`.gains`); 1 is off. Beyond the paper."""
     seed: int = 0
     save_every: int = 50
     """Cycles between checkpoints."""
@@ -183,6 +186,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "cycles": 5000,
         "imitation_cycles": 5000,
         "on_policy": 0.5,
+        "imitation_gain": 1.5,
         "rank": 32,
         "alpha": 32.0,
         "lr_schedule": "hold",
@@ -242,6 +246,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "warm_cycles": (0, 10**7),
     "imitation_cycles": (0, 10**7),
     "on_policy": (0, 1),
+    "imitation_gain": (1, 5),
     "seed": (0, 2**63 - 1),
     "save_every": (1, 10**6),
     "bank_ram": (1, 1000),

@@ -26,7 +26,7 @@ from .flow import (
     x0_from_velocity,
 )
 from .host import Texts
-from .losses import dmd_direction, dmd_loss, flow_matching_loss, guided, velocity_loss
+from .losses import dmd_direction, dmd_loss, edit_shares, flow_matching_loss, guided, velocity_loss
 from .randomness import generators, integers, noise_like
 from .roles import BASE, PLUS, Roles
 
@@ -50,6 +50,8 @@ class Term:
     losses: Tensor
     samples: Tensor | None = None
     """Of L_DMD_BS: the student's x0 (B,C,h,w) without gradient, which the fake score can learn from."""
+    edits: tuple[tuple[int, ...], Tensor] | None = None
+    """Of imitation with gains: n positions, and which share of its teacher's edit the student makes (n,)."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,13 @@ class Distiller:
         )
 
     def imitation(
-        self, batch: Batch, positions: Sequence[int], x: Tensor, sigma: Tensor, own: bool
+        self,
+        batch: Batch,
+        positions: Sequence[int],
+        x: Tensor,
+        sigma: Tensor,
+        own: bool,
+        gains: Sequence[float | None] = (),
     ) -> tuple[Term, Tensor]:
         """Beyond the paper, before matching: regress the velocity on the teacher's own (general stream: the
         base's) where new ways from noise have come to (:mod:`.ways`). Flow matching on the few images that a
@@ -175,6 +183,8 @@ class Distiller:
 
         Args:
             x, sigma: states (n,C,h,w) and times (n,) of the samples at `positions`.
+            gains: for each of these, what its edit is multiplied by: that in which the teacher's velocity
+                differs from the one without teacher and student. None leaves it, at no cost.
 
         Returns the term, and the x0 (n,C,h,w) without gradient that the ways lead on to from there.
         """
@@ -182,11 +192,24 @@ class Distiller:
         with torch.no_grad():
             cond, real = self._unguided_and_guided(batch, positions, x, sigma, below)
             target = real if self._below == BASE else cond
+            asked = {i: gain for i, gain in enumerate(gains) if gain is not None}
+
+            def of_these(values: Tensor) -> Tensor:
+                return torch.stack([values[i] for i in asked])
+
+            if asked:
+                chosen = tuple(positions[i] for i in asked)
+                with self.roles.use(below):
+                    bare = self._velocity(batch, chosen, batch.student, of_these(x), of_these(sigma))
+                edits = of_these(target) - bare
+                raised = {i: b + g * e for (i, g), b, e in zip(asked.items(), bare, edits, strict=True)}
+                target = torch.stack([raised.get(i, one) for i, one in enumerate(target)])
         with self.roles.use(role):
             v = self._velocity(batch, positions, batch.student, x, sigma)
         x0 = x0_from_velocity(x, v.detach() if own else real, sigma)
         name = "on_policy" if own else "imitation"
-        return Term(name, role, tuple(positions), velocity_loss(v, target)), x0
+        made = (chosen, edit_shares(of_these(v.detach()) - bare, edits)) if asked else None
+        return Term(name, role, tuple(positions), velocity_loss(v, target), edits=made), x0
 
     def fake_term(self, batch: Batch, x0: Tensor, draws: Draws) -> Term:
         """The fake score's loss on the student's samples `x0` (B,C,h,w).

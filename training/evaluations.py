@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .config import Distillation
+from .config import Distillation, Objective
+from .flow import shift
+from .gains import LATE
 from .ways import STEPS
 
 
@@ -71,21 +73,27 @@ def cycle_evaluations(config: Distillation, p_effect: float, micro_batch: int = 
             yield Evaluations(adapter=config.fake_ratio), micro_batch
 
 
-def imitation_evaluations(config: Distillation, few_step: bool = False, micro_batch: int = 1) -> Parts:
+def imitation_evaluations(
+    config: Distillation, p_effect: float, few_step: bool = False, micro_batch: int = 1
+) -> Parts:
     """A cycle that imitates the teachers' velocities, along their ways and the student's.
 
     Args:
+        p_effect: as above.
         few_step: whether a few-step LoRA is below student and teacher on the student's.
     """
     o = config.objective
     guided = 2 if o.guidance else 1
     # the share is one of ways, each with so many stops
-    teachers = (1 - config.on_policy) * (STEPS + 1)
-    own = config.on_policy * (len(o.sigmas) + len(o.half_sigmas) - 2) / 2
-    for stops, evaluations in ((teachers, guided), (own, 1 if few_step else guided)):
-        share = stops / (teachers + own)
+    stops = (1 - config.on_policy) * (STEPS + 1), config.on_policy * _stops(o, 1.0)
+    late = (1 - config.on_policy) * STEPS * shift(LATE, 1 / o.shift), config.on_policy * _stops(o, LATE)
+    for passed, low, evaluations in zip(stops, late, (guided, 1 if few_step else guided), strict=True):
+        share = passed / sum(stops)
         if share:
             yield Evaluations(teacher=evaluations, gradient=1) * share, _at_a_time(micro_batch, share)
+        more = p_effect * low / sum(stops)
+        if more and config.imitation_gain > 1:
+            yield Evaluations(teacher=1) * more, _at_a_time(micro_batch, more)
 
 
 def warm_evaluations(p_effect: float, micro_batch: int = 1) -> Parts:
@@ -98,8 +106,16 @@ def last_evaluations(config: Distillation, p_effect: float, few_step: bool = Fal
     if config.matching_cycles:
         return total(cycle_evaluations(config, p_effect))
     return total(
-        imitation_evaluations(config, few_step) if config.imitation_cycles else warm_evaluations(p_effect)
+        imitation_evaluations(config, p_effect, few_step)
+        if config.imitation_cycles
+        else warm_evaluations(p_effect)
     )
+
+
+def _stops(objective: Objective, below: float) -> float:
+    """Mean number of stops up to this sigma on a way of the student's own, of all or half of the steps."""
+    ways = objective.sigmas[:-1], objective.half_sigmas[:-1]
+    return sum(sigma <= below for sigmas in ways for sigma in sigmas) / 2
 
 
 def _at_a_time(micro_batch: int, share: float) -> float:

@@ -62,3 +62,11 @@ def velocity_loss(v: Tensor, target: Tensor) -> Tensor:
 
 def _sample_mean(x: Tensor) -> Tensor:
     return x.flatten(1).mean(1)
+
+
+def edit_shares(made: Tensor, wanted: Tensor) -> Tensor:
+    """Which share of wanted edits (B,...) others make: the projection on them, (B,). 1 is all of it; an edit
+    of nothing has a share of 0.
+    """
+    made, wanted = made.flatten(1).float(), wanted.flatten(1).float()
+    return (made * wanted).sum(1) / wanted.square().sum(1).clamp_min(1e-12)

@@ -17,6 +17,8 @@ class Record:
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     """Losses of single samples: by term ("bs", "ts", "fm", "fake", "imitation"), then by effect ("general":
     the general stream)."""
+    edits: dict[str, list[float]] = field(default_factory=dict)
+    """By effect, which shares of its teacher's edits the student made, where they have :mod:`.gains`."""
     grad_norms: dict[str, float] = field(default_factory=dict)
     """Before clipping, by role; of the fake score the largest of the cycle."""
     lr: float = 0.0

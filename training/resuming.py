@@ -15,7 +15,13 @@ do not change what a cycle computes (`micro_batch`: up to rounding; `cycles`: bu
 LENGTHS = ("warm_cycles", "imitation_cycles")
 """They may change as far as the cycles that were run would have been the same."""
 
-ONCE = {"anchor": "image", "fake_base": "base", "imitation_cycles": 0, "on_policy": 0.0}
+ONCE = {
+    "anchor": "image",
+    "fake_base": "base",
+    "imitation_cycles": 0,
+    "on_policy": 0.0,
+    "imitation_gain": 1.0,
+}
 """What a run did before there was a setting for it: its states do not name these."""
 
 

@@ -20,6 +20,7 @@ from .checkpoint import CheckpointError, copied, load_optimizer_state, load_stat
 from .config import Distillation
 from .data import Batch, Lessons, Sample, micro_batches
 from .distiller import FAKE, STUDENT, Distiller, Draws, Term
+from .gains import Gains
 from .lora import LoraAdapter, LoraWeights
 from .memory import peak_memory
 from .optimizer import make_optimizer
@@ -31,6 +32,7 @@ from .workers import ALONE, Workers
 MAX_SKIPPED = 3
 """So many cycles in a row with a loss that is not finite end the run."""
 
+EDIT = "edit"
 HOLD_FALL = 0.2
 """Share of all cycles over which the schedule "hold" falls."""
 
@@ -83,7 +85,7 @@ class Trainer:
             STUDENT: make_optimizer(self.student, config.lr, config),
             FAKE: make_optimizer(self.fake, config.fake_lr, config),
         }
-        self.ways = Ways(lessons, config)
+        self.ways, self.gains = Ways(lessons, config), Gains(config.imitation_gain)
         self.cycle = self.skipped = self._in_a_row = 0
         self._kept = self._state()
         self._spare: dict[str, Any] | None = None
@@ -156,6 +158,7 @@ class Trainer:
         ways = self.ways.visited(self.cycle)
         reached: dict[int, torch.Tensor] = {}
         self._update(STUDENT, self._imitation_terms(ways, reached), record)
+        self.gains.learn(record.edits)
         moved = {number: ways[number].onward(x0.cpu(), self.cycle) for number, x0 in reached.items()}
         for part in self.workers.gather(moved):  # each process has to know what any of them may have to save
             moved |= part
@@ -185,7 +188,8 @@ class Trainer:
                     x = torch.stack([way.x for way in here]).to(batch.source)
                     sigma = torch.tensor([way.sigma for way in here], device=x.device)
                     positions = [batch.numbers.index(way.number) for way in here]
-                    term, x0s = self.distiller.imitation(batch, positions, x, sigma, own)
+                    gains = [self.gains.of(way.sample.effect, way.sigma) for way in here]
+                    term, x0s = self.distiller.imitation(batch, positions, x, sigma, own, gains)
                     reached |= zip([way.number for way in here], x0s)
                     yield batch, term, 1.0
 
@@ -254,6 +258,10 @@ class Trainer:
                 torch.autograd.backward(weight * term.losses.sum() / self.config.batch)
             done += [(term.name, batch.effects[i] or "general") for i in term.positions]
             losses.append(term.losses.detach())
+            if term.edits is not None:
+                positions, shares = term.edits
+                done += [(EDIT, batch.effects[i] or "general") for i in positions]
+                losses.append(shares)
         if self.workers.count > 1:
             for parameter in adapter.parameters():
                 if parameter.grad is None:  # no sample of this process had the term
@@ -273,7 +281,8 @@ class Trainer:
         if wrong:
             raise NotFiniteError(*dict.fromkeys(wrong))
         for (name, effect), value in zip(done, values, strict=True):
-            record.values.setdefault(name, {}).setdefault(effect, []).append(value)
+            kept = record.edits if name == EDIT else record.values.setdefault(name, {})
+            kept.setdefault(effect, []).append(value)
         record.grad_norms[role] = max(total, record.grad_norms.get(role, 0.0))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -335,6 +344,7 @@ class Trainer:
             "student": self.student.state_dict(),
             "fake": self.fake.state_dict(),
             "optimizers": {role: optimizer_state(optimizer) for role, optimizer in self.optimizers.items()},
+            "gains": self.gains.effects,
         }
         if self.average is not None:
             state["average"] = self.average
@@ -352,6 +362,7 @@ class Trainer:
         if self.average is not None:
             self.average = copied(state["average"])
         self.ways.restore(state.get("ways", {}))  # older ones have none
+        self.gains.effects = dict(state.get("gains", {}))
 
     def save(self, path: Path) -> None:
         """Write the state after the last finished cycle, atomically.

@@ -31,6 +31,7 @@ VALUES = {
     "batch": 6,
     "ema": 0.9,
     "fake_ratio": 2,
+    "imitation_gain": 1.5,
     "save_every": 1,
 }
 

@@ -10,6 +10,7 @@ from collectionlora.collection.layouts import read_lora
 from collectionlora.training.data import Batch
 from collectionlora.training.distiller import STUDENT
 from collectionlora.training.flow import few_step_sigmas
+from collectionlora.training.gains import LATE, RATE, Gains
 from collectionlora.training.lora import linear_shapes
 from collectionlora.training.randomness import generator, noise_like
 from collectionlora.training.ways import APART, STEPS, Way
@@ -70,6 +71,65 @@ def test_some_samples_of_a_batch_may_be_on_ways_of_the_other_kind(tiny, teachers
     assert some.positions == (0, 2)
     assert len(x0) == 2
     torch.testing.assert_close(some.losses, everyone.losses[[0, 2]])
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["teachers' way", "own way"])
+def test_a_gain_asks_for_more_of_an_edit(own, tiny, teachers):
+    few_step = read_lora(teachers / "comic.safetensors", linear_shapes(tiny.Net()))
+    world = tiny.world(teachers, {"objective": {"guidance": 0.0}}, few_step=few_step, stir=True)
+    batch, sigma = batch_of(world), torch.tensor([0.9, 0.5, 0.2])
+    x = batch.source + 0.1
+    plain, x0 = world.distiller.imitation(batch, range(3), x, sigma, own)
+    before = world.cost
+    term, same = world.distiller.imitation(batch, range(3), x, sigma, own, [None, None, 1.5])
+    assert world.cost - before == before + 1  # one evaluation more, of the sample that has a gain
+    assert plain.edits is None
+    torch.testing.assert_close(same, x0)
+    torch.testing.assert_close(term.losses[:2], plain.losses[:2])
+
+    below = "few step" if own else "base"
+    taught = teacher(world, batch, x, sigma, 0.0, "few step" if own else None)[2]
+    with torch.no_grad():
+        with world.roles.use(below):
+            bare = world.net(x, sigma, batch.student, batch.source)[2]
+        with world.roles.use(term.role):
+            ours = world.net(x, sigma, batch.student, batch.source)[2]
+    torch.testing.assert_close(term.losses[2], mse_loss(ours, bare + 1.5 * (taught - bare)))
+    positions, shares = term.edits
+    edit = taught - bare
+    assert positions == (2,)
+    torch.testing.assert_close(shares[0], ((ours - bare) * edit).sum() / edit.square().sum())
+
+
+def test_gains_are_for_late_states_of_effects_and_make_up_for_what_is_missing():
+    gains = Gains(1.5)
+    assert gains.of("frost", LATE) is gains.of(None, 0.5) is Gains(1.0).of("frost", 0.5) is None
+    assert gains.of("frost", 0.5) == 1.0
+    for _ in range(2000):  # students that learn three quarters of what they are asked for, and all
+        gains.learn({"frost": [0.75 * gains.of("frost", 0.5)], "neon": [gains.of("neon", 0.5)] * 2})
+    assert gains.effects == {"frost": pytest.approx(4 / 3), "neon": 1.0}
+    gains.learn({"frost": [-100.0], "neon": [-0.5]})
+    assert gains.effects == {"frost": 1.5, "neon": pytest.approx(1 + 1.5 * RATE)}
+
+
+def test_a_run_finds_its_gains_and_goes_on_with_them(tiny, teachers, tmp_path):
+    values = {"imitation_cycles": 40, "cycles": 40, "on_policy": 0.5, "imitation_gain": 1.5, "micro_batch": 2}
+    whole, first, second = (tiny.world(teachers, values, stir=True).trainer for _ in range(3))
+    records = list(whole.run())
+    assert {"on_policy", "imitation"} >= {name for record in records for name in record.values}
+    edits = [share for record in records for shares in record.edits.values() for share in shares]
+    assert edits
+    assert "general" not in {effect for record in records for effect in record.edits}
+    assert whole.gains.effects
+    assert all(1 <= gain <= 1.5 for gain in whole.gains.effects.values())
+    for _ in zip(range(30), first.run()):
+        pass
+    first.save(tmp_path / "state.safetensors")
+    second.resume(tmp_path / "state.safetensors")
+    assert second.gains.effects == first._kept["gains"] != {}
+    list(second.run())
+    assert second.gains.effects == whole.gains.effects
+    assert tiny.same(tiny.live(second), tiny.live(whole))
 
 
 def visits(world, monkeypatch):

@@ -84,6 +84,7 @@ def test_a_cycle_costs_what_the_project_says() -> None:
         {"warm_cycles": 10, "imitation_cycles": 100},
         {"imitation_cycles": 100, "objective": {"guidance": 0.0}},
         {"imitation_cycles": 120, "on_policy": 1.0},
+        {"imitation_cycles": 120, "on_policy": 0.5, "imitation_gain": 1.5},
         {"p_effect": 1.0, "warm_cycles": 120},
         {
             "imitation_cycles": 120,
@@ -103,7 +104,10 @@ def test_evaluations_are_those_that_the_trainer_makes(
     config = world.trainer.config
     kinds = [
         (config.warm_cycles, warm_evaluations(config.p_effect, config.micro_batch)),
-        (config.imitation_cycles, imitation_evaluations(config, micro_batch=config.micro_batch)),
+        (
+            config.imitation_cycles,
+            imitation_evaluations(config, config.p_effect, micro_batch=config.micro_batch),
+        ),
         (config.matching_cycles, cycle_evaluations(config, config.p_effect, config.micro_batch)),
     ]
     parts = [(count, part, samples) for count, kind in kinds for part, samples in kind]
