@@ -127,7 +127,8 @@ class Distillation:
     if there is one (a teacher on top of that does without guidance). Beyond the paper."""
     imitation_gain: float = 1.0
     """Largest factor by which imitation asks for more of an effect's edit than its teacher makes, where the
-    student's comes out smaller (:mod:`.gains`); 1 is off. Beyond the paper."""
+    student's comes out smaller (:mod:`.gains`); 1 is off. Costs up to half a forward-equivalent a sample.
+    Beyond the paper."""
     seed: int = 0
     save_every: int = 50
     """Cycles between checkpoints."""

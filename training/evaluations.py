@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -85,13 +86,13 @@ def imitation_evaluations(
     o = config.objective
     guided = 2 if o.guidance else 1
     # the share is one of ways, each with so many stops
-    stops = (1 - config.on_policy) * (STEPS + 1), config.on_policy * _stops(o, 1.0)
+    stops = (1 - config.on_policy) * (STEPS + 1), config.on_policy * _stops(o, math.inf)
     late = (1 - config.on_policy) * STEPS * shift(LATE, 1 / o.shift), config.on_policy * _stops(o, LATE)
     for passed, low, evaluations in zip(stops, late, (guided, 1 if few_step else guided), strict=True):
         share = passed / sum(stops)
         if share:
             yield Evaluations(teacher=evaluations, gradient=1) * share, _at_a_time(micro_batch, share)
-        more = p_effect * low / sum(stops)
+        more = 0.5 * p_effect * low / sum(stops)  # in the second half of the cycles
         if more and config.imitation_gain > 1:
             yield Evaluations(teacher=1) * more, _at_a_time(micro_batch, more)
 

@@ -4,12 +4,17 @@ Beyond the paper. A regression learns the mean of what it cannot tell apart. One
 tell everything, so that its edits come out as its teachers' made smaller, late on a way by a third where an
 effect is hard; and few-step sampling, which starts each step from the last one's image, blurs further what is
 too small already. Asked for so much more, the same regression makes edits of the size of its teachers'.
+
+Gains are found in the second half of the imitation cycles: in the first an edit is small because it has not
+been learnt yet. Where the student goes ways of its own, which are what it is sampled on, these alone count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+from .config import Distillation
 
 LATE = 0.87
 """Sigma below which there are gains: what is decided before, the student tells well enough."""
@@ -24,6 +29,11 @@ class Gains:
     """1 is off."""
     effects: dict[str, float] = field(default_factory=dict)
     """By name; 1 for those that have not been seen."""
+
+    @staticmethod
+    def begin(config: Distillation) -> int:
+        """The cycle from which on there are gains."""
+        return config.warm_cycles + config.imitation_cycles // 2
 
     def of(self, effect: str | None, sigma: float) -> float | None:
         """Of a sample at `sigma`; None where its edit is left as it is, as in the general stream (None)."""

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from .flow import velocity_target
 
+NO_EDIT = 1e-3
+
 
 def guided(cond: Tensor, uncond: Tensor, weight: float) -> Tensor:
     """Classifier-free guidance as the paper counts it, cond + weight (cond - uncond).
@@ -65,8 +67,10 @@ def _sample_mean(x: Tensor) -> Tensor:
 
 
 def edit_shares(made: Tensor, wanted: Tensor) -> Tensor:
-    """Which share of wanted edits (B,...) others make: the projection on them, (B,). 1 is all of it; an edit
-    of nothing has a share of 0.
+    """Which share of wanted edits (B,...) others make, (B,): the projection on them, from 0 to 2. 1 is all of
+    it; so is that of an edit of nothing (a mean square below 0.001, where a velocity's is 1 to 2).
     """
     made, wanted = made.flatten(1).float(), wanted.flatten(1).float()
-    return (made * wanted).sum(1) / wanted.square().sum(1).clamp_min(1e-12)
+    size = wanted.square().mean(1)
+    share = (made * wanted).mean(1) / size.clamp_min(NO_EDIT)
+    return torch.where(size < NO_EDIT, torch.ones_like(share), share.clamp(0, 2))

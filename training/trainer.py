@@ -179,6 +179,7 @@ class Trainer:
     ) -> Iterator[tuple[Batch, Term, float]]:
         """Of cycles after these, where `ways` are; the x0 that each leads on to is put into `reached`."""
         batches = self._shared([way.sample for way in ways], range(len(ways)))
+        late = self.cycle >= Gains.begin(self.config)
         for i, batch in enumerate(batches):
             for following in batches[i + 1 : i + 2]:
                 self.distiller.bank.prefetch(following.teachers())  # read while this one is computed
@@ -188,7 +189,7 @@ class Trainer:
                     x = torch.stack([way.x for way in here]).to(batch.source)
                     sigma = torch.tensor([way.sigma for way in here], device=x.device)
                     positions = [batch.numbers.index(way.number) for way in here]
-                    gains = [self.gains.of(way.sample.effect, way.sigma) for way in here]
+                    gains = [self.gains.of(way.sample.effect, way.sigma) for way in here] if late else ()
                     term, x0s = self.distiller.imitation(batch, positions, x, sigma, own, gains)
                     reached |= zip([way.number for way in here], x0s)
                     yield batch, term, 1.0
@@ -258,7 +259,7 @@ class Trainer:
                 torch.autograd.backward(weight * term.losses.sum() / self.config.batch)
             done += [(term.name, batch.effects[i] or "general") for i in term.positions]
             losses.append(term.losses.detach())
-            if term.edits is not None:
+            if term.edits is not None and (term.name == "on_policy" or not self.config.on_policy):
                 positions, shares = term.edits
                 done += [(EDIT, batch.effects[i] or "general") for i in positions]
                 losses.append(shares)

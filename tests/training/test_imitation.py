@@ -12,6 +12,7 @@ from collectionlora.training.distiller import STUDENT
 from collectionlora.training.flow import few_step_sigmas
 from collectionlora.training.gains import LATE, RATE, Gains
 from collectionlora.training.lora import linear_shapes
+from collectionlora.training.losses import edit_shares
 from collectionlora.training.randomness import generator, noise_like
 from collectionlora.training.ways import APART, STEPS, Way
 
@@ -108,8 +109,15 @@ def test_gains_are_for_late_states_of_effects_and_make_up_for_what_is_missing():
     for _ in range(2000):  # students that learn three quarters of what they are asked for, and all
         gains.learn({"frost": [0.75 * gains.of("frost", 0.5)], "neon": [gains.of("neon", 0.5)] * 2})
     assert gains.effects == {"frost": pytest.approx(4 / 3), "neon": 1.0}
-    gains.learn({"frost": [-100.0], "neon": [-0.5]})
-    assert gains.effects == {"frost": 1.5, "neon": pytest.approx(1 + 1.5 * RATE)}
+    gains.learn({"frost": [0.0] * 20, "neon": [0.5]})
+    assert gains.effects == {"frost": 1.5, "neon": pytest.approx(1 + 0.5 * RATE)}
+
+
+def test_an_edit_of_nothing_says_nothing_and_a_small_one_not_too_much():
+    wanted = torch.zeros(4, 1, 8, 8)
+    wanted[1:, :, :4] = torch.tensor([1.0, 0.05, 0.05]).reshape(3, 1, 1, 1)
+    made = torch.stack([torch.ones(1, 8, 8), 0.75 * wanted[1], 9 * wanted[2], -wanted[3]])
+    assert edit_shares(made, wanted).tolist() == [1.0, 0.75, 2.0, 0.0]
 
 
 def test_a_run_finds_its_gains_and_goes_on_with_them(tiny, teachers, tmp_path):
@@ -119,10 +127,11 @@ def test_a_run_finds_its_gains_and_goes_on_with_them(tiny, teachers, tmp_path):
     assert {"on_policy", "imitation"} >= {name for record in records for name in record.values}
     edits = [share for record in records for shares in record.edits.values() for share in shares]
     assert edits
+    assert min(record.cycle for record in records if record.edits) >= 20  # in the second half alone
     assert "general" not in {effect for record in records for effect in record.edits}
     assert whole.gains.effects
     assert all(1 <= gain <= 1.5 for gain in whole.gains.effects.values())
-    for _ in zip(range(30), first.run()):
+    for _ in zip(range(35), first.run()):
         pass
     first.save(tmp_path / "state.safetensors")
     second.resume(tmp_path / "state.safetensors")
