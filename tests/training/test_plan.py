@@ -381,7 +381,7 @@ def test_imitation_takes_no_teacher_images_and_a_sixth_of_the_evaluations() -> N
     work = Job(config, general=1000, few_step_rank=64, missing=0)
     content, text = to_json(plan(work, card(80))), words(plan(work, card(80)))
     assert content["hours"]["targets"] == 0
-    # a guided teacher on its way, one on a few-step LoRA; in half of the cycles gains for effects' late states
+    # a guided teacher on its way, one on a few-step LoRA; in half of the cycles gains for late states
     assert total(imitation_evaluations(replace(config, imitation_gain=1.0), 0.5, True)).equivalents == 4.5
     assert content["forward_equivalents"] == pytest.approx(4.645, abs=0.001)
     assert "5000 cycles of 8 samples of 4.645 forward-equivalents" in text
