@@ -1,4 +1,4 @@
-"""A plan counts evaluations as the trainer makes them, turns operations into hours, and chooses what fits."""
+"""A plan turns operations into hours and chooses what fits."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ import pytest
 
 from collectionlora.training.architecture import Architecture, Tokens
 from collectionlora.training.cards import CARDS, UTILISATION, Card, card, card_named
-from collectionlora.training.config import PRESETS, Distillation, distillation
+from collectionlora.training.config import PRESETS, distillation
 from collectionlora.training.evaluations import (
     cycle_evaluations,
     imitation_evaluations,
     total,
-    warm_evaluations,
 )
 from collectionlora.training.footprint import (
     BF16,
@@ -54,67 +53,6 @@ KEPT_UP = replace(card(80), launch=0.0)
 INSTANT = Card(1, "computes only", 1e6, 1e15, math.inf, math.inf)
 """Nothing but operations takes time on it."""
 RESIDENT = STORAGES[:2]
-
-
-def equivalents(config: Distillation, p_effect: float | None = None) -> float:
-    return total(cycle_evaluations(config, config.p_effect if p_effect is None else p_effect)).equivalents
-
-
-# -- evaluations ---------------------------------------------------------------------------------------------
-
-
-def test_a_cycle_costs_what_the_project_says() -> None:
-    assert equivalents(distillation()) == 29
-    assert equivalents(distillation(preset="paper")) == 51.5
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {},
-        {"share_rollouts": False},
-        {"p_effect": 1.0},
-        {"fake_ratio": 1},
-        {"objective": {"guidance": 0.0}},
-        {"objective": {"bs_weight": 0.0}},
-        {"objective": {"ts_weight": 0.0}},
-        {"objective": {"fm_weight": 0.0, "steps": 4, "ts_steps": 2}},
-        {"p_effect": 1.0, "objective": {"bs_weight": 0.0, "ts_weight": 0.0}},
-        {"p_effect": 1.0, "warm_cycles": 110},
-        {"warm_cycles": 10, "imitation_cycles": 100},
-        {"imitation_cycles": 100, "objective": {"guidance": 0.0}},
-        {"imitation_cycles": 120, "on_policy": 1.0},
-        {"imitation_cycles": 120, "on_policy": 0.5, "imitation_gain": 1.5},
-        {"p_effect": 1.0, "warm_cycles": 120},
-        {
-            "imitation_cycles": 120,
-            "on_policy": 0.5,
-            "objective": {"guidance": 0.0, "steps": 5, "ts_steps": 2},
-        },
-    ],
-    ids=str,
-)
-def test_evaluations_are_those_that_the_trainer_makes(
-    values: dict[str, Any], tiny: Any, teachers: Any
-) -> None:
-    cycles = 120
-    world = tiny.world(teachers, {**values, "cycles": cycles})
-    for _ in world.trainer.run():
-        pass
-    config = world.trainer.config
-    kinds = [
-        (config.warm_cycles, warm_evaluations(config.p_effect, config.micro_batch)),
-        (
-            config.imitation_cycles,
-            imitation_evaluations(config, config.p_effect, micro_batch=config.micro_batch),
-        ),
-        (config.matching_cycles, cycle_evaluations(config, config.p_effect, config.micro_batch)),
-    ]
-    parts = [(count, part, samples) for count, kind in kinds for part, samples in kind]
-    cost = sum(count * part.equivalents for count, part, _ in parts)
-    assert world.cost / config.batch == pytest.approx(cost, rel=0.05)
-    passes = sum(n * (part.adapter + part.teacher + part.gradient) / samples for n, part, samples in parts)
-    assert len(world.calls) / config.batch == pytest.approx(passes, rel=0.05)
 
 
 # -- hours ---------------------------------------------------------------------------------------------------
