@@ -124,11 +124,8 @@ class DistillationSettings(io.ComfyNode):
             values |= {"rank": rank, "alpha": values.get("alpha", float(rank))}
         if learning_rate:
             values |= {"lr": learning_rate, "fake_lr": values.get("fake_lr", learning_rate)}
-        own = values.get("targets", {})
-        if isinstance(own, dict):  # a list is the Linears that are adapted
-            values.pop("targets", None)
-        else:
-            own = {}
+        # a list of this name is the Linears that are adapted
+        own = values.pop("targets") if isinstance(values.get("targets"), dict) else {}
         if set(own) - {"batch"}:
             raise ValueError("more: [targets] takes batch alone; the node has inputs for the rest")
         given = {

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..data import together
 from ..host import Texts
 
 
 def padded(texts: Texts) -> tuple[Tensor, list[int] | None]:
     """(B,T,D), filled up with zeros at the end, and the lengths; None where nothing had to be filled up."""
+    if not isinstance(texts, Tensor):
+        texts = together(texts)
     if isinstance(texts, Tensor):
         return texts, None
-    if len({len(text) for text in texts}) == 1:
-        return torch.stack(list(texts)), None
     return pad_sequence(list(texts), batch_first=True), [len(text) for text in texts]
 
 
