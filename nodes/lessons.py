@@ -27,6 +27,8 @@ from .sockets import TRAINING, EffectImagesSocket, GeneralImagesSocket, Teachers
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SHOWN = 6
+EVERYDAY_EDITS = Path(__file__).with_name("everyday_edits.txt")
+"""One instruction a line."""
 
 
 class Teacher(io.ComfyNode):
@@ -227,7 +229,8 @@ class GeneralImages(io.ComfyNode):
                     "instructions",
                     default="",
                     multiline=True,
-                    tooltip="For a folder: one instruction a line; they go round over the pictures.",
+                    tooltip="For a folder: one instruction a line, the more the better; they go round over "
+                    "the pictures. Empty: 290 of every kind.",
                 ),
             ],
             outputs=[GeneralImagesSocket.Output(display_name="general", tooltip="For Distil Collection.")],
@@ -245,11 +248,16 @@ class GeneralImages(io.ComfyNode):
             general = tuple(read_general_data(path))
             _check_listed(path, [one.source_image for one in general])
             return io.NodeOutput(general)
-        lines = [line.strip() for line in instructions.splitlines() if line.strip()]
-        if not lines:
-            raise ValueError("instructions is empty; write one edit a line, such as: make it evening")
+        lines = _lines(instructions) or _lines(EVERYDAY_EDITS.read_text(encoding="utf-8"))
         found = _pictures_in(path)
-        return io.NodeOutput(tuple(GeneralSample(one, lines[i % len(lines)]) for i, one in enumerate(found)))
+        pairs = range(max(len(lines), len(found)))  # every instruction and every picture is used
+        return io.NodeOutput(
+            tuple(GeneralSample(found[i % len(found)], lines[i % len(lines)]) for i in pairs)
+        )
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def together(teachers: Sequence[EffectEntry]) -> tuple[EffectEntry, ...]:

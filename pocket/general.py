@@ -13,7 +13,7 @@ from torch import Tensor
 from ..training.bank import TeacherBank
 from ..training.host import Host
 from ..training.judge_statistics import Resamples
-from ..training.lora import linear_shapes
+from ..training.lora import LoraWeights, linear_shapes
 from ..training.randomness import generator
 from ..training.roles import BASE, Roles
 from ..training.sampling import sample_collection, sample_teachers
@@ -22,7 +22,7 @@ from .edits import Edit, sample_edit
 from .evaluate import REFERENCE_STEPS
 from .rows import BATCH, Progress, Student, adapter_of, first_pictures, picture_tensor, sigmas_of
 
-ROLE = "collection"
+ROLE, FEW_STEP = "collection", "few step"
 
 
 def judge_general(
@@ -33,9 +33,10 @@ def judge_general(
     each: int = 6,
     seed: int = 0,
     progress: Progress = lambda *_: None,
+    few_step: LoraWeights | None = None,
 ) -> dict[str, Any]:
     """RMS errors to the one true result: the base in 40 Euler steps, and in 8 as a collection is sampled, and
-    the collection in 8 and 4.
+    the collection in 8 and 4; the base with `few_step` alone in as many, which tells what few steps cost.
 
     `each` random edits on each of the first `count` pictures of `images`, only edits whose words leave
     nothing open. All rows see the same edits and noise. The floor is what the autoencoder costs. "ratio" is a
@@ -51,7 +52,9 @@ def judge_general(
     texts = torch.stack([host.encode_text([edit.instruction])[0] for edit, _ in jobs])
     empty = host.encode_text([""])[0]
     bank = TeacherBank({}, linear_shapes(host.transformer), host.device)
-    with Roles(host.transformer, {ROLE: adapter_of(student.loras).to(host.device)}) as roles:
+    loras = {ROLE: student.loras} | ({FEW_STEP: [few_step]} if few_step else {})
+    adapters = {role: adapter_of(one).to(host.device) for role, one in loras.items()}
+    with Roles(host.transformer, adapters) as roles:
 
         def draws(part: slice) -> list[torch.Generator]:
             return [generator(seed, "general", names[k], k % each) for k in range(len(names))[part]]
@@ -70,6 +73,8 @@ def judge_general(
             )
 
         in_few = {"base@8": few(BASE, 8), "collection@8": few(ROLE, 8), "collection@4": few(ROLE, 4)}
+        if few_step:
+            in_few |= {f"base + few-step@{n}": few(FEW_STEP, n) for n in (8, 4)}
         makers: dict[str, Callable[[slice], Tensor]] = {
             "truth@ae": lambda part: host.encode_image(truths[part]),
             f"base@{REFERENCE_STEPS}": base,

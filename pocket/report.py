@@ -36,12 +36,12 @@ def full_report(
     prompts = {name: EFFECTS[name].teacher_prompt for name in student.prompts if name in EFFECTS}
     teachers = [read_lora(path, shapes) for path in files.values()]
     rank = max(map(len, student.loras[0].down.values()))  # the merges have the collection's
-    few_step = weights / FEW_STEP.name
+    lora = weights / FEW_STEP.name
+    few_step = read_lora(lora, shapes) if lora.exists() else None
     merged = {}
     for number, how in enumerate(MERGES):
         progress("merging", number, len(MERGES))
-        lora = merge(teachers, shapes, how, rank)
-        merged[f"{how}@8"] = Student([lora], prompts, few_step_sigmas(8))
+        merged[f"{how}@8"] = Student([merge(teachers, shapes, how, rank)], prompts, few_step_sigmas(8))
     report = evaluate(
         host,
         collection,
@@ -53,11 +53,13 @@ def full_report(
         teacher_guidance(),
         rows=merged,
         judge=judge_of(weights),
-        few_step=read_lora(few_step, shapes) if few_step.exists() else None,
+        few_step=few_step,
         kept=out / "latents",
     )
     content = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    content["general"] = judge_general(host, student, PICTURES / "test", count, progress=progress)
+    content["general"] = judge_general(
+        host, student, PICTURES / "test", count, progress=progress, few_step=few_step
+    )
     with atomic_write(out / "report.json") as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return report, content

@@ -22,10 +22,8 @@ from ..images import ImageSource
 
 FOLDER = Path(__file__).resolve().parents[1]
 COUNTS = {"train": 96, "tune": 32, "test": 40}
-EACH = 24
-"""Sources of an effect, of its own choice: each costs 40 evaluations of its teacher."""
-GENERAL = 384
-"""Lessons of the general stream."""
+GENERAL = 4800
+"""Lessons of the general stream: a line each, and what is learnt of few does not hold for others."""
 
 
 def main() -> None:
@@ -54,7 +52,7 @@ def main() -> None:
         (
             {"source_image": source, "instruction": effect.teacher_prompt, "lora_name": effect.name}
             for effect in EFFECTS.values()
-            for source in rng.permutation(sources)[:EACH].tolist()
+            for source in rng.permutation(sources).tolist()
         ),
     )
     rng = np.random.default_rng(40)

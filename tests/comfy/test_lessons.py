@@ -91,7 +91,7 @@ def test_pictures_of_a_folder_outside_are_not_read_by_an_effects_name(server: An
             {"images": {"before": "photos", "after": "empty"}},
             "no subfolder named like an effect",
         ),
-        ({"general": {"pictures": "empty"}}, "instructions is empty"),
+        ({"general": {"pictures": "empty"}}, "holds no picture"),
         ({"settings": {"more": "ranc = 3"}}, "unknown key ranc; did you mean 'rank'"),
         ({"settings": {"more": "rank ="}}, "more is no TOML"),
     ],
@@ -110,6 +110,19 @@ def test_bad_input_is_named(server: Any, changes: dict[str, Any], message: str) 
         (server.base_directory / "input" / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     assert message in server.error_of(distil("bad", cycles=2, **changes))
     assert not folder_of(server, "bad").exists()
+
+
+def test_every_picture_and_every_instruction_is_used(
+    run_inside: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        Image.new("RGB", (64, 64)).save(tmp_path / "photos" / name)
+    own, one, four = run_inside("general_images.py", tmp_path).values()
+    assert one == [["a.png", "one"], ["b.png", "one"], ["c.png", "one"]]
+    assert four == [["a.png", "one"], ["b.png", "two"], ["c.png", "three"], ["a.png", "four"]]
+    assert len(own) == len({words for _, words in own}) == 290  # as many as the tooltip says
+    assert len({picture for picture, _ in own}) == 3
 
 
 def test_a_run_that_is_made_longer_keeps_its_warm_cycles(run_inside: Callable[..., dict[str, Any]]) -> None:

@@ -31,12 +31,15 @@ def test_a_spoilt_collection_is_worse_than_the_base_and_nothing_beats_the_autoen
     host = PocketHost()
     calls = []
     kept = judge_general(host, student(host, 0.0), images, 2, 2, progress=lambda *call: calls.append(call))
-    spoilt = judge_general(host, student(host, 0.1), images, 2, 2)
+    lora = student(host, 0.1)
+    spoilt = judge_general(host, lora, images, 2, 2, few_step=lora.loras[0])
     assert kept["edits"] == 4
     assert spoilt["error"]["base@40"] == kept["error"]["base@40"]
     assert kept["error"]["base@8"] == pytest.approx(kept["error"]["collection@8"])  # it is no adapter at all
     assert spoilt["error"]["base@8"] == kept["error"]["base@8"]
     assert spoilt["ratio"]["collection@8"]["mean"] > 1.5 * kept["ratio"]["collection@8"]["mean"]
+    for steps in (8, 4):  # one LoRA in either role
+        assert spoilt["error"][f"base + few-step@{steps}"] == spoilt["error"][f"collection@{steps}"]
     assert kept["error"]["truth@ae"]["mean"] < kept["error"]["base@40"]["mean"]
     assert ("general edits, collection@4", 4, 4) in calls
 
