@@ -111,7 +111,8 @@ class CollectionInfo(io.ComfyNode):
         catalogue = collection.catalogue
         lines = [f"{collection.name}: {len(catalogue.effects)} effects on {_base(catalogue.base)}"]
         lines.append(f"{len(catalogue.sigmas) - 1} steps: " + ", ".join(f"{s:.4g}" for s in catalogue.sigmas))
-        lines += [f"training.{key}: {value}" for key, value in catalogue.training.items()]
+        training = {k: v for k, v in catalogue.training.items() if not isinstance(v, dict)}
+        lines += [f"training.{key}: {value}" for key, value in training.items()]
         for effect in catalogue.effects:
             lines.append(f"\n{effect.title}  [{effect.name}]  {effect.category}\n    {effect.prompt}")
         text = "\n".join(lines)

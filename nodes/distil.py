@@ -281,7 +281,7 @@ def _keep(job: DistillationRun, events: RunEvents) -> None:
 
 
 def _in_words(run: Run, report: Mapping[str, Any], catalogue: Catalogue) -> str:
-    training = report["training"]
+    training = {k: v for k, v in report["training"].items() if not isinstance(v, dict)}
     lines = [f"{run.collection}", *(f"{key}: {value}" for key, value in training.items())]
     lines.append(f"pictures in the file: {sum(bool(effect.thumbnail) for effect in catalogue.effects)}")
     lines += [f"{name}: {prompt}" for name, prompt in report["prompts"].items()]

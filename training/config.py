@@ -219,6 +219,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "lr_schedule": get_args(LrSchedule),
 }
 
+LARGEST_GAIN = 5
+
 _RANGES: dict[str, tuple[float, float]] = {
     "bs_weight": (0, 1e3),
     "ts_weight": (0, 1e3),
@@ -247,7 +249,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "warm_cycles": (0, 10**7),
     "imitation_cycles": (0, 10**7),
     "on_policy": (0, 1),
-    "imitation_gain": (1, 5),
+    "imitation_gain": (1, LARGEST_GAIN),
     "seed": (0, 2**63 - 1),
     "save_every": (1, 10**6),
     "bank_ram": (1, 1000),

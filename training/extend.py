@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from ..collection.catalogue import Catalogue, slug
@@ -9,8 +10,11 @@ from ..collection.errors import LoraFormatError
 from ..collection.file import load_collection
 from ..collection.lora_weights import LoraWeights
 from ..collection.thumbnails import pair_of
+from .config import LARGEST_GAIN
 from .lora import Shapes, taken_apart
 from .run_config import ConfigError, Run
+
+_CHANGED = "the file was changed: get it again from whoever made it"
 
 
 def read_extended(run: Run, shapes: Shapes) -> tuple[Run, LoraWeights | None]:
@@ -34,8 +38,8 @@ def extended(run: Run, name: str, weights: LoraWeights, catalogue: Catalogue) ->
     where it is (of an earlier version) it is trained as a part of the student; the new file names it.
 
     Raises:
-        ConfigError: an effect that has no teacher here, a second few-step LoRA, or a rank of the first that
-            the weights have not.
+        ConfigError: an effect that has no teacher here, a second few-step LoRA, or a rank of the first, or
+            gains, that cannot be.
     """
     teachers = {slug(teacher): teacher for teacher in run.lists.effects}
     for effect in catalogue.effects:
@@ -66,9 +70,23 @@ def extended(run: Run, name: str, weights: LoraWeights, catalogue: Catalogue) ->
         distill=replace(run.distill, rank=rank, alpha=float(rank)),
         held_few_step=held,
         below=below,
+        gains=_gains(name, catalogue, teachers),
         kept={effect.name: pair_of(effect.thumbnail) for effect in catalogue.effects if effect.thumbnail},
     )
     return going_on, student
+
+
+def _gains(name: str, catalogue: Catalogue, teachers: Mapping[str, str]) -> dict[str, float]:
+    """By teacher; empty where the collection was made without."""
+    gains = catalogue.training.get("gains", {})
+    try:
+        found = {teachers[effect]: float(gain) for effect, gain in gains.items() if effect in teachers}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{name} names no gains of effects: {error}; {_CHANGED}") from error
+    for effect, gain in found.items():
+        if not 1 <= gain <= LARGEST_GAIN:
+            raise ConfigError(f"{name}: {effect} has a gain of {gain:g}, not 1 to {LARGEST_GAIN}; {_CHANGED}")
+    return found
 
 
 def _parts(name: str, weights: LoraWeights, catalogue: Catalogue) -> tuple[LoraWeights, LoraWeights | None]:
@@ -80,6 +98,5 @@ def _parts(name: str, weights: LoraWeights, catalogue: Catalogue) -> tuple[LoraW
         return taken_apart(weights, rank)
     except (LoraFormatError, TypeError) as error:
         raise ConfigError(
-            f"{name} says that its few-step LoRA has rank {rank!r}, but {error}: the file was changed; get "
-            "it again from whoever made it"
+            f"{name} says that its few-step LoRA has rank {rank!r}, but {error}; {_CHANGED}"
         ) from error

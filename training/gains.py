@@ -7,6 +7,7 @@ too small already. Asked for so much more, the same regression makes edits of th
 
 Gains are found in the second half of the imitation cycles: in the first an edit is small because it has not
 been learnt yet. Where the student goes ways of its own, which are what it is sampled on, these alone count.
+A collection keeps its gains, and who extends it goes on with them: else its edits would shrink again.
 """
 
 from __future__ import annotations
@@ -26,25 +27,29 @@ class Gains:
     """What the edit of each effect is multiplied by, 1 to `most`; found as the run goes on."""
 
     most: float
-    """1 is off."""
+    """1 finds none."""
+    begin: int = 0
+    """The cycle from which on they are found."""
     effects: dict[str, float] = field(default_factory=dict)
-    """By name; 1 for those that have not been seen."""
+    """By name; what is here from the start, of a collection that is extended, counts from the start."""
 
-    @staticmethod
-    def begin(config: Distillation) -> int:
-        """The cycle from which on there are gains."""
-        return config.warm_cycles + config.imitation_cycles // 2
+    @classmethod
+    def of_run(cls, config: Distillation, known: Mapping[str, float]) -> Gains:
+        """Those of a run whose student knows some of its effects already."""
+        return cls(config.imitation_gain, config.warm_cycles + config.imitation_cycles // 2, dict(known))
 
-    def of(self, effect: str | None, sigma: float) -> float | None:
+    def of(self, effect: str | None, sigma: float, cycle: int) -> float | None:
         """Of a sample at `sigma`; None where its edit is left as it is, as in the general stream (None)."""
-        if self.most == 1 or effect is None or sigma >= LATE:
+        if effect is None or sigma >= LATE:
             return None
-        return self.effects.get(effect, 1.0)
+        return self.effects.get(effect, 1.0 if self.most > 1 and cycle >= self.begin else None)
 
     def learn(self, made: Mapping[str, Iterable[float]]) -> None:
         """After an update: by effect, which share of its teacher's edit the student made of its samples (1 is
         as much). Less raises the gain, more lowers it.
         """
+        if self.most == 1:
+            return
         for effect, shares in made.items():
             gain = self.effects.get(effect, 1.0) + RATE * sum(1 - share for share in shares)
             self.effects[effect] = min(max(gain, 1.0), self.most)

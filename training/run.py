@@ -205,7 +205,7 @@ class DistillationRun:
             )
         lessons = encode_lessons(host, prompts, self._samples, pictures, general, self.cancelled)
         distiller = Distiller(host.velocity, self.roles, self.bank, run.distill.objective)
-        self.trainer = Trainer(distiller, lessons, run.distill, self.cancelled, self.workers)
+        self.trainer = Trainer(distiller, lessons, run.distill, self.cancelled, self.workers, run.gains)
         examples: dict[str, Pictures] = {}
         for sample, picture in zip(self._samples, pictures, strict=True):
             examples.setdefault(sample.lora_name, picture)
@@ -334,6 +334,8 @@ class DistillationRun:
             training["few_step"] = few_step
         if FEW_STEP in self.roles.adapters:  # so that who extends the collection can take it out again
             training["few_step_rank"] = self.roles.adapters[FEW_STEP].rank
+        if gains := trainer.gains.effects:  # who extends the collection goes on with them
+            training["gains"] = {slug(name): round(gain, 3) for name, gain in gains.items()}
         catalogue = replace(prepared.catalogue, training=training)
         pictures = {**run.kept}
         if thumbnails and run.thumbnails:

@@ -87,6 +87,8 @@ class Run:
     """Name of the few-step LoRA in the collection that is extended: the new file names it too."""
     below: LoraWeights | None = None
     """That LoRA, taken out of the collection: it stands below the student as one of `few_step` does."""
+    gains: Mapping[str, float] = field(default_factory=dict)
+    """Of the collection that is extended, by effect (:mod:`.gains`)."""
     shard: bool = False
     """Split the blocks of the base over the processes that torchrun starts, instead of one base in each."""
     checkpointing: Checkpointing = "full"

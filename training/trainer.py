@@ -56,6 +56,7 @@ class Trainer:
         distiller: its roles hold the adapters "student" and "fake" and are attached.
         cancelled: asked at every micro-step; True discards the open cycle and raises Cancelled.
         workers: the processes that train together; each has a trainer like this one.
+        gains: of effects that the student knows already (:mod:`.gains`).
 
     Raises:
         ValueError: no sample has a teacher image, and the objective can learn from nothing else.
@@ -69,6 +70,7 @@ class Trainer:
         config: Distillation,
         cancelled: Callable[[], bool] = lambda: False,
         workers: Workers = ALONE,
+        gains: Mapping[str, float] | None = None,
     ) -> None:
         seeded = any(sample.target is not None for samples in lessons.effects.values() for sample in samples)
         if not seeded and (config.warm_cycles or (config.matching_cycles and not config.objective.bs_weight)):
@@ -85,7 +87,7 @@ class Trainer:
             STUDENT: make_optimizer(self.student, config.lr, config),
             FAKE: make_optimizer(self.fake, config.fake_lr, config),
         }
-        self.ways, self.gains = Ways(lessons, config), Gains(config.imitation_gain)
+        self.ways, self.gains = Ways(lessons, config), Gains.of_run(config, gains or {})
         self.cycle = self.skipped = self._in_a_row = 0
         self._kept = self._state()
         self._spare: dict[str, Any] | None = None
@@ -179,7 +181,6 @@ class Trainer:
     ) -> Iterator[tuple[Batch, Term, float]]:
         """Of cycles after these, where `ways` are; the x0 that each leads on to is put into `reached`."""
         batches = self._shared([way.sample for way in ways], range(len(ways)))
-        late = self.cycle >= Gains.begin(self.config)
         for i, batch in enumerate(batches):
             for following in batches[i + 1 : i + 2]:
                 self.distiller.bank.prefetch(following.teachers())  # read while this one is computed
@@ -189,7 +190,7 @@ class Trainer:
                     x = torch.stack([way.x for way in here]).to(batch.source)
                     sigma = torch.tensor([way.sigma for way in here], device=x.device)
                     positions = [batch.numbers.index(way.number) for way in here]
-                    gains = [self.gains.of(way.sample.effect, way.sigma) for way in here] if late else ()
+                    gains = [self.gains.of(way.sample.effect, way.sigma, self.cycle) for way in here]
                     term, x0s = self.distiller.imitation(batch, positions, x, sigma, own, gains)
                     reached |= zip([way.number for way in here], x0s)
                     yield batch, term, 1.0

@@ -103,14 +103,25 @@ def test_a_gain_asks_for_more_of_an_edit(own, tiny, teachers):
 
 
 def test_gains_are_for_late_states_of_effects_and_make_up_for_what_is_missing():
-    gains = Gains(1.5)
-    assert gains.of("frost", LATE) is gains.of(None, 0.5) is Gains(1.0).of("frost", 0.5) is None
-    assert gains.of("frost", 0.5) == 1.0
+    gains = Gains(1.5, begin=8)
+    assert gains.of("frost", LATE, 8) is gains.of(None, 0.5, 8) is gains.of("frost", 0.5, 7) is None
+    assert Gains(1.0).of("frost", 0.5, 8) is None
+    assert gains.of("frost", 0.5, 8) == 1.0
     for _ in range(2000):  # students that learn three quarters of what they are asked for, and all
-        gains.learn({"frost": [0.75 * gains.of("frost", 0.5)], "neon": [gains.of("neon", 0.5)] * 2})
+        gains.learn({"frost": [0.75 * gains.of("frost", 0.5, 8)], "neon": [gains.of("neon", 0.5, 8)] * 2})
     assert gains.effects == {"frost": pytest.approx(4 / 3), "neon": 1.0}
     gains.learn({"frost": [0.0] * 20, "neon": [0.5]})
     assert gains.effects == {"frost": 1.5, "neon": pytest.approx(1 + 0.5 * RATE)}
+
+
+def test_gains_of_a_collection_that_is_extended_count_from_the_start():
+    gains = Gains(1.5, begin=8, effects={"frost": 1.3})
+    assert gains.of("frost", 0.5, 0) == 1.3
+    assert gains.of("neon", 0.5, 0) is None
+    kept = Gains(1.0, effects={"frost": 1.3})  # a run that finds none
+    kept.learn({"frost": [0.5], "neon": [0.5]})
+    assert kept.effects == {"frost": 1.3}
+    assert kept.of("frost", 0.5, 0) == 1.3
 
 
 def test_an_edit_of_nothing_says_nothing_and_a_small_one_not_too_much():

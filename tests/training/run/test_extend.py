@@ -153,6 +153,30 @@ def test_a_few_step_rank_that_the_weights_have_not_is_refused(rank: Any, project
         extended(run, run.extend.name, weights, catalogue)
 
 
+def test_an_extension_goes_on_with_the_gains_of_the_collection(project: Any, host: Any) -> None:
+    project.settings["few_step"] = "comic.safetensors"
+    shapes = linear_shapes(host.transformer)
+    finished(project, shapes, gains={"frost": 1.3})
+    project.settings["distill"] |= {"cycles": 2, "warm_cycles": 0, "imitation_cycles": 2}
+    run, first = read_extended(read_run(project.write()), shapes)
+    assert run.gains == {"frost": 1.3}
+    with DistillationRun(run, host, first=first) as job:
+        job.prepare()
+        assert job.trainer.gains.effects == {"frost": 1.3}
+    trained(run, host, first)
+    assert load_collection(run.collection, shapes)[1].training["gains"] == {"frost": 1.3}
+    trained(replace(run, distill=replace(run.distill, cycles=3)), host, first, resume=True)
+    assert load_collection(run.collection, shapes)[1].training["gains"] == {"frost": 1.3}
+
+
+@pytest.mark.parametrize("gains", ["frost", {"frost": "much"}, {"frost": None}, {"frost": 0.5}, {"frost": 9}])
+def test_gains_that_cannot_be_are_refused(gains: Any, project: Any, host: Any) -> None:
+    shapes = linear_shapes(host.transformer)
+    finished(project, shapes, gains=gains)
+    with pytest.raises(ConfigError, match=r"finished\.safetensors.* gain.* get it again"):
+        read_extended(read_run(project.write()), shapes)
+
+
 def test_a_rank_without_a_few_step_lora_says_nothing(project: Any, host: Any) -> None:
     shapes = linear_shapes(host.transformer)
     finished(project, shapes, few_step_rank=1)
