@@ -112,8 +112,7 @@ def test_evaluate_prints_the_table_and_writes_the_report(
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["images"] == 2
     assert {f"{how}@8" for how in MERGES} <= set(report["rows"])
-    few = {"base + few-step@8", "base + few-step@4"}
-    assert set(report["general"]["ratio"]) == {"base@8", "collection@8", "collection@4"} | few
+    assert set(report["general"]["ratio"]) == {"base@8", "collection@8", "collection@4"}
 
 
 def test_evaluate_says_what_is_wrong(shipped: Path, tmp_path: Path, fails: Any) -> None:
