@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..training.bank import TeacherBank
+from ..training.distiller import FEW_STEP
 from ..training.host import Host
 from ..training.judge_statistics import Resamples
 from ..training.lora import LoraWeights, linear_shapes
@@ -22,7 +23,7 @@ from .edits import Edit, sample_edit
 from .evaluate import REFERENCE_STEPS
 from .rows import BATCH, Progress, Student, adapter_of, first_pictures, picture_tensor, sigmas_of
 
-ROLE, FEW_STEP = "collection", "few step"
+ROLE = "collection"
 
 
 def judge_general(
