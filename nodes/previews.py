@@ -37,7 +37,7 @@ class Previews:
     def make(self) -> Image.Image:
         """Show those effects whose turn it is; the page is told. Returns them as a sheet."""
         turn = sorted(self.targets, key=self.events.shown_last)[:EACH]
-        students = list(self.job.preview(turn))
+        students = self.job.preview(turn)
         found = likeness(self.source, torch.stack([*self.targets.values()]), torch.stack(students))
         pictures = {name: to_pil(student) for name, student in zip(turn, students)}
         self.events.preview(self.job.trainer.cycle, pictures, found)

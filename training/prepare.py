@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..collection.atomic import atomic_write
+from ..collection.catalogue import Catalogue
 from ..collection.jsonl import EffectEntry, EffectSample
 from .captions import PAIRS_SHOWN, VlmEndpoint, caption_effect, caption_template
 from .data import TeacherPath
@@ -70,6 +71,30 @@ class Pictures:
     def image(self) -> Tensor:
         """The source in [0,1]."""
         return to_floats(self.pixels)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the student's picture of an effect is made from, encoded; the text (T,D) is its own prompt's."""
+
+    picture: Pictures
+    text: Tensor
+
+
+@dataclass
+class Prepared:
+    """All that is known before the first cycle."""
+
+    prompts: dict[str, EffectPrompts]
+    tags: TagReport
+    catalogue: Catalogue
+    """Without thumbnails and training summary."""
+    examples: dict[str, Shown]
+    """One of each effect, for thumbnails."""
+    previews: dict[str, Shown]
+    """Of the effects that are previewed, all on one source, with the teacher's image."""
+    given: set[str]
+    """The previewed effects whose result of that source is the user's own picture, not a teacher's."""
 
 
 def check_lists(effects: Sequence[str], samples: Sequence[EffectSample], sees_image: bool) -> None:

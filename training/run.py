@@ -7,10 +7,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..collection.atomic import atomic_write
@@ -23,14 +24,15 @@ from .bank import TeacherBank
 from .checkpoint import copied, load_state
 from .config import nearest
 from .distiller import FAKE, FEW_STEP, STUDENT, Distiller
-from .encoding import encode_general, encode_lessons
+from .encoding import encode_general, encode_lessons, prompt_encoder
 from .host import Host
 from .lora import LoraAdapter, added_up, linear_shapes, target_shapes, weights_hash, widened
 from .pictures import to_pil
 from .plots import plot_losses, plot_similarity
 from .prepare import (
     EffectPrompts,
-    Pictures,
+    Prepared,
+    Shown,
     check_lists,
     choose_prompts,
     draft_prompts,
@@ -38,13 +40,12 @@ from .prepare import (
     on_one_source,
     read_pictures,
 )
-from .prompting import TagReport
 from .randomness import generator
 from .record import Losses, Record, until
 from .resuming import check_origin, check_settings
 from .roles import Roles
 from .run_config import ConfigError, Run, Targets, read_run
-from .sampling import apply_collection
+from .sampling import apply_to_each
 from .targets import TargetMaker, file_hash
 from .trainer import Cancelled, Trainer
 from .workers import ALONE, Workers
@@ -53,22 +54,6 @@ __all__ = ["DistillationRun", "Prepared", "Progress", "Run", "Targets", "read_ru
 
 Progress = Callable[[str, int, int], None]
 """`progress(phase, done, all)`: phases "teacher images", "tags", "cycles"."""
-
-
-@dataclass
-class Prepared:
-    """All that is known before the first cycle."""
-
-    prompts: dict[str, EffectPrompts]
-    tags: TagReport
-    catalogue: Catalogue
-    """Without thumbnails and training summary."""
-    examples: dict[str, Pictures]
-    """One of each effect, for thumbnails."""
-    previews: dict[str, Pictures]
-    """Of the effects that are previewed, all on one source, with the teacher's image."""
-    given: set[str]
-    """The previewed effects whose result of that source is the user's own picture, not a teacher's."""
 
 
 class DistillationRun:
@@ -187,7 +172,7 @@ class DistillationRun:
         )
         for i, picture in zip(needed, made, strict=True):
             pictures[i] = picture
-        previews = {name: pictures[samples.index(one)] for name, one in shown.items()}
+        previewed_pictures = {name: pictures[samples.index(one)] for name, one in shown.items()}
         pictures = pictures[: len(self._samples)]
         with self.workers.one_goes_first():  # and asks for captions, which come out differently each time
             prompts, tags = choose_prompts(
@@ -204,11 +189,17 @@ class DistillationRun:
                 self.cancelled,
             )
         lessons = encode_lessons(host, prompts, self._samples, pictures, general, self.cancelled)
+        encode = prompt_encoder(host)
+        previews = {
+            name: Shown(picture, encode(prompts[name].student, picture.pixels))
+            for name, picture in previewed_pictures.items()
+        }
         distiller = Distiller(host.velocity, self.roles, self.bank, run.distill.objective)
         self.trainer = Trainer(distiller, lessons, run.distill, self.cancelled, self.workers, run.gains)
-        examples: dict[str, Pictures] = {}
+        examples: dict[str, Shown] = {}
         for sample, picture in zip(self._samples, pictures, strict=True):
-            examples.setdefault(sample.lora_name, picture)
+            name = sample.lora_name
+            examples.setdefault(name, Shown(picture, lessons.effects[name][0].student))
         given = {name for name, one in shown.items() if one.base_pred_image is not None}
         self.prepared = Prepared(prompts, tags, self._catalogue(prompts), examples, previews, given)
         return self.prepared
@@ -368,31 +359,31 @@ class DistillationRun:
 
     def shown(self) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
         """The previewed effects, each with source and wanted result, (3,H,W) each."""
-        for name, picture in self.prepared.previews.items():
-            assert picture.target is not None
-            yield name, (picture.image, self.host.decode(picture.target[None].float())[0])
+        for name, one in self.prepared.previews.items():
+            assert one.picture.target is not None
+            yield name, (one.picture.image, self.host.decode(one.picture.target[None].float())[0])
 
-    def preview(self, names: Sequence[str]) -> Iterator[Tensor]:
+    def preview(self, names: Sequence[str]) -> list[Tensor]:
         """What the student so far makes of each of these previewed effects, (3,H,W), always from the same
         noise."""
         previews = self.prepared.previews
         return self._results(self.result(), {name: previews[name] for name in names})
 
-    def _results(self, weights: LoraWeights, pictures: Mapping[str, Pictures]) -> Iterator[Tensor]:
+    def _results(self, weights: LoraWeights, shown: Mapping[str, Shown]) -> list[Tensor]:
         config = self.run.distill
-        for name, picture in pictures.items():
-            if self.cancelled():
-                raise Cancelled("cancelled while making pictures of the effects")
-            prompt, image = self.prepared.prompts[name].student, picture.image
-            draws = [generator(config.seed, "thumbnail", name)]
-            sigmas = config.objective.sigmas
-            (result,) = apply_collection(self.host, weights, [prompt], image[None], draws, sigmas)
-            yield result
+
+        def asked() -> Iterator[tuple[Tensor, Tensor, torch.Generator]]:
+            for name, one in shown.items():
+                if self.cancelled():
+                    raise Cancelled("cancelled while making pictures of the effects")
+                yield one.text, one.picture.source, generator(config.seed, "thumbnail", name)
+
+        return apply_to_each(self.host, weights, asked(), config.objective.sigmas)
 
     def _thumbnails(self, weights: LoraWeights) -> dict[str, Pair]:
         """Source and the collection's own result, for each effect that has no picture yet: no picture of the
         truth is passed off."""
         kept = self.run.kept
         examples = {name: one for name, one in self.prepared.examples.items() if slug(name) not in kept}
-        made = zip(examples, self._results(weights, examples))
-        return {slug(name): (to_pil(examples[name].image), to_pil(result)) for name, result in made}
+        made = zip(examples.items(), self._results(weights, examples), strict=True)
+        return {slug(name): (to_pil(one.picture.image), to_pil(result)) for (name, one), result in made}

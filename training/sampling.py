@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -88,15 +89,42 @@ def apply_collection(
 ) -> Tensor:
     """Images (B,3,H,W) from images by a collection's weights of any ranks, one student prompt each."""
     texts = [host.encode_text([prompt], image)[0] for prompt, image in zip(prompts, images, strict=True)]
+    sources = host.encode_image(images)
+    with _applied(host, weights, len(images)):
+        latents = _few_steps(host, together(texts), sources, generators, sigmas)
+    return host.decode(latents)
+
+
+@torch.no_grad()
+def apply_to_each(
+    host: Host,
+    weights: LoraWeights,
+    asked: Iterable[tuple[Tensor, Tensor, torch.Generator]],
+    sigmas: Sequence[float],
+) -> list[Tensor]:
+    """Images (3,H,W) by a collection's weights, each from a text (T,D), a source latent (C,h,w) and noise.
+
+    All are sampled before any is decoded: model and autoencoder may have to take turns on the device.
+    """
+    with _applied(host, weights, 1):
+        latents = [
+            _few_steps(host, text[None].to(host.device), source[None].to(host.device), [draws], sigmas)
+            for text, source, draws in asked
+        ]
+    return [host.decode(one)[0] for one in latents]
+
+
+@contextmanager
+def _applied(host: Host, weights: LoraWeights, count: int) -> Iterator[None]:
+    """The model is that of a collection, for batches of `count`."""
     down, up = (
         {path: tensor.to(host.device, torch.float32) for path, tensor in part.items()}
         for part in (weights.down, weights.up)
     )
     stack = TeacherStack.of({"collection": LoraWeights(down, up, weights.alpha)})
-    everyone = torch.zeros(len(images), dtype=torch.long)
+    everyone = torch.zeros(count, dtype=torch.long)
     with Roles(host.transformer, {}) as roles, roles.use_teachers(stack, everyone):
-        latents = _few_steps(host, together(texts), host.encode_image(images), generators, sigmas)
-    return host.decode(latents)
+        yield
 
 
 def _few_steps(
