@@ -31,7 +31,7 @@ from .effect import LONG_SIDE, SHAPE, multiple_for
 from .events import CANCELLED, RunEvents
 from .files import BUILT_IN
 from .places import folder_name, unused
-from .planning import plan_of
+from .planning import plan_of, room_for
 from .previews import Previews
 from .settings import Settings
 from .sockets import (
@@ -159,12 +159,14 @@ class DistilCollection(io.ComfyNode):
             run, first = extended(run, extend.name, extend.weights, extend.catalogue)
         host = ComfyHost(model, clip, vae, long_side, multiple_for(long_side), shape == "square")
         run = replace(run, distill=_fitting(run.distill, host))
-        with host.lend():
+        shapes = linear_shapes(host.transformer)
+        known = {} if first is None else {path: shapes[path] for path in first.down if path in shapes}
+        with host.lend(room_for(run, host, known)):
             if start == ANEW and output.exists():  # not before: a base that is refused starts nothing
                 output.rename(unused(output, "_"))
             events = RunEvents(run.output, run.distill.cycles, _workflow(cls.hidden.extra_pnginfo))
             report = _distil(run, host, events, preview_every, first)
-        weights, catalogue = load_collection(run.collection, linear_shapes(host.transformer))
+        weights, catalogue = load_collection(run.collection, shapes)
         text = _in_words(run, report, catalogue)
         tags = report["tags"]
         chosen = tags["chosen_tags"]

@@ -1,4 +1,4 @@
-"""What a run will hold and take, in words, before it starts."""
+"""What a run will hold and take, before it starts: what its base must leave free, and all of it in words."""
 
 from __future__ import annotations
 
@@ -11,48 +11,88 @@ from ..pocket.text import TOKENS
 from ..training.architecture import Architecture
 from ..training.cards import card_named
 from ..training.distiller import STUDENT
-from ..training.footprint import FP8, GIB, TEXT_TOKENS, Setting, Storage, adapter_bytes
+from ..training.footprint import (
+    FP8,
+    GIB,
+    TEXT_TOKENS,
+    Job,
+    Setting,
+    Storage,
+    adapter_bytes,
+    base_bytes,
+)
 from ..training.hosts.comfy import ComfyHost
 from ..training.jobs import job_on
-from ..training.lora import target_shapes
+from ..training.lora import Shapes, target_shapes
 from ..training.plan import Plan, faster, remedy, words
 from ..training.run import DistillationRun
 from ..training.run_config import Run
 
+MARGIN = 1.1
+"""Plans are right within a tenth."""
+
+
+def room_for(run: Run, host: ComfyHost, extended: Shapes) -> int | None:
+    """Bytes that training needs on the device beside the base's weights.
+
+    None where the base has to be there as a whole: on a CPU, and for a model whose activations nobody has
+    described.
+
+    Args:
+        extended: Linears of the collection that the run extends.
+    """
+    architecture = Architecture.found_in(host.transformer)
+    if architecture is None or host.device.type == "cpu":
+        return None
+    job, setting = _on_this_model(run, host, architecture, extended)
+    return round(MARGIN * (Plan(job, setting, 0).bytes - base_bytes(architecture, setting.storage)))
+
 
 def plan_of(run: Run, host: ComfyHost, work: DistillationRun) -> tuple[str, str]:
-    """The plan of a run on the model as ComfyUI holds it, and a warning, empty where the run fits.
+    """The plan of a run on the model as it is lent, and a warning, empty where the run fits.
 
     Hours are said on a device whose speed is known; on a CPU there is no warning, for it has other memory.
     """
-    on_cpu = host.device.type == "cpu"
-    item = 4 if on_cpu else 2
     architecture = Architecture.found_in(host.transformer)
     if architecture is None:
         return _without_activations(run, host), ""
-    # as it is loaded, quantised or not: bytes of a number on average
+    job, setting = _on_this_model(run, host, architecture, work.adapters[STUDENT].shapes)
+    # base and adapters are there already
+    held = host.loaded + sum(p.nbytes for adapter in work.adapters.values() for p in adapter.parameters())
+    room = int(model_management.get_free_memory(host.device)) + held
+    card = card_named(torch.cuda.get_device_name(host.device)) if host.device.type == "cuda" else None
+    plan = Plan(job, setting, room, card)
+    text = "\n".join(part for part in (words(plan), faster(plan)) if part)
+    return text, "" if host.device.type == "cpu" else remedy(plan)
+
+
+def _on_this_model(
+    run: Run, host: ComfyHost, architecture: Architecture, extended: Shapes
+) -> tuple[Job, Setting]:
+    """What `run` does on the base as ComfyUI holds it, by the run's own settings."""
+    on_cpu = host.device.type == "cpu"
+    item = 4 if on_cpu else 2
+    # quantised or not: bytes of a number on average
     weight = (host.size - item * architecture.other_parameters) / architecture.weights
-    loaded = Storage("as loaded", weight, item)
+    base = Storage("as loaded", weight, item)
+    if 0 < host.loaded < host.size:
+        waiting = int((host.size - host.loaded) / (architecture.block_weights * weight))
+        blocks = max(0, architecture.num_layers - waiting)
+        share = host.loaded / host.size
+        base = replace(base, name=f"as loaded, {share:.0%} of it on the device", blocks=blocks)
     checkpointing = "full" if host.checkpointing else "none"
     job = replace(
         job_on(architecture, run),
         side=host.long_side,
         text=TEXT_TOKENS if host.text_sees_image else TOKENS,
-        storages=(loaded,) if on_cpu or weight <= FP8.weight else (loaded, FP8),
+        storages=(base,) if on_cpu or weight <= FP8.weight else (base, FP8),
         checkpointing=(checkpointing,),
         fused=False,
-        extended=work.adapters[STUDENT].shapes,
+        extended=extended,
     )
-    set_now = Setting(
-        loaded, run.distill.optimizer, run.distill.micro_batch, run.targets.batch, checkpointing
+    return job, Setting(
+        base, run.distill.optimizer, run.distill.micro_batch, run.targets.batch, checkpointing
     )
-    # base and adapters are there already
-    held = host.size + sum(p.nbytes for adapter in work.adapters.values() for p in adapter.parameters())
-    room = int(model_management.get_free_memory(host.device)) + held
-    card = card_named(torch.cuda.get_device_name(host.device)) if host.device.type == "cuda" else None
-    plan = Plan(job, set_now, room, card)
-    text = "\n".join(part for part in (words(plan), faster(plan)) if part)
-    return text, "" if on_cpu else remedy(plan)
 
 
 def _without_activations(run: Run, host: ComfyHost) -> str:

@@ -282,9 +282,11 @@ def ram_bytes(job: Job, setting: Setting) -> Bytes:
     state = 2 * kept_bytes(job, setting) + (FLOAT32 * job.adapter if c.ema else 0) + ways_bytes(job)
     lessons = job.samples * (3 * job.prompt + 2 * job.latent) + job.general * (2 * job.prompt + job.latent)
     architecture, storage = job.architecture, setting.storage
-    blocks = 0 if storage.blocks is None else architecture.num_layers
+    waiting = 0 if storage.blocks is None else architecture.num_layers
+    if storage.blocks is not None and storage.blocks > AHEAD:  # more than pass through: they stay
+        waiting -= storage.blocks
     return {
-        "offloaded base": round(blocks * architecture.block_weights * storage.weight),
+        "offloaded base": round(waiting * architecture.block_weights * storage.weight),
         "state of the last cycle": state,
         "teachers": min(c.bank_ram, job.effects) * FLOAT32 * job.teacher,
         "lessons": FLOAT32 * lessons + job.images * job.path,

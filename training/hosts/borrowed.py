@@ -1,9 +1,10 @@
 """Gradients through a model that somebody else owns: nothing is copied, and nothing stays changed.
 
 ComfyUI's weights are inference tensors, may be quantised or patched, and belong to its memory management.
-Autograd refuses to save the first kind and must not keep the others. So while a model is lent, every module
-that owns weights gets a `forward` of its own in its instance dictionary: it computes what it always did, and
-fetches its weights anew for the backward. On leaving, the dictionaries are as they were found.
+Autograd refuses to save the first kind and must not keep the others: of a model that is on the device in part
+they lie in buffers which the next layer overwrites. So while a model is lent, every module that owns weights
+gets a `forward` of its own in its instance dictionary: it computes what it always did, and fetches them
+anew for the backward. On leaving, the dictionaries are as they were found.
 """
 
 from __future__ import annotations
@@ -25,13 +26,22 @@ _ABSENT = object()
 
 
 @contextmanager
-def borrowed(module: nn.Module, checkpointing: bool = False) -> Iterator[None]:
+def borrowed(module: nn.Module, device: torch.device, checkpointing: bool = False) -> Iterator[None]:
     """Let gradients pass through `module` to its inputs (and to adapters hooked into it).
 
     Args:
+        device: where it computes, wherever its weights are.
         checkpointing: keep only what goes into each block of the module's lists, and compute the rest again.
     """
     found: list[tuple[nn.Module, Any]] = []
+    copies: dict[nn.Parameter, nn.Parameter] = {}
+
+    def alias(parameter: nn.Parameter) -> nn.Parameter:
+        if parameter.device == device:
+            return _alias(parameter)
+        if parameter not in copies:  # a norm's weight in host memory
+            copies[parameter] = nn.Parameter(parameter.detach().to(device), requires_grad=False)
+        return copies[parameter]
 
     def replace(child: nn.Module, forward: Forward) -> None:
         found.append((child, child.__dict__.get("forward", _ABSENT)))
@@ -42,8 +52,10 @@ def borrowed(module: nn.Module, checkpointing: bool = False) -> Iterator[None]:
             if isinstance(child, nn.LayerNorm):
                 replace(child, _on_a_copy(child.forward))
             if any(p is not None for p in child._parameters.values()):
-                make = _linear if linear_shape(child) is not None else _aliased
-                replace(child, make(child, child.forward))
+                if linear_shape(child) is not None:
+                    replace(child, _linear(child, child.forward))
+                else:
+                    replace(child, _aliased(child, child.forward, alias))
         if checkpointing:
             for blocks in module.children():
                 for block in blocks if isinstance(blocks, nn.ModuleList) else ():
@@ -71,27 +83,42 @@ class _FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        module = ctx.module
-        if not isinstance(module, ops.CastWeightBiasOp):
-            return grad @ module.weight.to(grad), None, None
-        if hasattr(module, "cast_bias_weight"):  # ComfyUI-GGUF's layers unpack their weights themselves
-            return grad @ module.cast_bias_weight(grad)[0], None, None
+        return input_gradient(ctx.module, grad), None, None
+
+
+def input_gradient(module: Any, grad: Tensor, buffered: bool = True) -> Tensor:
+    """(..., out) -> (..., in): the gradient of a Linear's input from that of its output.
+
+    Args:
+        buffered: a weight that is not on the device may come by way of ComfyUI's buffers and streams, as in a
+            forward; else it is copied at once, which is slow.
+    """
+    weight: Tensor
+    if not isinstance(module, ops.CastWeightBiasOp):
+        weight = module.weight.to(grad)
+        return grad @ weight
+    if hasattr(module, "cast_bias_weight"):  # ComfyUI-GGUF's layers unpack their weights themselves
+        weight = module.cast_bias_weight(grad)[0]
+        return grad @ weight
+    if buffered:
         weight, bias, stream = ops.cast_bias_weight(module, grad, offloadable=True)
-        try:
-            plain = weight.dequantize() if isinstance(weight, ops.QuantizedTensor) else weight
-            grad = grad @ plain.to(grad.dtype)
-            smoothing = getattr(module, "pre_quant_scale", None)  # what such a Linear multiplies x with first
-            return grad if smoothing is None else grad * smoothing.to(grad), None, None
-        finally:
-            ops.uncast_bias_weight(module, weight, bias, stream)
+    else:
+        (weight, bias), stream = ops.cast_bias_weight(module, grad), None
+    try:
+        plain = weight.dequantize() if isinstance(weight, ops.QuantizedTensor) else weight
+        grad = grad @ plain.to(grad.dtype)
+        smoothing = getattr(module, "pre_quant_scale", None)  # what such a Linear multiplies x with first
+        return grad if smoothing is None else grad * smoothing.to(grad)
+    finally:
+        ops.uncast_bias_weight(module, weight, bias, stream)
 
 
-def _aliased(module: nn.Module, forward: Forward) -> Forward:
+def _aliased(module: nn.Module, forward: Forward, alias: Callable[[nn.Parameter], nn.Parameter]) -> Forward:
     """Norms and the like: autograd saves their weights, so they see ordinary tensors on the same storage."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         own = dict(module._parameters)
-        module._parameters.update({name: None if p is None else _alias(p) for name, p in own.items()})
+        module._parameters.update({name: None if p is None else alias(p) for name, p in own.items()})
         try:
             return forward(*args, **kwargs)
         finally:

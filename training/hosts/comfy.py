@@ -20,16 +20,21 @@ from ..host import Texts
 from ..pictures import fitted, read_picture
 from .borrowed import borrowed
 from .ragged import joined, one_by_one, padded
+from .streamed import gradient_error, streamed_linears
 
 SAMPLES, SAMPLE = 16, 4096
 OVERRIDE = "optimized_attention_override"
 
 
+ALL = 1e30  # bytes
+CHECKED = 32
+"""Streamed Linears whose gradients are looked at before a run: those of two blocks."""
+LARGEST_ERROR = 1e-2
+"""Of a gradient through streamed weights: more than rounding in bfloat16."""
+
+
 class UnsupportedModelError(ValueError):
     """This MODEL cannot be trained on as it is loaded; the message says what to change."""
-
-
-ALL = 1e30  # bytes
 
 
 class ComfyHost:
@@ -46,12 +51,18 @@ class ComfyHost:
         long_side, multiple, square: the pictures that `read_image` makes.
 
     Raises:
-        UnsupportedModelError: no flow-matching model; one that takes a pooled text embedding.
+        UnsupportedModelError: no flow-matching model; one that takes a pooled text embedding; dynamic VRAM,
+            and a loader that cannot do without.
     """
 
     def __init__(
         self, model: Any, clip: Any, vae: Any, long_side: int = 1024, multiple: int = 32, square: bool = False
     ) -> None:
+        # In dynamic VRAM core moves weights by its own counsel: it gives training a model of its own, as it
+        # does where hooks need one.
+        self._own = bool(model.is_dynamic())
+        if self._own:
+            model = _not_dynamic(model)
         self._patcher, self._clip, self._vae = model, clip, vae
         self._model = model.model
         kind = type(self._model).__name__
@@ -70,6 +81,7 @@ class ComfyHost:
         self.name: str = model.get_attachment("base_name") or kind
         self.text_sees_image = isinstance(clip.tokenizer, QwenImageTokenizer)
         self._loaded = False
+        self._room: int | None = None
         self.checkpointing = self.device.type != "cpu"
         self._frames = self._model.latent_format.latent_dimensions == 3
 
@@ -92,44 +104,70 @@ class ComfyHost:
                 digest.update(piece.contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    @property
+    def loaded(self) -> int:
+        """Bytes of these that are on the device while it is lent; the others come when they are used."""
+        return int(self._patcher.loaded_size())
+
     @contextmanager
-    def lend(self) -> Iterator[None]:
-        """Take the model for a while: whole on its device, with gradients passing through it.
+    def lend(self, room: int | None = None) -> Iterator[None]:
+        """Take the model for a while, with gradients passing through it.
 
         On leaving, whatever happened, model and process settings are as they were found.
 
+        Args:
+            room: bytes that training needs on the device beside the weights. Weights that do not fit beside
+                it wait in host memory. None: all of them must be there.
+
         Raises:
-            UnsupportedModelError: ComfyUI's memory management would move weights during a backward.
+            UnsupportedModelError: it does not fit, or gradients through weights that wait come out wrong.
         """
         before = model_management.in_training
+        self._room = room
         # Nodes run in inference mode, where nothing can be trained.
         with torch.inference_mode(False), torch.enable_grad():
-            self._load()
             try:
+                self._load()
                 model_management.in_training = True
-                with borrowed(self.transformer, self.checkpointing):
+                with borrowed(self.transformer, self.device, self.checkpointing):
+                    self._check_gradients()
                     yield
             finally:
                 model_management.in_training = before
+                if self._own:
+                    _unload(self._patcher)
 
     def _load(self) -> None:
-        patcher = self._patcher
-        if patcher.is_dynamic():
-            raise UnsupportedModelError(
-                "ComfyUI streams this model's weights (dynamic VRAM), and gradients through them are not "
-                "proven yet; start ComfyUI with --disable-dynamic-vram"
-            )
+        patcher, room = self._patcher, self._room
         with torch.inference_mode():  # weights that were made in a node may be moved only there
-            model_management.load_models_gpu([patcher], force_full_load=True)
+            if room is None:
+                model_management.load_models_gpu([patcher], force_full_load=True)
+            else:
+                model_management.load_models_gpu([patcher], memory_required=room)
             # ComfyUI would leave the text encoder where it is: it knows of no gradients to come
             kept = [one for one in model_management.current_loaded_models if one.model is patcher]
             model_management.free_memory(ALL, self.device, kept)
         self._loaded = True
-        if patcher.lowvram_patch_counter() or patcher.loaded_size() < patcher.model_size():
+        if patcher.lowvram_patch_counter():
             raise UnsupportedModelError(
-                f"the model does not fit on {self.device}: {patcher.loaded_size() >> 20} of "
-                f"{patcher.model_size() >> 20} MiB are there, and training needs all of it; close other "
-                "programs, leave out --lowvram and --novram, or load the base in fp8"
+                f"the model has a LoRA on it and does not fit on {self.device} as a whole; leave that LoRA "
+                "out, or load the base in fp8"
+            )
+        if room is None and self.loaded < self.size:
+            raise UnsupportedModelError(
+                f"the model does not fit on {self.device}: {self.loaded >> 20} of {self.size >> 20} MiB are "
+                "there, and training needs all of it; close other programs, leave out --lowvram and "
+                "--novram, or load the base in fp8"
+            )
+
+    def _check_gradients(self) -> None:
+        dtype = self._model.get_dtype_inference()
+        error = gradient_error(streamed_linears(self.transformer, self.device)[:CHECKED], self.device, dtype)
+        if error > LARGEST_ERROR:
+            raise UnsupportedModelError(
+                f"gradients through weights that ComfyUI brings to {self.device} are wrong by {error:.2g} of "
+                "their size; start ComfyUI with --disable-async-offload, or load the base in fp8 so that it "
+                "fits"
             )
 
     def velocity(self, x: Tensor, sigma: Tensor, text: Texts, source: Tensor) -> Tensor:
@@ -211,6 +249,27 @@ class ComfyHost:
 
     def _bare(self, latents: Tensor) -> Tensor:
         return latents[:, :, 0] if latents.ndim == 5 else latents
+
+
+def _not_dynamic(patcher: Any) -> Any:
+    """The same model once more, loaded without dynamic VRAM. Raises UnsupportedModelError."""
+    try:
+        with torch.inference_mode():  # as a loader node
+            return patcher.clone(disable_dynamic=True)
+    except RuntimeError as error:  # its loader has not said how it loads
+        raise UnsupportedModelError(
+            "ComfyUI streams this model's weights (dynamic VRAM), and its loader cannot load it otherwise "
+            f"({error}); load it with core's Load Diffusion Model, or start ComfyUI with "
+            "--disable-dynamic-vram"
+        ) from error
+
+
+def _unload(patcher: Any) -> None:
+    """Take a model that nobody else uses from the device."""
+    with torch.inference_mode():
+        for one in [one for one in model_management.current_loaded_models if one.model is patcher]:
+            one.model_unload()
+            model_management.current_loaded_models.remove(one)
 
 
 def _with_gradient(_: Any, *args: Any, **kwargs: Any) -> Any:
