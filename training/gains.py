@@ -51,5 +51,7 @@ class Gains:
         if self.most == 1:
             return
         for effect, shares in made.items():
-            gain = self.effects.get(effect, 1.0) + RATE * sum(1 - share for share in shares)
-            self.effects[effect] = min(max(gain, 1.0), self.most)
+            known = self.effects.get(effect, 1.0)
+            gain = known + RATE * sum(1 - share for share in shares)
+            # one of a collection may be above what this run would find: its edit alone lowers it
+            self.effects[effect] = min(max(gain, 1.0), max(known, self.most))

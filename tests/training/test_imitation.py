@@ -118,6 +118,9 @@ def test_gains_of_a_collection_that_is_extended_count_from_the_start():
     gains = Gains(1.5, begin=8, effects={"frost": 1.3})
     assert gains.of("frost", 0.5, 0) == 1.3
     assert gains.of("neon", 0.5, 0) is None
+    above = Gains(1.5, effects={"frost": 1.6, "neon": 1.6})
+    above.learn({"frost": [0.5], "neon": [1.5]})
+    assert above.effects == {"frost": 1.6, "neon": pytest.approx(1.6 - 0.5 * RATE)}
     kept = Gains(1.0, effects={"frost": 1.3})  # a run that finds none
     kept.learn({"frost": [0.5], "neon": [0.5]})
     assert kept.effects == {"frost": 1.3}
