@@ -44,7 +44,10 @@ def room_for(run: Run, host: ComfyHost, extended: Shapes) -> int | None:
     architecture = Architecture.found_in(host.transformer)
     if architecture is None or host.device.type == "cpu":
         return None
-    job, setting = _on_this_model(run, host, architecture, extended)
+    try:
+        job, setting = _on_this_model(run, host, architecture, extended, host.size)
+    except ValueError:
+        return 0  # lists that do not fit together: the run itself says so, to the page too
     return round(MARGIN * (Plan(job, setting, 0).bytes - base_bytes(architecture, setting.storage)))
 
 
@@ -56,7 +59,8 @@ def plan_of(run: Run, host: ComfyHost, work: DistillationRun) -> tuple[str, str]
     architecture = Architecture.found_in(host.transformer)
     if architecture is None:
         return _without_activations(run, host), ""
-    job, setting = _on_this_model(run, host, architecture, work.adapters[STUDENT].shapes)
+    shapes = work.adapters[STUDENT].shapes
+    job, setting = _on_this_model(run, host, architecture, shapes, host.loaded)
     # base and adapters are there already
     held = host.loaded + sum(p.nbytes for adapter in work.adapters.values() for p in adapter.parameters())
     room = int(model_management.get_free_memory(host.device)) + held
@@ -67,18 +71,19 @@ def plan_of(run: Run, host: ComfyHost, work: DistillationRun) -> tuple[str, str]
 
 
 def _on_this_model(
-    run: Run, host: ComfyHost, architecture: Architecture, extended: Shapes
+    run: Run, host: ComfyHost, architecture: Architecture, extended: Shapes, loaded: int
 ) -> tuple[Job, Setting]:
-    """What `run` does on the base as ComfyUI holds it, by the run's own settings."""
+    """What `run` does by its own settings on the base as ComfyUI holds it, with so many bytes of it on the
+    device."""
     on_cpu = host.device.type == "cpu"
     item = 4 if on_cpu else 2
     # quantised or not: bytes of a number on average
     weight = (host.size - item * architecture.other_parameters) / architecture.weights
     base = Storage("as loaded", weight, item)
-    if 0 < host.loaded < host.size:
-        waiting = int((host.size - host.loaded) / (architecture.block_weights * weight))
+    if loaded < host.size:
+        waiting = int((host.size - loaded) / (architecture.block_weights * weight))
         blocks = max(0, architecture.num_layers - waiting)
-        share = host.loaded / host.size
+        share = loaded / host.size
         base = replace(base, name=f"as loaded, {share:.0%} of it on the device", blocks=blocks)
     checkpointing = "full" if host.checkpointing else "none"
     job = replace(

@@ -1,10 +1,15 @@
-"""What a run has held on the device."""
+"""What a process holds on the device, and has held."""
 
 from __future__ import annotations
 
 import sys
 
 import torch
+
+
+def allocated_memory(device: torch.device) -> int:
+    """Bytes of tensors on a CUDA device; 0 on others."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def peak_memory(device: torch.device) -> int:

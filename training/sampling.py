@@ -111,7 +111,7 @@ def apply_to_each(
             _few_steps(host, text[None].to(host.device), source[None].to(host.device), [draws], sigmas)
             for text, source, draws in asked
         ]
-    return [host.decode(one)[0] for one in latents]
+    return [host.decode(one)[0].cpu() for one in latents]
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def test_gradients_are_those_of_the_whole_model(seen: dict[str, Any], kind: str,
 def test_only_with_room_for_training_may_a_part_wait(seen: dict[str, Any]) -> None:
     assert "2 of 4 MiB are there, and training needs all of it" in seen["as a whole"]
     assert "--lowvram" in seen["as a whole"]
-    assert seen["with room"] == "lent, asked [{'memory_required': 123}]"
+    assert seen["with room"] == f"lent, asked {[{'memory_required': 123}] * 2}"
 
 
 def test_a_lora_on_a_base_that_does_not_fit_is_refused(seen: dict[str, Any]) -> None:
@@ -46,8 +46,9 @@ def test_weights_that_autograd_saves_are_never_in_a_buffer(seen: dict[str, Any])
 
 
 def test_in_dynamic_vram_training_has_a_model_of_its_own(seen: dict[str, Any]) -> None:
-    """The same weights, loaded once more, and gone afterwards."""
+    """The same weights, loaded once more when the others have left the device, and gone afterwards."""
     assert seen["dynamic"] == {
+        "twice": False,
         "its own": True,
         "name": "pocket-qwen-image-edit",
         "identity": True,
@@ -57,9 +58,14 @@ def test_in_dynamic_vram_training_has_a_model_of_its_own(seen: dict[str, Any]) -
     }
 
 
+def test_the_run_s_own_model_is_in_the_precision_that_its_loader_was_asked_for(seen: dict[str, Any]) -> None:
+    assert seen["as asked"] == ["torch.float8_e4m3fn", "halved"]
+
+
 def test_room_is_what_the_plan_holds_beside_the_base(seen: dict[str, Any]) -> None:
     room = seen["room"]
     assert room["on a CPU"] is None
+    assert room["without a teacher"] == 0  # the run says what is wrong
     assert room["whole"]["base"] == room["size"]
     assert room["free"] == round(room["margin"] * room["whole"]["beside"])
 

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy import model_management, model_sampling
+from comfy import model_management, model_sampling, ops
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
+from comfy.model_patcher import LowVramPatch
 from comfy.text_encoders.qwen_image import QwenImageTokenizer
 from torch import Tensor, nn
 
 from ..host import Texts
+from ..memory import allocated_memory
 from ..pictures import fitted, read_picture
 from .borrowed import borrowed
 from .ragged import joined, one_by_one, padded
@@ -58,30 +60,32 @@ class ComfyHost:
     def __init__(
         self, model: Any, clip: Any, vae: Any, long_side: int = 1024, multiple: int = 32, square: bool = False
     ) -> None:
-        # In dynamic VRAM core moves weights by its own counsel: it gives training a model of its own, as it
-        # does where hooks need one.
-        self._own = bool(model.is_dynamic())
-        if self._own:
-            model = _not_dynamic(model)
-        self._patcher, self._clip, self._vae = model, clip, vae
-        self._model = model.model
-        kind = type(self._model).__name__
-        if not isinstance(self._model.model_sampling, model_sampling.CONST):
+        kind = type(model.model).__name__
+        if not isinstance(model.model.model_sampling, model_sampling.CONST):
             raise UnsupportedModelError(
                 f"{kind} is no flow-matching model; connect an edit model such as Qwen-Image-Edit"
             )
-        if getattr(self._model.diffusion_model, "vector_in", None) is not None:
+        if getattr(model.model.diffusion_model, "vector_in", None) is not None:
             raise UnsupportedModelError(
                 f"{kind} reads a pooled text embedding, which is not supported; connect Qwen-Image-Edit "
                 "or FLUX.2"
             )
+        # In dynamic VRAM core moves weights by its own counsel: it gives training a model of its own, as it
+        # does where hooks need one.
+        self._own = bool(model.is_dynamic())
+        if self._own:
+            model = not_dynamic(model)
+        self._patcher, self._clip, self._vae = model, clip, vae
+        self._model = model.model
         self.long_side, self.multiple, self.square = long_side, multiple, square
         self.device: torch.device = model.load_device
+        self.dtype: torch.dtype = self._model.get_dtype_inference()
         self.transformer: nn.Module = self._model.diffusion_model
         self.name: str = model.get_attachment("base_name") or kind
         self.text_sees_image = isinstance(clip.tokenizer, QwenImageTokenizer)
-        self._loaded = False
+        self._loaded = self._moved = False
         self._room: int | None = None
+        self._checked: set[nn.Module] = set()
         self.checkpointing = self.device.type != "cpu"
         self._frames = self._model.latent_format.latent_dimensions == 3
 
@@ -93,6 +97,8 @@ class ComfyHost:
     @cached_property
     def identity(self) -> str:
         """A hash of samples of all weights. Ask while it is lent: a LoRA on the base is in them then."""
+        if not self._loaded:  # others' weights are on the device in another precision than in their files
+            self._load()
         digest = hashlib.sha256()
         parts = (self.transformer, self._clip.cond_stage_model, self._vae.first_stage_model)
         for name, tensor in (item for part in parts for item in sorted(_tensors(part).items())):
@@ -140,15 +146,16 @@ class ComfyHost:
     def _load(self) -> None:
         patcher, room = self._patcher, self._room
         with torch.inference_mode():  # weights that were made in a node may be moved only there
-            if room is None:
-                model_management.load_models_gpu([patcher], force_full_load=True)
-            else:
-                model_management.load_models_gpu([patcher], memory_required=room)
             # ComfyUI would leave the text encoder where it is: it knows of no gradients to come
             kept = [one for one in model_management.current_loaded_models if one.model is patcher]
             model_management.free_memory(ALL, self.device, kept)
-        self._loaded = True
-        if patcher.lowvram_patch_counter():
+            if room is None:
+                model_management.load_models_gpu([patcher], force_full_load=True)
+            else:
+                held = max(0, allocated_memory(self.device) - self.loaded)  # adapters and their moments
+                model_management.load_models_gpu([patcher], memory_required=max(0, room - held))
+        self._loaded = self._moved = True
+        if _waits_for_a_lora(self.transformer):
             raise UnsupportedModelError(
                 f"the model has a LoRA on it and does not fit on {self.device} as a whole; leave that LoRA "
                 "out, or load the base in fp8"
@@ -161,8 +168,14 @@ class ComfyHost:
             )
 
     def _check_gradients(self) -> None:
-        dtype = self._model.get_dtype_inference()
-        error = gradient_error(streamed_linears(self.transformer, self.device)[:CHECKED], self.device, dtype)
+        """Once for each weight that waits."""
+        if not self._moved:
+            return
+        self._moved, waiting = False, streamed_linears(self.transformer, self.device)
+        if self._checked.issuperset(waiting):
+            return
+        self._checked.update(waiting)
+        error = gradient_error(waiting[:CHECKED], self.device, self.dtype)
         if error > LARGEST_ERROR:
             raise UnsupportedModelError(
                 f"gradients through weights that ComfyUI brings to {self.device} are wrong by {error:.2g} of "
@@ -177,6 +190,7 @@ class ComfyHost:
         """
         if not self._loaded:  # the text encoder or the autoencoder had its turn
             self._load()
+        self._check_gradients()
         words, lengths = padded(text)
         x, sigma, words, source = (tensor.to(self.device) for tensor in (x, sigma, words, source))
         x, source = self._framed(x), self._framed(source)
@@ -251,17 +265,40 @@ class ComfyHost:
         return latents[:, :, 0] if latents.ndim == 5 else latents
 
 
-def _not_dynamic(patcher: Any) -> Any:
+def not_dynamic(patcher: Any) -> Any:
     """The same model once more, loaded without dynamic VRAM. Raises UnsupportedModelError."""
-    try:
-        with torch.inference_mode():  # as a loader node
-            return patcher.clone(disable_dynamic=True)
-    except RuntimeError as error:  # its loader has not said how it loads
-        raise UnsupportedModelError(
-            "ComfyUI streams this model's weights (dynamic VRAM), and its loader cannot load it otherwise "
-            f"({error}); load it with core's Load Diffusion Model, or start ComfyUI with "
-            "--disable-dynamic-vram"
-        ) from error
+    with torch.inference_mode():  # as a loader node
+        model_management.unload_model_and_clones(patcher)
+        try:
+            own = patcher.clone(disable_dynamic=True)
+        except (RuntimeError, TypeError) as error:  # its loader has not said how it loads
+            if model_management.is_oom(error):
+                raise
+            raise UnsupportedModelError(
+                "ComfyUI streams this model's weights (dynamic VRAM), and its loader cannot load it "
+                f"otherwise ({error}); load it with core's Load Diffusion Model, or start ComfyUI with "
+                "--disable-dynamic-vram"
+            ) from error
+        # A loader's weight_dtype is a promise to cast as the weights come, which none but core's dynamic
+        # patcher keeps.
+        for module in own.model.diffusion_model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                asked = getattr(module, f"{name}_comfy_model_dtype", None) or parameter.dtype
+                if parameter.dtype != asked and not isinstance(parameter, ops.QuantizedTensor):
+                    setattr(module, name, nn.Parameter(parameter.to(asked), requires_grad=False))
+        own.size = 0  # counted anew
+    return own
+
+
+def _waits_for_a_lora(module: nn.Module) -> bool:
+    """Whether some weights that wait get a LoRA of the user's each time they come."""
+    functions = (
+        function
+        for child in module.modules()
+        for kind in ("weight_function", "bias_function")
+        for function in getattr(child, kind, ())
+    )
+    return any(isinstance(function, LowVramPatch) for function in functions)
 
 
 def _unload(patcher: Any) -> None:

@@ -171,9 +171,10 @@ def compare(kind: str, dtype: str) -> dict[str, Any]:
     host = ComfyHost(lent, clip, vae)
     with torch.inference_mode():
         loaded = model_management.current_loaded_models
-        seen: dict[str, Any] = {"identity": host.identity, "loaded": {"before": len(loaded)}}
+        seen: dict[str, Any] = {"loaded": {"before": len(loaded)}}
         with host.lend():
             seen["loaded"]["while lent"] = ["the base" if one.model is lent else "another" for one in loaded]
+            seen["identity"] = host.identity
             adapter = adapter_for(lent)
             ours = gradients(host, lent, adapter, True)
             seen["without a backward"] = chosen_attention(host, lent, adapter, ours)

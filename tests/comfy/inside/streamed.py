@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ comfy.cli_args.args.cpu = True  # before anything asks for a device
 
 import torch  # noqa: E402
 from comfy import model_management, ops  # noqa: E402
+from comfy.weight_adapter import LoRAAdapter  # noqa: E402
 
 from collectionlora.collection.jsonl import EffectEntry, EffectSample, GeneralSample  # noqa: E402
 from collectionlora.nodes.planning import MARGIN, _on_this_model, room_for  # noqa: E402
@@ -31,7 +33,7 @@ from collectionlora.training.config import distillation  # noqa: E402
 from collectionlora.training.footprint import base_bytes  # noqa: E402
 from collectionlora.training.hosts import comfy as hosts_comfy  # noqa: E402
 from collectionlora.training.hosts.borrowed import borrowed  # noqa: E402
-from collectionlora.training.hosts.comfy import ComfyHost, UnsupportedModelError  # noqa: E402
+from collectionlora.training.hosts.comfy import ComfyHost, UnsupportedModelError, not_dynamic  # noqa: E402
 from collectionlora.training.hosts.comfy_pocket import pocket_clip, pocket_model, pocket_vae  # noqa: E402
 from collectionlora.training.hosts.streamed import gradient_error  # noqa: E402
 from collectionlora.training.lora import linear_shape  # noqa: E402
@@ -89,24 +91,27 @@ def lent(case: str) -> str:
     with torch.inference_mode():
         patcher, clip, vae = random_model("qwen"), pocket_clip(), pocket_vae()
         host = ComfyHost(patcher, clip, vae)
-    kind = type(patcher)
+    if case == "with a LoRA":
+        path = "transformer_blocks.0.attn.to_q"
+        out, into = patcher.model.diffusion_model.get_submodule(path).weight.shape
+        lora = LoRAAdapter(set(), (torch.ones(out, 2), torch.ones(2, into), 2.0, None, None, None))
+        patcher.add_patches({f"diffusion_model.{path}.weight": lora})
+    asked: list[dict[str, Any]] = []
+    load = model_management.load_models_gpu
+
+    def partly(models: Any, **kwargs: Any) -> None:
+        asked.append(kwargs)
+        load(models, **kwargs)
+        patcher.partially_unload(patcher.offload_device, host.size // 2)
+
     with ExitStack() as stack:
-        stack.enter_context(patch.object(kind, "loaded_size", lambda self: self.model_size() // 2))
+        stack.enter_context(patch.object(model_management, "load_models_gpu", partly))
         stack.enter_context(patch.object(hosts_comfy, "streamed_linears", lambda *_: linears(patcher.model)))
-        if case == "with a LoRA":
-            stack.enter_context(patch.object(kind, "lowvram_patch_counter", lambda self: 1))
         if case == "overwritten":
             stack.enter_context(overwritten())
-        asked: list[dict[str, Any]] = []
-        load = model_management.load_models_gpu
-
-        def remembered(models: Any, **kwargs: Any) -> None:
-            asked.append(kwargs)
-            load(models, **kwargs)
-
-        stack.enter_context(patch.object(model_management, "load_models_gpu", remembered))
         try:
             with host.lend(None if case == "as a whole" else 123):
+                host._load()
                 return f"lent, asked {asked}"
         except UnsupportedModelError as error:
             return str(error)
@@ -117,9 +122,11 @@ def dynamic() -> dict[str, Any]:
     with torch.inference_mode():
         patcher, clip, vae = pocket_model(), pocket_clip(), pocket_vae()
         patcher.is_dynamic = lambda: True
+        model_management.load_models_gpu([patcher])
         host = ComfyHost(patcher, clip, vae)
         plain = ComfyHost(pocket_model(), clip, vae)
     own, loaded = host._patcher, model_management.current_loaded_models
+    twice = any(one.model is patcher for one in loaded)
     with host.lend():
         found = gradients(host, own, adapter_for(own), True)
         while_lent = [one.model is own for one in loaded]
@@ -127,6 +134,7 @@ def dynamic() -> dict[str, Any]:
     with plain.lend():
         expected = gradients(plain, plain._patcher, adapter_for(plain._patcher), True)
     return {
+        "twice": twice,
         "its own": own is not patcher and own.model is not patcher.model,
         "name": host.name,
         "identity": host.identity == plain.identity,
@@ -134,6 +142,20 @@ def dynamic() -> dict[str, Any]:
         "while lent": while_lent,
         "after": after,
     }
+
+
+def as_asked() -> list[str]:
+    """The dtypes of a model in dynamic VRAM whose loader was asked for 8 bits, in the run's own."""
+    with torch.inference_mode():
+        patcher, another = random_model("qwen", "bfloat16"), random_model("qwen", "bfloat16")
+    for one in linears(another.model):
+        one.weight_comfy_model_dtype = torch.float8_e4m3fn
+    patcher.is_dynamic = lambda: True
+    patcher.cached_patcher_init = (lambda disable_dynamic: another, ())
+    own = not_dynamic(patcher)
+    found = {one.weight.dtype for one in linears(own.model)}
+    halved = own.model_size() < 0.6 * patcher.model_size()
+    return [*map(str, found), "halved" if halved else "as large"]
 
 
 def norms() -> dict[str, Any]:
@@ -173,20 +195,31 @@ def room() -> dict[str, Any]:
     on_cpu = room_for(run, host, {})
     host.device = SimpleNamespace(type="cuda")  # nothing is computed
     free = room_for(run, host, {})
+    missing = replace(lists, effects={"sketch": replace(lists.effects["sketch"], lora_path=Path("none"))})
+    without = room_for(replace(run, lists=missing), host, {})
     architecture = Architecture.found_in(host.transformer)
     assert architecture is not None
-    seen = {}
+    seen: dict[str, Any] = {}
     for name, there in (("whole", host.size), ("half", host.size // 2)):
         with patch.object(ComfyHost, "loaded", there):
-            job, setting = _on_this_model(run, host, architecture, {})
+            job, setting = _on_this_model(run, host, architecture, {}, host.loaded)
         plan = Plan(job, setting, 0)
         base = base_bytes(architecture, setting.storage)
         seen[name] = {"base": base, "beside": plan.bytes - base, "name": setting.storage.name}
-    return {"on a CPU": on_cpu, "free": free, "margin": MARGIN, "size": host.size, **seen}
+    return {
+        "on a CPU": on_cpu,
+        "free": free,
+        "without a teacher": without,
+        "margin": MARGIN,
+        "size": host.size,
+        **seen,
+    }
 
 
 if __name__ == "__main__":
     result: dict[str, Any] = {f"{kind} {dtype}": half(kind, dtype) for kind in KINDS for dtype in DTYPES}
     cases = ("as a whole", "with room", "with a LoRA", "overwritten")
     result |= {case: lent(case) for case in cases}
-    print(json.dumps(result | {"dynamic": dynamic(), "norms": norms(), "room": room()}))
+    print(
+        json.dumps(result | {"dynamic": dynamic(), "as asked": as_asked(), "norms": norms(), "room": room()})
+    )
