@@ -156,7 +156,7 @@ def measure(way: Way, settings: Settings, teachers: dict[str, Path]) -> dict[str
         work = Work.of(size.architecture, size.tokens)
         ranks = {STUDENT: size.rank, FAKE: size.rank, "teachers": TEACHER_RANK, BASE: 0}
         metered = Metered(velocity, roles, work, ranks, way.checkpointing)
-        bank = TeacherBank(teachers, linear_shapes(transformer), device)
+        bank = TeacherBank(teachers, linear_shapes(transformer), device, torch.bfloat16)
         distill = configured(way, settings)
         trainer = Trainer(Distiller(metered, roles, bank, distill.objective), lessons, distill)
 

@@ -103,6 +103,6 @@ def _on_this_model(
 def _without_activations(run: Run, host: ComfyHost) -> str:
     """Of a model whose activations nobody has described: what can be counted."""
     targets = target_shapes(host.transformer, run.distill.targets)
-    parts = adapter_bytes(targets, run.distill.rank, run.distill.optimizer)
+    parts = adapter_bytes(targets, run.distill, run.distill.optimizer)
     lines = [f"{name:<32}{size / GIB:8.2f} GiB" for name, size in {"base": host.size, **parts}.items()]
     return "\n".join([*lines, "and teachers and activations, which are not predicted for this model"])

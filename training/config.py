@@ -146,6 +146,11 @@ class Distillation:
         return self.cycles - self.start_cycles
 
     @property
+    def needs_fake(self) -> bool:
+        """Whether any cycle compares what a fake score makes of a sample."""
+        return bool(self.matching_cycles and (self.objective.bs_weight or self.objective.ts_weight))
+
+    @property
     def learns_images(self) -> bool:
         """Whether any cycle learns from teachers' images."""
         matched = self.objective.ts_weight or self.objective.fm_weight

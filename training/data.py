@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,6 +140,13 @@ class Lessons:
             return self.general[int(image * len(self.general))]
         samples = list(self.effects.values())[int(which * len(self.effects))]
         return samples[int(image * len(samples))]
+
+    def names(self) -> dict[str, Any]:
+        """What names the samples: their numbers, in the order in which they are drawn, and their sizes."""
+        counts = [[name, len(samples)] for name, samples in self.effects.items()]
+        every = [*self.general, *(one for some in self.effects.values() for one in some)]
+        sizes = sorted({tuple(one.source.shape) for one in every})
+        return {"effects": counts, "general": len(self.general), "sizes": [*map(list, sizes)]}
 
 
 def micro_batches(sources: Sequence[Tensor], size: int) -> list[list[int]]:

@@ -27,7 +27,7 @@ def prompt_encoder(host: Host) -> Callable[[str, Tensor], Tensor]:
         key = (prompt, id(seen))
         if key not in known:  # the picture is kept, so that no other gets its id
             image = None if seen is None else to_floats(seen)
-            known[key] = host.encode_text([prompt], image)[0].cpu(), seen
+            known[key] = host.encode_text([prompt], image)[0].to("cpu", host.dtype), seen
         return known[key][0]
 
     return encode

@@ -22,7 +22,7 @@ UNFUSED = 6
 EIGHT_BIT_AT_LEAST, EIGHT_BIT_BLOCK = 4096, 256
 """bitsandbytes keeps smaller tensors' moments in float32, and one float32 scale for so many numbers."""
 
-ADAPTERS, CAST = "student and fake score", "adapters, cast"
+STUDENT, BOTH, CAST = "student", "student and fake score", "adapters, cast"
 Bytes = dict[str, int]
 
 
@@ -178,12 +178,17 @@ def base_bytes(architecture: Architecture, storage: Storage) -> int:
     return whole - round(max(0, layers - held) * architecture.block_weights * storage.weight)
 
 
-def adapter_bytes(shapes: Shapes, rank: int, optimizer: OptimizerName) -> Bytes:
-    """Float32 masters of student and fake score, AdamW's states, and the gradients of one of them: they are
-    updated in turn."""
-    numbers = adapter_numbers(shapes, rank)
-    moments = 2 * moment_bytes(shapes, rank, optimizer)
-    return {ADAPTERS: 2 * FLOAT32 * numbers, "their moments": moments, "gradients": FLOAT32 * numbers}
+def adapter_bytes(shapes: Shapes, config: Distillation, optimizer: OptimizerName) -> Bytes:
+    """Float32 masters of the student, and of the fake score where the run needs one, AdamW's states, and the
+    gradients of one of them: they are updated in turn."""
+    numbers, count = FLOAT32 * adapter_numbers(shapes, config.rank), _trained(config)
+    moments = count * moment_bytes(shapes, config.rank, optimizer)
+    return {BOTH if count > 1 else STUDENT: count * numbers, "their moments": moments, "gradients": numbers}
+
+
+def _trained(config: Distillation) -> int:
+    """Adapters that are."""
+    return 2 if config.needs_fake else 1
 
 
 def moment_bytes(shapes: Shapes, rank: int, optimizer: OptimizerName) -> int:
@@ -230,11 +235,11 @@ def device_bytes(job: Job, setting: Setting) -> Mapping[str, Bytes]:
     unpacked = item * architecture.largest_linear if setting.storage.unpacked else 0
     base = {"base": base_bytes(architecture, setting.storage)}
     if job.few_step:
-        base["few-step LoRA"] = FLOAT32 * job.few_step
-    trained = adapter_bytes(job.adapted, job.config.rank, setting.optimizer)
-    held = {**base, **trained, "latents and prompts": _small(job, job.share(batch), batch)}
-    # In float32 whatever the file has; the next ones arrive while those in use are still there.
-    teacher = FLOAT32 * job.teacher
+        base["few-step LoRA"] = item * job.few_step
+    trained = adapter_bytes(job.adapted, job.config, setting.optimizer)
+    held = {**base, **trained, "latents and prompts": _small(job, item, job.share(batch), batch)}
+    # In the model's own precision; the next ones arrive while those in use are still there.
+    teacher = item * job.teacher
     cast = item if item < FLOAT32 else 0
     kept = activation_bytes(job, setting)
     graph = kept if setting.checkpointing == "none" else _kept_by_blocks(job, setting)
@@ -249,7 +254,7 @@ def device_bytes(job: Job, setting: Setting) -> Mapping[str, Bytes]:
         "scoring": {
             **held,
             "teachers": 2 * batch * teacher,
-            CAST: cast * (job.adapter + max(job.adapter, job.teacher)),
+            CAST: cast * _trained(job.config) * job.adapter,
             "activations": graph,
             "workspace": batch * forward + unpacked,
         },
@@ -259,19 +264,18 @@ def device_bytes(job: Job, setting: Setting) -> Mapping[str, Bytes]:
         },
         "teacher images": {
             **base,
-            ADAPTERS: trained[ADAPTERS],
-            "latents and prompts": _small(job, setting.target_batch, setting.target_batch),
+            **{name: size for name, size in trained.items() if name in (STUDENT, BOTH)},
+            "latents and prompts": _small(job, item, setting.target_batch, setting.target_batch),
             "teachers": 2 * min(2, setting.target_batch) * teacher,  # images are made in the order of effects
-            CAST: cast * job.teacher,
             "workspace": setting.target_batch * forward + unpacked,
         },
     }
 
 
-def _small(job: Job, drawn: int, batch: int) -> int:
+def _small(job: Job, item: int, drawn: int, batch: int) -> int:
     """Of each sample that is drawn, three prompts, source, target and the rollout's result; of each in the
     batch, about seven latents more (noise, states, scores) and four in float64 for the loss."""
-    waiting = FLOAT32 * (3 * job.prompt + 3 * job.latent)
+    waiting = item * 3 * job.prompt + FLOAT32 * 3 * job.latent
     return drawn * waiting + batch * (FLOAT32 * 7 + FLOAT64 * 4) * job.latent
 
 
@@ -280,23 +284,25 @@ def ram_bytes(job: Job, setting: Setting) -> Bytes:
     c = job.config
     # the new copy is made before the old one goes
     state = 2 * kept_bytes(job, setting) + (FLOAT32 * job.adapter if c.ema else 0) + ways_bytes(job)
-    lessons = job.samples * (3 * job.prompt + 2 * job.latent) + job.general * (2 * job.prompt + job.latent)
     architecture, storage = job.architecture, setting.storage
+    prompts = storage.item * (3 * job.samples + 2 * job.general) * job.prompt
+    latents = FLOAT32 * (2 * job.samples + job.general) * job.latent
     waiting = 0 if storage.blocks is None else architecture.num_layers
     if storage.blocks is not None and storage.blocks > AHEAD:  # more than pass through: they stay
         waiting -= storage.blocks
     return {
         "offloaded base": round(waiting * architecture.block_weights * storage.weight),
         "state of the last cycle": state,
-        "teachers": min(c.bank_ram, job.effects) * FLOAT32 * job.teacher,
-        "lessons": FLOAT32 * lessons + job.images * job.path,
+        "teachers": min(c.bank_ram, job.effects) * storage.item * job.teacher,
+        "lessons": prompts + latents + job.images * job.path,
     }
 
 
 def kept_bytes(job: Job, setting: Setting) -> int:
-    """What is copied after a cycle: both adapters, their moments, the moving average."""
+    """What is copied after a cycle: what is trained, its moments, the moving average."""
     moments = moment_bytes(job.adapted, job.config.rank, setting.optimizer)
-    return 2 * (FLOAT32 * job.adapter + moments) + (FLOAT32 * job.adapter if job.config.ema else 0)
+    average = FLOAT32 * job.adapter if job.config.ema else 0
+    return _trained(job.config) * (FLOAT32 * job.adapter + moments) + average
 
 
 def ways_bytes(job: Job) -> int:

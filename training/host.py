@@ -24,6 +24,8 @@ class Host(Protocol):
     identity: str
     """Changes whenever a weight of transformer, text encoder or autoencoder does."""
     device: torch.device
+    dtype: torch.dtype
+    """Of the transformer's arithmetic, so that what never changes (teachers, prompts) is kept in it."""
     transformer: nn.Module
     """Frozen; adapters are hooked into its Linears."""
 

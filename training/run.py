@@ -102,25 +102,28 @@ class DistillationRun:
             {name: effect.lora_path for name, effect in self.effects.items()},
             self.shapes,
             host.device,
-            ram=run.distill.bank_ram,
+            host.dtype,
+            run.distill.bank_ram,
         )
         config = run.distill
         targets = target_shapes(host.transformer, config.targets)
         if first is not None:  # a few-step LoRA in it may be on other modules
             targets |= {path: self.shapes[path] for path in first.down if path in self.shapes}
+        trained = (STUDENT, FAKE) if config.needs_fake else (STUDENT,)
         self.adapters = {
-            STUDENT: LoraAdapter.create(targets, config.rank, config.alpha, config.seed).to(host.device),
-            FAKE: LoraAdapter.create(targets, config.rank, config.alpha, config.seed + 1).to(host.device),
+            role: LoraAdapter.create(targets, config.rank, config.alpha, config.seed + i).to(host.device)
+            for i, role in enumerate(trained)
         }
         if first is not None:
-            for role in (STUDENT, FAKE) if config.objective.fake_base == "base" else (STUDENT,):
-                self.adapters[role].load(first)
+            for role, adapter in self.adapters.items():
+                if role == STUDENT or config.objective.fake_base == "base":
+                    adapter.load(first)
         adapters = dict(self.adapters)
         below = run.below if run.few_step is None else read_lora(run.few_step, self.shapes)
         # now: the file may be gone when the state is saved
         self._few_step = file_hash(run.few_step) if run.few_step else below and weights_hash([below])
         if below is not None:
-            adapters[FEW_STEP] = LoraAdapter.of(below).to(host.device)
+            adapters[FEW_STEP] = LoraAdapter.of(below).to(host.device, host.dtype)
         self.roles = Roles(host.transformer, adapters)
         self.losses: Losses = {}
         self.effect_losses: Losses = {}

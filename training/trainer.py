@@ -53,7 +53,7 @@ class Trainer:
     """Trains the student (and the fake score) of a distiller.
 
     Args:
-        distiller: its roles hold the adapters "student" and "fake" and are attached.
+        distiller: its roles hold the adapter "student", and "fake" where the run needs one, and are attached.
         cancelled: asked at every micro-step; True discards the open cycle and raises Cancelled.
         workers: the processes that train together; each has a trainer like this one.
         gains: of effects that the student knows already (:mod:`.gains`).
@@ -77,15 +77,16 @@ class Trainer:
             raise ValueError(
                 "no sample has a teacher image: make some, or set warm_cycles = 0 and objective.bs_weight > 0"
             )
-        self._named = _names(lessons)
         self.distiller, self.lessons, self.config, self.cancelled = distiller, lessons, config, cancelled
+        self._named = lessons.names()
         self.workers, self._wants_to_stop = workers, False
-        adapters = distiller.roles.adapters
-        self.student, self.fake = adapters[STUDENT], adapters[FAKE]
+        roles = (STUDENT, FAKE) if config.needs_fake else (STUDENT,)
+        self.trained = {role: distiller.roles.adapters[role] for role in roles}
+        self.student = self.trained[STUDENT]
         self.average = copied(self.student.state_dict()) if config.ema else None
         self.optimizers = {
-            STUDENT: make_optimizer(self.student, config.lr, config),
-            FAKE: make_optimizer(self.fake, config.fake_lr, config),
+            role: make_optimizer(adapter, config.lr if role == STUDENT else config.fake_lr, config)
+            for role, adapter in self.trained.items()
         }
         self.ways, self.gains = Ways(lessons, config), Gains.of_run(config, gains or {})
         self.cycle = self.skipped = self._in_a_row = 0
@@ -130,8 +131,8 @@ class Trainer:
     def _begin_matching(self) -> None:
         if self.config.matching_cycles:  # else the run may be asked for more imitation
             self.ways.restore({})
-        if self.config.objective.fake_base == "base":
-            self.fake.load_state_dict(self.student.state_dict())
+        if FAKE in self.trained and self.config.objective.fake_base == "base":
+            self.trained[FAKE].load_state_dict(self.student.state_dict())
 
     def _cycle(self, record: Record) -> None:
         objective = self.config.objective
@@ -311,9 +312,10 @@ class Trainer:
             "hold": min(1.0, (1 - progress) / HOLD_FALL),
         }
         factor = rise * fall[c.lr_schedule]
-        for role, rate in ((STUDENT, c.lr), (FAKE, c.fake_lr)):
-            for group in self.optimizers[role].param_groups:
-                group["lr"] = rate * factor
+        rates = {STUDENT: c.lr, FAKE: c.fake_lr}
+        for role, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = rates[role] * factor
         return c.lr * factor
 
     @torch.no_grad()
@@ -343,8 +345,7 @@ class Trainer:
             "in_a_row": self._in_a_row,
             "config": dataclasses.asdict(self.config),
             "lessons": self._named,
-            "student": self.student.state_dict(),
-            "fake": self.fake.state_dict(),
+            **{role: adapter.state_dict() for role, adapter in self.trained.items()},
             "optimizers": {role: optimizer_state(optimizer) for role, optimizer in self.optimizers.items()},
             "gains": self.gains.effects,
         }
@@ -356,10 +357,11 @@ class Trainer:
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.cycle, self.skipped, self._in_a_row = state["cycle"], state["skipped"], state["in_a_row"]
-        self.student.load_state_dict(state["student"])
-        self.fake.load_state_dict(state["fake"])
         for role, optimizer in self.optimizers.items():
             optimizer.zero_grad(set_to_none=True)
+            if role == FAKE and role not in state and self.cycle <= self.config.start_cycles:
+                continue  # until now the run needed none
+            self.trained[role].load_state_dict(state[role])
             load_optimizer_state(optimizer, copied(state["optimizers"][role]))
         if self.average is not None:
             self.average = copied(state["average"])
@@ -380,21 +382,18 @@ class Trainer:
         configuration, other lessons or another model. The trainer is then as before.
         """
         state = load_state(path)
-        ours = self._kept
+        ours, start = self._kept, self.config.start_cycles
         check_settings(path, state, ours)
+        if FAKE in state and FAKE not in self.trained and state["cycle"] > start:
+            raise CheckpointError(
+                f"{path}: some of its {state['cycle']} cycles match distributions, and this run would drop "
+                f"the fake score; let cycles be more than {start}, or start again without resuming"
+            )
         try:
             self._restore(state)
         except (KeyError, ValueError, RuntimeError) as error:
             self._restore(ours)
             raise CheckpointError(f"{path}: does not fit this model ({error}); start again") from error
-        if 0 < self.cycle == self.config.start_cycles:  # the start may have been cut short only now
+        if 0 < self.cycle == start:  # the start may have been cut short only now
             self._begin_matching()
         self._kept = self._state()
-
-
-def _names(lessons: Lessons) -> dict[str, Any]:
-    """What names the samples: their numbers, in the order in which they are drawn, and their sizes."""
-    counts = [[name, len(samples)] for name, samples in lessons.effects.items()]
-    every = [*lessons.general, *(one for some in lessons.effects.values() for one in some)]
-    sizes = sorted({tuple(one.source.shape) for one in every})
-    return {"effects": counts, "general": len(lessons.general), "sizes": [*map(list, sizes)]}

@@ -39,6 +39,7 @@ class ToyHost:
     mean: so a test sees which adapter, prompt and source made a picture."""
 
     name, identity, text_sees_image, device = "toy", "toy 1", False, torch.device("cpu")
+    dtype = torch.float32
 
     def __init__(self):
         self.transformer = nn.Module()

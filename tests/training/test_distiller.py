@@ -179,7 +179,7 @@ def test_gradients_reach_only_the_adapter_that_learns(tiny, teachers):
     world = tiny.world(teachers, stir=True)
     batch, draws = batch_of(world, "neon", GENERAL, "frost"), Draws(0, 0, "student")
     before = {name: parameter.clone() for name, parameter in world.net.named_parameters()}
-    student, fake = world.trainer.student, world.trainer.fake
+    student, fake = world.trainer.student, world.trainer.trained["fake"]
     with world.roles.use(STUDENT):
         for term in world.distiller.student_terms(batch, draws):
             if term.samples is not None:

@@ -115,10 +115,9 @@ def test_the_fake_score_starts_as_the_student_even_if_the_last_warm_cycle_is_ski
     spoil(world, "student", (1,), math.nan)
     run = world.trainer.run()
     assert [next(run).skipped for _ in range(2)] == [False, True]
-    assert tiny.same(copied(world.trainer.fake.state_dict()), copied(world.trainer.student.state_dict()))
-    assert any(
-        value.any() for name, value in world.trainer.fake.state_dict().items() if name.startswith("up")
-    )
+    fake = copied(world.trainer.trained["fake"].state_dict())
+    assert tiny.same(fake, copied(world.trainer.student.state_dict()))
+    assert any(value.any() for name, value in fake.items() if name.startswith("up"))
 
 
 # -- full disks --

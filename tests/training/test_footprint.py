@@ -158,14 +158,21 @@ def test_the_base_is_as_large_as_its_tensors() -> None:
     assert base_bytes(SMALL, replace(FP8, blocks=9)) == base_bytes(SMALL, FP8)
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize(
+    ("values", "roles", "part"),
+    [
+        ({}, (STUDENT, FAKE), "student and fake score"),
+        ({"ema": 0.9}, (STUDENT, FAKE), "student and fake score"),
+        ({"imitation_cycles": 3, "cycles": 3}, (STUDENT,), "student"),
+    ],
+)
 def test_adapters_moments_gradients_and_the_kept_state_are_as_large_as_their_tensors(
-    tiny: Any, ema: float
+    tiny: Any, values: dict[str, Any], roles: tuple[str, ...], part: str
 ) -> None:
-    work = job(ema=ema)
+    work = job(**values)
     model = transformer()
     shapes = target_shapes(model, work.config.targets)
-    adapters = {role: LoraAdapter.create(shapes, RANK, 1.0, 0) for role in (STUDENT, FAKE)}
+    adapters = {role: LoraAdapter.create(shapes, RANK, 1.0, 0) for role in roles}
     distiller: Any = SimpleNamespace(roles=Roles(model, adapters))
     trainer = Trainer(distiller, tiny.lessons(), work.config)
     for role, adapter in adapters.items():
@@ -174,10 +181,10 @@ def test_adapters_moments_gradients_and_the_kept_state_are_as_large_as_their_ten
         trainer.optimizers[role].step()
     parts = device_bytes(work, Setting(FLOAT32))["backward"]
     parameters = [p for adapter in adapters.values() for p in adapter.parameters()]
-    assert parts["student and fake score"] == bytes_of(parameters)
+    assert parts[part] == bytes_of(parameters)
     moments = [t for o in trainer.optimizers.values() for state in o.state.values() for t in state.values()]
     assert parts["their moments"] == bytes_of(moments)
-    assert parts["gradients"] == bytes_of([p.grad for p in adapters[FAKE].parameters()])
+    assert parts["gradients"] == bytes_of([p.grad for p in adapters[STUDENT].parameters()])
 
     def tensors(state: Any) -> Iterator[Tensor]:
         for value in state.values() if isinstance(state, dict) else ():

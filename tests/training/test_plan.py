@@ -267,7 +267,7 @@ def test_several_cards_hold_a_part_of_the_base_each_where_a_whole_does_not_fit()
 
 def test_the_peak_is_the_largest_phase() -> None:
     job = Job(distillation(RANK_32))
-    for batch, phase in ((1, "scoring"), (64, "teacher images")):
+    for batch, phase in ((1, "backward"), (64, "teacher images")):
         made = Plan(job, Setting(FP8, "adamw", target_batch=batch), 0)
         phases = {name: sum(parts.values()) for name, parts in device_bytes(job, made.setting).items()}
         assert made.bytes == max(phases.values()) == phases[phase]

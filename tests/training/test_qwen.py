@@ -137,7 +137,7 @@ def test_micro_batches_of_several_sizes_and_lengths_change_nothing(files):
         values = {**VALUES, "batch": 6, "micro_batch": micro, "cycles": 3, "imitation_cycles": 1}
         trainer = trainer_of(model, velocity, files, lessons(several=True), values, torch.float64)
         list(trainer.run())
-        adapters = trainer.student, trainer.fake
+        adapters = trainer.student, trainer.trained["fake"]
         return [value for one in adapters for value in one.state_dict().values()], sizes, mixed
 
     alone, together = run(1), run(6)
@@ -155,7 +155,7 @@ def test_a_run_trains_both_adapters_and_leaves_the_base_alone(files, tiny):
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     records = list(trainer.run())
     assert {term for record in records for term in record.values} == {"bs", "ts", "fm", "fake"}
-    for adapter in (trainer.student, trainer.fake):
+    for adapter in (trainer.student, trainer.trained["fake"]):
         # the last block's words go nowhere, so their adapters learn nothing
         assert all(up.any() for path, up in adapter.up.items() if path.startswith("transformer_blocks/0"))
     assert tiny.same(dict(base.state_dict()), before)
@@ -165,7 +165,7 @@ def test_activation_checkpointing_changes_no_weight(files):
     plain, saving = made(files, checkpointing=False), made(files, checkpointing=True)
     for trainer in (plain, saving):
         list(trainer.run())
-    for one, other in ((plain.student, saving.student), (plain.fake, saving.fake)):
+    for one, other in ((plain.student, saving.student), (plain.trained["fake"], saving.trained["fake"])):
         for name, value in one.state_dict().items():
             torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-5, atol=1e-7)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from collectionlora.training.checkpoint import CheckpointError, load_state, save_state
+from collectionlora.training.distiller import FAKE
 from collectionlora.training.record import Record
 from collectionlora.training.trainer import Cancelled, Trainer
 
@@ -186,7 +187,16 @@ def test_imitation_that_has_ended_goes_on_to_more_as_if_it_had_been_meant_to(tin
     more.resume(path)
     run_to(more, 12)
     assert tiny.same(tiny.live(more), tiny.live(whole))
-    of(9, 12).resume(path)  # or to what follows
+    matched, onward = of(9, 12), of(9, 12)  # or to what follows, for which there is no fake score yet
+    assert FAKE not in load_state(path)
+    run_to(matched, 12)
+    onward.resume(path)
+    run_to(onward, 12)
+    assert tiny.same(tiny.live(onward), tiny.live(matched))
+    matched.save(path)
+    with pytest.raises(CheckpointError, match=r"12 cycles match distributions.*more than 9"):
+        of(9, 9).resume(path)
+    first.save(path)
     for imitation, warm in ((8, 0), (8, 1)):  # what was run would have been something else
         with pytest.raises(CheckpointError, match=r"(imitation|warm)_cycles = \d where this run has \d"):
             of(imitation, 12, warm).resume(path)

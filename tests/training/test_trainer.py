@@ -27,7 +27,7 @@ def test_accumulating_micro_batches_equals_one_large_batch(share, tiny, teachers
         for record in world.trainer.run():
             for effects in record.values.values():
                 losses += [value for effect in sorted(effects) for value in effects[effect]]
-        adapters = (world.trainer.student, world.trainer.fake)
+        adapters = (world.trainer.student, world.trainer.trained["fake"])
         return [tensor for adapter in adapters for tensor in adapter.state_dict().values()], losses
 
     tensors, losses = run(4)
@@ -208,16 +208,16 @@ def test_without_moving_average_the_student_itself_is_the_result(tiny, teachers)
 def test_warm_cycles_regress_only_and_then_the_fake_score_starts_as_the_student(tiny, teachers):
     world = tiny.world(teachers, {"warm_cycles": 2, "cycles": 3, "objective": {"fake_base": "base"}})
     trainer = world.trainer
-    start = copied(trainer.fake.state_dict())
+    start = copied(trainer.trained["fake"].state_dict())
     run = trainer.run()
     first = next(run)
     assert list(first.values) == ["fm"]
     assert {call.role for call in world.calls} == {STUDENT}
-    assert tiny.same(trainer.fake.state_dict(), start)
+    assert tiny.same(trainer.trained["fake"].state_dict(), start)
     assert list(next(run).values) == ["fm"]
-    assert tiny.same(copied(trainer.fake.state_dict()), copied(trainer.student.state_dict()))
+    assert tiny.same(copied(trainer.trained["fake"].state_dict()), copied(trainer.student.state_dict()))
     assert set(next(run).values) == {"bs", "ts", "fm", "fake"}
-    assert not tiny.same(copied(trainer.fake.state_dict()), copied(trainer.student.state_dict()))
+    assert not tiny.same(copied(trainer.trained["fake"].state_dict()), copied(trainer.student.state_dict()))
 
 
 def test_imitation_follows_the_warm_cycles_and_needs_no_teacher_image(tiny, teachers):
@@ -225,7 +225,7 @@ def test_imitation_follows_the_warm_cycles_and_needs_no_teacher_image(tiny, teac
     trainer = tiny.world(teachers, values).trainer
     run = trainer.run()
     assert [list(next(run).values) for _ in range(2)] == [["fm"], ["imitation"]]
-    assert tiny.same(copied(trainer.fake.state_dict()), copied(trainer.student.state_dict()))
+    assert tiny.same(copied(trainer.trained["fake"].state_dict()), copied(trainer.student.state_dict()))
     assert set(next(run).values) == {"bs", "ts", "fm", "fake"}
     alone = tiny.world(teachers, {"imitation_cycles": 1, "cycles": 2}, lessons_=tiny.lessons(targets=False))
     assert list(next(alone.trainer.run()).values) == ["imitation"]
@@ -247,12 +247,12 @@ def test_over_teachers_the_fake_score_starts_as_they_are_and_pulls_nowhere(tiny,
     world = tiny.world(teachers, {"warm_cycles": 1, "cycles": 2, "objective": objective})
     run = world.trainer.run()
     next(run)
-    fake = copied(world.trainer.fake.state_dict())
+    fake = copied(world.trainer.trained["fake"].state_dict())
     assert not any(tensor.any() for name, tensor in fake.items() if name.startswith("up."))
     record = next(run)
     assert record.losses["bs"] == record.losses["ts"] == pytest.approx(0, abs=1e-12)
     assert record.losses["fake"] > 0
-    assert not tiny.same(copied(world.trainer.fake.state_dict()), fake)
+    assert not tiny.same(copied(world.trainer.trained["fake"].state_dict()), fake)
 
 
 def test_8_bit_adam_without_its_package_says_what_to_install(tiny, teachers, monkeypatch):

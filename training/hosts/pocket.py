@@ -47,8 +47,8 @@ class PocketHost:
         self.device = torch.device(device)
         files = {name: folder / f"{name}.safetensors" for name in ("transformer", "autoencoder", "text")}
         self.transformer = _load(load_pocket_transformer, files["transformer"])
-        self._dtype = torch.bfloat16 if bfloat16 else torch.float32
-        torch.nn.Module.to(self.transformer, self._dtype)  # diffusers' own warns of nothing
+        self.dtype = torch.bfloat16 if bfloat16 else torch.float32
+        torch.nn.Module.to(self.transformer, self.dtype)  # diffusers' own warns of nothing
         if bfloat16 and self.device.type == "cpu":
             self.transformer.set_attn_processor(PlainAttention())  # type: ignore[operator]
         self.offload = keep_small(self.transformer, self.device, base_dtype, offload)
@@ -61,7 +61,7 @@ class PocketHost:
 
     def velocity(self, x: Tensor, sigma: Tensor, text: Tensor, source: Tensor) -> Tensor:
         """x, source (B,16,16,16), sigma (B,), text (B,32,64) -> (B,16,16,16) float32."""
-        x, text, source = (tensor.to(self._dtype) for tensor in (x, text, source))
+        x, text, source = (tensor.to(self.dtype) for tensor in (x, text, source))
         output: Tensor = self._velocity(x, sigma, text, source)
         return output.float()
 

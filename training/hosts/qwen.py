@@ -61,7 +61,7 @@ class QwenEditHost:
         long_side: int = 1024,
         checkpointing: str = "full",
     ) -> None:
-        self.device, self.long_side, self._dtype = torch.device(device), long_side, dtype
+        self.device, self.long_side, self.dtype = torch.device(device), long_side, dtype
         load = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
         self.transformer = _part(QwenImageTransformer2DModel, folder / "transformer", load)
         vae = _part(AutoencoderKLQwenImage, folder / "vae", load)
@@ -85,7 +85,7 @@ class QwenEditHost:
         """x, source (B,16,h,w), sigma (B,), text of B prompts -> (B,16,h,w) float32."""
         self._take_turn(self.transformer)
         words, lengths = padded(text)
-        given = (tensor.to(self.device, self._dtype) for tensor in (x, sigma, words, source))
+        given = (tensor.to(self.device, self.dtype) for tensor in (x, sigma, words, source))
         output: Tensor = self._velocity(*given, lengths)
         return output.float()
 
