@@ -62,7 +62,8 @@ def plan_of(run: Run, host: ComfyHost, work: DistillationRun) -> tuple[str, str]
     shapes = work.adapters[STUDENT].shapes
     job, setting = _on_this_model(run, host, architecture, shapes, host.loaded)
     # base and adapters are there already
-    held = host.loaded + sum(p.nbytes for adapter in work.adapters.values() for p in adapter.parameters())
+    adapters = work.roles.adapters.values()
+    held = host.loaded + sum(p.nbytes for adapter in adapters for p in adapter.parameters())
     room = int(model_management.get_free_memory(host.device)) + held
     card = card_named(torch.cuda.get_device_name(host.device)) if host.device.type == "cuda" else None
     plan = Plan(job, setting, room, card)
@@ -76,7 +77,7 @@ def _on_this_model(
     """What `run` does by its own settings on the base as ComfyUI holds it, with so many bytes of it on the
     device."""
     on_cpu = host.device.type == "cpu"
-    item = 4 if on_cpu else 2
+    item = host.dtype.itemsize
     # quantised or not: bytes of a number on average
     weight = (host.size - item * architecture.other_parameters) / architecture.weights
     base = Storage("as loaded", weight, item)

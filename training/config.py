@@ -77,6 +77,11 @@ class Objective:
         return self.sigmas[:-1] if self.fm_weight and self.anchor == "path" else ()
 
     @property
+    def matches(self) -> bool:
+        """Whether any term matches distributions, which takes a fake score."""
+        return bool(self.bs_weight or self.ts_weight)
+
+    @property
     def ts_sigmas(self) -> tuple[float, ...]:
         """Where the TS term noises the teacher's image to."""
         return seeded_sigmas(self.sigmas, self.ts_steps)
@@ -148,7 +153,7 @@ class Distillation:
     @property
     def needs_fake(self) -> bool:
         """Whether any cycle compares what a fake score makes of a sample."""
-        return bool(self.matching_cycles and (self.objective.bs_weight or self.objective.ts_weight))
+        return bool(self.matching_cycles and self.objective.matches)
 
     @property
     def learns_images(self) -> bool:

@@ -149,7 +149,7 @@ class Trainer:
             self._update(STUDENT, terms, record)
         self._follow()
         record.seconds["student"] = time.perf_counter() - start
-        if starting or not (objective.bs_weight or objective.ts_weight):
+        if starting or not objective.matches:
             return
         start = time.perf_counter()
         for number in range(self.config.fake_ratio):
@@ -203,7 +203,7 @@ class Trainer:
         objective, draws = self.config.objective, Draws(self.config.seed, self.cycle, "student")
         weights = {"bs": objective.bs_weight, "ts": objective.ts_weight, "fm": objective.fm_weight}
         for batch in batches:
-            if objective.bs_weight or objective.ts_weight:
+            if objective.matches:
                 self.distiller.bank.prefetch(batch.teachers())  # read while the student rolls out
             for term in self.distiller.student_terms(batch, draws):
                 if term.samples is not None:
@@ -384,7 +384,8 @@ class Trainer:
         state = load_state(path)
         ours, start = self._kept, self.config.start_cycles
         check_settings(path, state, ours)
-        if FAKE in state and FAKE not in self.trained and state["cycle"] > start:
+        dropped = FAKE in state and FAKE not in self.trained and self.config.objective.matches
+        if dropped and state["cycle"] > start:
             raise CheckpointError(
                 f"{path}: some of its {state['cycle']} cycles match distributions, and this run would drop "
                 f"the fake score; let cycles be more than {start}, or start again without resuming"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from collectionlora.training.checkpoint import CheckpointError, load_state, save_state
+from collectionlora.training.checkpoint import CheckpointError, copied, load_state, save_state
 from collectionlora.training.distiller import FAKE
 from collectionlora.training.record import Record
 from collectionlora.training.trainer import Cancelled, Trainer
@@ -280,3 +280,18 @@ def test_a_checkpoint_of_another_model_is_refused_and_changes_nothing(tiny, teac
         other.resume(path)
     assert str(path) in str(caught.value)
     assert tiny.same(tiny.live(other), before)
+
+
+def test_a_state_of_an_earlier_version_has_a_fake_score_that_nothing_asks_for(tiny, teachers, tmp_path):
+    path = tmp_path / "state.safetensors"
+    values = {"cycles": 6, "objective": {"bs_weight": 0.0, "ts_weight": 0.0}}
+    first, other = (tiny.world(teachers, values).trainer for _ in range(2))
+    run_to(first, 3)
+    state = tiny.live(first)
+    student = state["optimizers"]["student"]
+    older = {**state, FAKE: state["student"], "optimizers": {"student": student, FAKE: {}}}
+    save_state(path, copied(older))
+    other.resume(path)
+    run_to(first, 6)
+    run_to(other, 6)
+    assert tiny.same(tiny.live(other), tiny.live(first))

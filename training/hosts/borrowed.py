@@ -37,7 +37,7 @@ def borrowed(module: nn.Module, device: torch.device, checkpointing: bool = Fals
     copies: dict[nn.Parameter, nn.Parameter] = {}
 
     def alias(parameter: nn.Parameter) -> nn.Parameter:
-        if parameter.device == device:
+        if not elsewhere(parameter, device):
             return _alias(parameter)
         if parameter not in copies:  # a norm's weight in host memory
             copies[parameter] = nn.Parameter(parameter.detach().to(device), requires_grad=False)
@@ -125,6 +125,11 @@ def _aliased(module: nn.Module, forward: Forward, alias: Callable[[nn.Parameter]
             module._parameters.update(own)
 
     return call
+
+
+def elsewhere(tensor: Tensor, device: torch.device) -> bool:
+    """Whether it is not on the device; one without a number is the first of its kind."""
+    return (tensor.device.type, tensor.device.index or 0) != (device.type, device.index or 0)
 
 
 def _alias(parameter: nn.Parameter) -> nn.Parameter:

@@ -85,6 +85,8 @@ class ComfyHost:
         self.text_sees_image = isinstance(clip.tokenizer, QwenImageTokenizer)
         self._loaded = self._moved = False
         self._room: int | None = None
+        self._foreign: int | None = None
+        """Bytes of tensors on the device that were neither the model's nor training's when it was lent."""
         self._checked: set[nn.Module] = set()
         self.checkpointing = self.device.type != "cpu"
         self._frames = self._model.latent_format.latent_dimensions == 3
@@ -129,7 +131,7 @@ class ComfyHost:
             UnsupportedModelError: it does not fit, or gradients through weights that wait come out wrong.
         """
         before = model_management.in_training
-        self._room = room
+        self._room, self._foreign = room, None
         # Nodes run in inference mode, where nothing can be trained.
         with torch.inference_mode(False), torch.enable_grad():
             try:
@@ -152,7 +154,10 @@ class ComfyHost:
             if room is None:
                 model_management.load_models_gpu([patcher], force_full_load=True)
             else:
-                held = max(0, allocated_memory(self.device) - self.loaded)  # adapters and their moments
+                others = allocated_memory(self.device) - self.loaded
+                if self._foreign is None:
+                    self._foreign = others
+                held = max(0, others - self._foreign)  # adapters and their moments are there by now
                 model_management.load_models_gpu([patcher], memory_required=max(0, room - held))
         self._loaded = self._moved = True
         if _waits_for_a_lora(self.transformer):
@@ -168,14 +173,13 @@ class ComfyHost:
             )
 
     def _check_gradients(self) -> None:
-        """Once for each weight that waits."""
+        """Of weights that wait and did not before: all of them come in the same way."""
         if not self._moved:
             return
         self._moved, waiting = False, streamed_linears(self.transformer, self.device)
-        if self._checked.issuperset(waiting):
-            return
-        self._checked.update(waiting)
-        error = gradient_error(waiting[:CHECKED], self.device, self.dtype)
+        new = [one for one in waiting if one not in self._checked]
+        self._checked.update(new)
+        error = gradient_error(new[:CHECKED], self.device, self.dtype)
         if error > LARGEST_ERROR:
             raise UnsupportedModelError(
                 f"gradients through weights that ComfyUI brings to {self.device} are wrong by {error:.2g} of "

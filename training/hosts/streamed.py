@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..lora import linear_shape
-from .borrowed import input_gradient
+from .borrowed import elsewhere, input_gradient
 
 ROWS = 16
 """Random rows that each Linear is asked with."""
@@ -24,7 +24,7 @@ CYCLES = 10**9
 def streamed_linears(module: nn.Module, device: torch.device) -> list[nn.Module]:
     """The Linears whose weights are not on `device`, in the model's order."""
     linears = [child for child in module.modules() if linear_shape(child) is not None]
-    return [one for one in linears if any(p.device != device for p in one.parameters(recurse=False))]
+    return [one for one in linears if any(elsewhere(p, device) for p in one.parameters(recurse=False))]
 
 
 def gradient_error(linears: Sequence[Any], device: torch.device, dtype: torch.dtype) -> float:
