@@ -149,7 +149,8 @@ class ComfyHost:
         patcher, room = self._patcher, self._room
         with torch.inference_mode():  # weights that were made in a node may be moved only there
             # ComfyUI would leave the text encoder where it is: it knows of no gradients to come
-            kept = [one for one in model_management.current_loaded_models if one.model is patcher]
+            present = model_management.current_loaded_models
+            kept = [one for one in present if patcher.is_clone(one.model)]  # with other LoRAs, say
             model_management.free_memory(ALL, self.device, kept)
             if room is None:
                 model_management.load_models_gpu([patcher], force_full_load=True)

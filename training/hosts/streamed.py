@@ -34,6 +34,8 @@ def gradient_error(linears: Sequence[Any], device: torch.device, dtype: torch.dt
     One after the other without a pause, forwards and then backwards, as in training, while the device is kept
     from computing: a weight that is overwritten too early, or read before it has come, shows.
     """
+    if not linears:
+        return 0.0
     generator = torch.Generator().manual_seed(0)
 
     def random(size: int) -> Tensor:
@@ -46,8 +48,8 @@ def gradient_error(linears: Sequence[Any], device: torch.device, dtype: torch.dt
         # not the modules themselves: hooked adapters would have their say
         outputs = [linear.forward(x) for linear, x in zip(linears, inputs, strict=True)]
     _keep_busy(device)
-    found = torch.autograd.grad(outputs, inputs, grads) if linears else ()
-    errors = [0.0]
+    found = torch.autograd.grad(outputs, inputs, grads)
+    errors = []
     for linear, x, grad, output, ours in zip(linears, inputs, grads, outputs, found, strict=True):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
