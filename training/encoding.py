@@ -65,15 +65,14 @@ def encode_general(
 
 
 def encode_lessons(
-    host: Host,
+    encode: Callable[[str, Tensor], Tensor],
     prompts: Mapping[str, EffectPrompts],
     samples: Sequence[EffectSample],
     pictures: Sequence[Pictures],
     general: Sequence[Sample],
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Lessons:
-    """Everything the trainer needs, encoded once, in RAM. Raises Cancelled."""
-    encode = prompt_encoder(host)
+    """Everything the trainer needs, encoded once by a `prompt_encoder`, in RAM. Raises Cancelled."""
     effects: dict[str, list[Sample]] = {name: [] for name in prompts}
     for sample, picture in zip(samples, pictures, strict=True):
         if cancelled():

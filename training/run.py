@@ -191,8 +191,8 @@ class DistillationRun:
                 lambda done, all_: progress("tags", done, all_),
                 self.cancelled,
             )
-        lessons = encode_lessons(host, prompts, self._samples, pictures, general, self.cancelled)
-        encode = prompt_encoder(host)
+        encode = prompt_encoder(host)  # one for both: most of what is shown is learnt from
+        lessons = encode_lessons(encode, prompts, self._samples, pictures, general, self.cancelled)
         previews = {
             name: Shown(picture, encode(prompts[name].student, picture.pixels))
             for name, picture in previewed_pictures.items()

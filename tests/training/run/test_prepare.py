@@ -43,7 +43,7 @@ def test_a_picture_of_many_effects_is_read_once(project: Any, host: Any) -> None
     assert len(host.pictures_read) == 2
     words = {name: prepare.EffectPrompts(name, name, name) for name in effects}
     others = encoding.encode_general(host, general, data, pictures)
-    lessons = encoding.encode_lessons(host, words, data, pictures, others)
+    lessons = encoding.encode_lessons(encoding.prompt_encoder(host), words, data, pictures, others)
     assert len(host.pictures_read) == 2
     assert [len(samples) for samples in lessons.effects.values()] == [2, 2, 2]
     assert [sample.effect for sample in lessons.general] == [None, None]
@@ -76,7 +76,7 @@ def test_where_the_encoder_sees_the_image_each_pair_is_encoded_with_its_own(proj
     pictures = prepare.read_pictures(host, data)
     words = {name: prepare.EffectPrompts(name, name, name) for name in effects}
     others = encoding.encode_general(host, general, data, pictures)
-    lessons = encoding.encode_lessons(host, words, data, pictures, others)
+    lessons = encoding.encode_lessons(encoding.prompt_encoder(host), words, data, pictures, others)
     assert all(image is not None for image in seen)
     first, second = lessons.effects["frost"]
     assert not torch.equal(first.student, second.student)
@@ -140,7 +140,7 @@ def test_reading_and_encoding_can_be_cancelled(project: Any, host: Any) -> None:
     with pytest.raises(Cancelled):
         encoding.encode_general(host, general, data, pictures, lambda: True)
     with pytest.raises(Cancelled):
-        encoding.encode_lessons(host, words, data, pictures, [], lambda: True)
+        encoding.encode_lessons(encoding.prompt_encoder(host), words, data, pictures, [], lambda: True)
     remembered = project.folder / "out" / "captions.json"
     with pytest.raises(Cancelled):
         prepare.choose_prompts(host, effects, data, pictures, None, remembered, 4, 0, cancelled=lambda: True)
@@ -214,7 +214,7 @@ def test_a_result_of_nearly_the_same_proportions_takes_the_size_of_its_source(
     assert (target[0, :, :15] > 1.9).all()
     assert (target[0, :, 17:] < -1.9).all()
     words = {name: prepare.EffectPrompts(name, name, name) for name in effects}
-    encoding.encode_lessons(host, words, data, pictures, [])
+    encoding.encode_lessons(encoding.prompt_encoder(host), words, data, pictures, [])
 
 
 SOURCES = 8
