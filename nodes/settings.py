@@ -47,7 +47,8 @@ class DistillationSettings(io.ComfyNode):
                     tooltip="default: the paper's numbers with shared rollouts. paper: the released "
                     "schedule. one-gpu: a day or two on one H100 at a long_side of 512 to 768. preview: an "
                     "hour, to see whether all is right. imitation: with a few_step LoRA, a sixth of the work "
-                    "a cycle. pocket: minutes on a CPU.",
+                    "a cycle. few-steps: afterwards, on the collection to extend: trains its few-step LoRA "
+                    "alone, for fewer steps still. pocket: minutes on a CPU.",
                 ),
                 io.Int.Input(
                     "cycles", default=0, min=0, max=10**6, tooltip="Student updates; 0: the preset's."

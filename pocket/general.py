@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..training.bank import TeacherBank
-from ..training.distiller import FEW_STEP
 from ..training.host import Host
 from ..training.judge_statistics import Resamples
 from ..training.lora import LoraWeights, linear_shapes
@@ -23,7 +22,7 @@ from .edits import Edit, sample_edit
 from .evaluate import REFERENCE_STEPS
 from .rows import BATCH, Progress, Student, adapter_of, first_pictures, picture_tensor, sigmas_of
 
-ROLE = "collection"
+ROLE, FEW_STEP = "collection", "few step"
 
 
 def judge_general(

@@ -27,12 +27,13 @@ from .flow import (
 )
 from .host import Texts
 from .losses import dmd_direction, dmd_loss, edit_shares, flow_matching_loss, guided, velocity_loss
-from .randomness import generators, integers, noise_like
+from .randomness import generator, generators, integers, noise_like, uniform
 from .roles import BASE, PLUS, Roles
 
 STUDENT, FAKE = "student", "fake"
-FEW_STEP = "few step"
-"""A frozen adapter of few-step sampling alone, on top of the student wherever it is sampled."""
+BELOW = "below"
+"""A frozen adapter that is on together with the student wherever it is sampled: of few-step sampling alone
+or, where that is what learns, the rest of a collection."""
 
 EditVelocity = Callable[[Tensor, Tensor, Texts, Tensor], Tensor]
 """`velocity(x (B,C,h,w), sigma (B,), text, source (B,C,h,w)) -> (B,C,h,w)`: the host's model, whichever role
@@ -76,7 +77,7 @@ class Distiller:
 
     Args:
         velocity: the host's model; `roles` decides with which adapter it runs.
-        roles: attached roles holding adapters named "student" and "fake"; and "few step", if the student is
+        roles: attached roles holding adapters named "student" and "fake"; and "below", if the student is
             to be sampled on top of one. It is then not the student's to learn.
         bank: the teachers by effect name.
     """
@@ -89,8 +90,8 @@ class Distiller:
         objective: Objective,
     ) -> None:
         self.velocity, self.roles, self.bank, self.objective = velocity, roles, bank, objective
-        self._below = FEW_STEP if FEW_STEP in roles.adapters else BASE
-        self.sampler = STUDENT if self._below == BASE else f"{STUDENT}{PLUS}{FEW_STEP}"
+        self._below = BELOW if BELOW in roles.adapters else BASE
+        self.sampler = STUDENT if self._below == BASE else f"{STUDENT}{PLUS}{BELOW}"
 
     def student_terms(self, batch: Batch, draws: Draws) -> Iterator[Term]:
         """The student's terms "bs", "ts", "fm", one at a time, so that one graph is alive at a time.
@@ -119,7 +120,10 @@ class Distiller:
 
         Gradients flow into the last evaluation only (if gradients are enabled), the rollout before has none.
         """
-        sigmas = self.objective.sigmas
+        o = self.objective
+        # one draw for the whole update, so that it does not matter which samples share a batch
+        half = uniform([generator(draws.seed, draws.cycle, f"{draws.update}/rollout half")]) < o.half_share
+        sigmas = o.half_sigmas if half else o.sigmas
         noise = noise_like(batch.source, draws.generators(batch, "rollout start"))
         stops = integers(draws.generators(batch, "rollout stop"), 0, len(sigmas) - 1)
         with self.roles.use(self.sampler):

@@ -57,11 +57,8 @@ def cycle_evaluations(config: Distillation, p_effect: float, micro_batch: int = 
     taught = _at_a_time(micro_batch, p_effect)
     one = Evaluations(gradient=1)
     scored = one + Evaluations(adapter=1, teacher=2 if o.guidance else 1)
-    steps = (o.steps - 1) / 2  # a rollout stops before any of the steps
-    passes = sum(1 - (k / o.steps) ** micro_batch for k in range(1, o.steps))
-    rollout = Evaluations(adapter=steps), micro_batch * steps / passes if passes else 1.0
     if o.bs_weight:
-        yield rollout
+        yield from _rollouts(o, micro_batch)
         yield scored, micro_batch
     if o.ts_weight:
         yield scored * p_effect, taught
@@ -70,8 +67,22 @@ def cycle_evaluations(config: Distillation, p_effect: float, micro_batch: int = 
     if o.bs_weight or o.ts_weight:
         yield one * config.fake_ratio, micro_batch
         if not (config.share_rollouts and o.bs_weight):
-            yield rollout[0] * config.fake_ratio, rollout[1]
+            for rollout, samples in _rollouts(o, micro_batch):
+                yield rollout * config.fake_ratio, samples
             yield Evaluations(adapter=config.fake_ratio), micro_batch
+
+
+def _rollouts(objective: Objective, micro_batch: int) -> Parts:
+    """Up to the evaluation that is learnt from: a rollout stops before any of its steps."""
+    for sigmas, share in (
+        (objective.sigmas, 1 - objective.half_share),
+        (objective.half_sigmas, objective.half_share),
+    ):
+        steps = len(sigmas) - 1
+        passes = sum(1 - (k / steps) ** micro_batch for k in range(1, steps))
+        if passes and share:
+            mean = (steps - 1) / 2
+            yield Evaluations(adapter=mean * share), micro_batch * mean / passes
 
 
 def imitation_evaluations(

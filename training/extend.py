@@ -34,12 +34,13 @@ def extended(run: Run, name: str, weights: LoraWeights, catalogue: Catalogue) ->
     """`run` going on from the collection `name`, and the weights that its student starts from: known effects
     keep tag, prompt, title, category and picture, and the student its rank.
 
-    A few-step LoRA that is in it is taken out and stands below the student again. In a file that does not say
+    A few-step LoRA that is in it is taken out and stands below the student again, or is the student where it
+    learns alone. In a file that does not say
     where it is (of an earlier version) it is trained as a part of the student; the new file names it.
 
     Raises:
         ConfigError: an effect that has no teacher here, a second few-step LoRA, or a rank of the first, or
-            gains, that cannot be.
+            gains, that cannot be; a new effect where the few-step LoRA learns alone.
     """
     teachers = {slug(teacher): teacher for teacher in run.lists.effects}
     for effect in catalogue.effects:
@@ -53,6 +54,13 @@ def extended(run: Run, name: str, weights: LoraWeights, catalogue: Catalogue) ->
         raise ConfigError(f"{name} holds few-step sampling already ({held}): extend it without few_step")
     student, below = _parts(name, weights, catalogue) if held else (weights, None)
     known = {teachers[effect.name]: effect for effect in catalogue.effects}
+    if run.distill.few_step_alone and below is not None:
+        student, below = below, student
+        if new := teachers.keys() - {effect.name for effect in catalogue.effects}:
+            raise ConfigError(
+                f"few_step_alone learns no effects, and {name} lacks {min(new)!r}: add it first, by a run of "
+                "its own"
+            )
     asked = {
         teacher: replace(
             entry := run.lists.effects[teacher],

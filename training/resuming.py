@@ -18,9 +18,11 @@ LENGTHS = ("warm_cycles", "imitation_cycles")
 ONCE = {
     "anchor": "image",
     "fake_base": "base",
+    "half_share": 0.0,
     "imitation_cycles": 0,
     "on_policy": 0.0,
     "imitation_gain": 1.0,
+    "few_step_alone": False,
 }
 """What a run did before there was a setting for it: its states do not name these."""
 

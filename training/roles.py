@@ -28,7 +28,7 @@ class RoleError(RuntimeError):
 
 class Roles:
     """Named adapters on one frozen module, one of them active at a time ("base": none), or several added up
-    ("student + few step").
+    ("student + below").
 
     ::
 

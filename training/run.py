@@ -23,7 +23,7 @@ from ..collection.thumbnails import Pair
 from .bank import TeacherBank
 from .checkpoint import copied, load_state
 from .config import nearest
-from .distiller import FAKE, FEW_STEP, STUDENT, Distiller
+from .distiller import BELOW, FAKE, STUDENT, Distiller
 from .encoding import encode_general, encode_lessons, prompt_encoder
 from .host import Host
 from .lora import LoraAdapter, added_up, linear_shapes, target_shapes, weights_hash, widened
@@ -123,7 +123,7 @@ class DistillationRun:
         # now: the file may be gone when the state is saved
         self._few_step = file_hash(run.few_step) if run.few_step else below and weights_hash([below])
         if below is not None:
-            adapters[FEW_STEP] = LoraAdapter.of(below).to(host.device, host.dtype)
+            adapters[BELOW] = LoraAdapter.of(below).to(host.device, host.dtype)
         self.roles = Roles(host.transformer, adapters)
         self.losses: Losses = {}
         self.effect_losses: Losses = {}
@@ -296,12 +296,14 @@ class DistillationRun:
         self.seconds = float(content["seconds"])
 
     def result(self) -> LoraWeights:
-        """The collection so far: the student, and in the last rows of every module the few-step LoRA below
-        it."""
-        student, few_step = self.trainer.result(), self.roles.adapters.get(FEW_STEP)
-        if few_step is None:
+        """The collection so far: what knows the effects, and in the last rows of every module the few-step
+        LoRA; one of them is the student, the other below it."""
+        student, below = self.trainer.result(), self.roles.adapters.get(BELOW)
+        if below is None:
             return student
-        return added_up([student, widened(few_step.weights(), self.adapters[STUDENT].shapes)])
+        parts = [student, below.weights()]
+        effects, few_step = reversed(parts) if self.run.distill.few_step_alone else parts
+        return added_up([effects, widened(few_step, {path: self.shapes[path] for path in effects.down})])
 
     def finish(self, thumbnails: bool = True) -> dict[str, Any]:
         """Write the collection, report.json and the plots; returns the report.
@@ -326,8 +328,9 @@ class DistillationRun:
         few_step = run.held_few_step if run.few_step is None else run.few_step.name
         if few_step:
             training["few_step"] = few_step
-        if FEW_STEP in self.roles.adapters:  # so that who extends the collection can take it out again
-            training["few_step_rank"] = self.roles.adapters[FEW_STEP].rank
+        if BELOW in self.roles.adapters:  # so that who extends the collection can take it out again
+            role = STUDENT if run.distill.few_step_alone else BELOW
+            training["few_step_rank"] = self.roles.adapters[role].rank
         if gains := trainer.gains.effects:  # who extends the collection goes on with them
             training["gains"] = {slug(name): round(gain, 3) for name, gain in gains.items()}
         catalogue = replace(prepared.catalogue, training=training)

@@ -86,7 +86,8 @@ class Run:
     held_few_step: str = ""
     """Name of the few-step LoRA in the collection that is extended: the new file names it too."""
     below: LoraWeights | None = None
-    """That LoRA, taken out of the collection: it stands below the student as one of `few_step` does."""
+    """That LoRA, taken out of the collection: it stands below the student as one of `few_step` does. Where it
+    is what learns (`few_step_alone`), the rest of the collection."""
     gains: Mapping[str, float] = field(default_factory=dict)
     """Of the collection that is extended, by effect (:mod:`.gains`)."""
     shard: bool = False
@@ -118,6 +119,11 @@ class Run:
 
     def require_few_steps(self) -> None:
         """Raises ConfigError if nothing would have taught the collection the few steps it is sampled in."""
+        if self.distill.few_step_alone and self.below is None:
+            raise ConfigError(
+                "few_step_alone trains the few-step LoRA that a collection holds: extend one that was made "
+                "on top of such a LoRA (few_step)"
+            )
         imitates = self.distill.imitation_cycles and not self.distill.matching_cycles
         if imitates and self.few_step is None and self.below is None:
             raise ConfigError(

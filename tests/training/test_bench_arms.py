@@ -87,7 +87,7 @@ def test_an_arm_that_imitates_does_nothing_else_and_stands_on_the_few_step_lora(
     outcome = run_trial(trial)
     assert outcome.cycles == len(terms) > 6
     assert {name for names in terms for name in names} == {"imitation", "on_policy"}
-    assert samplers == {"student + few step"}
+    assert samplers == {"student + below"}
     assert trial.after_budget.exists()
 
 

@@ -113,6 +113,11 @@ def test_values_come_before_the_preset_key_by_key():
             {"cycles": 10, "warm_cycles": 6, "imitation_cycles": 5},
             "warm_cycles = 6 + imitation_cycles = 5 must be at most cycles = 10",
         ),
+        ({"few_step_alone": True}, 'set objective.fake_base = "teacher", warm_cycles = 0'),
+        (
+            {"few_step_alone": True, "imitation_cycles": 5, "objective": {"fake_base": "teacher"}},
+            "and imitation_cycles = 0",
+        ),
         (
             {"objective": {"bs_weight": 0.0, "ts_weight": 0.0, "fm_weight": 0.0}},
             "are all 0: nothing would be learned",

@@ -36,6 +36,8 @@ def test_a_cycle_costs_what_the_project_says() -> None:
         {"objective": {"ts_weight": 0.0}},
         {"objective": {"fm_weight": 0.0, "steps": 4, "ts_steps": 2}},
         {"p_effect": 1.0, "objective": {"bs_weight": 0.0, "ts_weight": 0.0}},
+        {"objective": {"half_share": 0.5, "ts_weight": 0.0}},
+        {"objective": {"half_share": 1.0, "steps": 5, "ts_steps": 2}, "share_rollouts": False},
         {"p_effect": 1.0, "warm_cycles": 110},
         {"warm_cycles": 10, "imitation_cycles": 100},
         {"imitation_cycles": 100, "objective": {"guidance": 0.0}},

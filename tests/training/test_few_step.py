@@ -10,7 +10,7 @@ from collectionlora.training.data import Batch
 from collectionlora.training.distiller import FAKE, STUDENT, Draws
 from collectionlora.training.lora import LoraAdapter, added_up, linear_shapes
 
-BOTH = "student + few step"
+BOTH = "student + below"
 
 
 @pytest.fixture
@@ -64,5 +64,5 @@ def test_training_changes_the_student_and_not_what_is_below_it(fake_base, tiny, 
     for record in world.trainer.run():
         assert all(loss == loss for loss in record.losses.values())
         assert record.grad_norms[STUDENT] > 0
-    assert tiny.same(world.roles.adapters["few step"].state_dict(), before)
+    assert tiny.same(world.roles.adapters["below"].state_dict(), before)
     assert all(up.abs().sum() > 0 for up in world.trainer.result().up.values())

@@ -43,14 +43,14 @@ def test_the_student_regresses_on_the_teachers_velocity(guidance, own, below, ti
     x = noise_like(batch.source, [generator(0, "x", i) for i in range(3)])
     term, x0 = world.distiller.imitation(batch, range(3), x, sigma, own)
     on_top = own and below
-    role = f"{STUDENT} + few step" if on_top else STUDENT
+    role = f"{STUDENT} + below" if on_top else STUDENT
     assert (term.name, term.role) == ("on_policy" if own else "imitation", role)
     assert term.positions == (0, 1, 2)
     assert world.cost == 3 * ((2 if guidance and not on_top else 1) + 3)
     assert [call.role for call in world.calls if call.graph] == [role]
 
     learnt, leading = (
-        teacher(world, batch, x, sigma, weight, "few step" if on_top else None)
+        teacher(world, batch, x, sigma, weight, "below" if on_top else None)
         for weight in (0.0 if below else guidance, guidance)  # a few-step LoRA guides by itself
     )
     with world.roles.use(role):
@@ -88,8 +88,8 @@ def test_a_gain_asks_for_more_of_an_edit(own, tiny, teachers):
     torch.testing.assert_close(same, x0)
     torch.testing.assert_close(term.losses[:2], plain.losses[:2])
 
-    below = "few step" if own else "base"
-    taught = teacher(world, batch, x, sigma, 0.0, "few step" if own else None)[2]
+    below = "below" if own else "base"
+    taught = teacher(world, batch, x, sigma, 0.0, "below" if own else None)[2]
     with torch.no_grad():
         with world.roles.use(below):
             bare = world.net(x, sigma, batch.student, batch.source)[2]

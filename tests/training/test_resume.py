@@ -243,7 +243,8 @@ def test_a_resumed_run_may_take_another_learning_rate(tiny, teachers, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "then", "now"), [("anchor", "image", "path"), ("fake_base", "base", "teacher")]
+    ("setting", "then", "now"),
+    [("anchor", "image", "path"), ("fake_base", "base", "teacher"), ("half_share", 0.0, 0.5)],
 )
 def test_a_state_older_than_a_setting_goes_on_where_it_was_made(setting, then, now, tiny, teachers, tmp_path):
     path, old = tmp_path / "state.safetensors", {"objective": {setting: then}}
@@ -254,7 +255,7 @@ def test_a_state_older_than_a_setting_goes_on_where_it_was_made(setting, then, n
     del state["config"]["objective"][setting]
     save_state(path, state)
     tiny.world(teachers, old).trainer.resume(path)
-    with pytest.raises(CheckpointError, match=rf"objective\.{setting} = '{then}' where this run has '{now}'"):
+    with pytest.raises(CheckpointError, match=rf"objective\.{setting} = {then!r} where this run has {now!r}"):
         tiny.world(teachers, {"objective": {setting: now}}).trainer.resume(path)
 
 

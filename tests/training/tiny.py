@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from collectionlora.training.bank import TeacherBank
 from collectionlora.training.config import Distillation, distillation
 from collectionlora.training.data import Lessons, Sample
-from collectionlora.training.distiller import FAKE, FEW_STEP, STUDENT, Distiller
+from collectionlora.training.distiller import BELOW, FAKE, STUDENT, Distiller
 from collectionlora.training.lora import LoraAdapter, LoraWeights, linear_shapes, target_shapes
 from collectionlora.training.randomness import generator
 from collectionlora.training.roles import Roles
@@ -168,7 +168,7 @@ def world(
         for role, adapter in adapters.items():
             for name, up in adapter.up.items():
                 nn.init.normal_(up, std=0.3, generator=generator(2, role, name))
-    below = {} if few_step is None else {FEW_STEP: LoraAdapter.of(few_step)}
+    below = {} if few_step is None else {BELOW: LoraAdapter.of(few_step)}
     roles = Roles(net, adapters | below).attach()
     files = {name: folder / f"{name}.safetensors" for name in EFFECTS}
     bank = TeacherBank(files, linear_shapes(net), dtype=dtype)

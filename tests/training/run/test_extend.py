@@ -130,6 +130,46 @@ def test_a_few_step_lora_that_a_collection_holds_stays_as_it_is_below_the_studen
     trained(replace(run, distill=replace(run.distill, cycles=3)), host, first, resume=True)
 
 
+def test_a_few_step_lora_that_a_collection_holds_learns_alone(project: Any, host: Any) -> None:
+    shapes = linear_shapes(host.transformer)
+    before = with_few_step(project, host)
+    project.settings["preset"] = "few-steps"
+    targets = project.settings["distill"]["targets"]
+    project.settings["distill"] = {"cycles": 2, "batch": 2, "lr": 0.1, "ema": 0.0, "targets": targets}
+    run, first = read_extended(read_run(project.write()), shapes)
+    assert not run.needs_images
+    assert run.distill.rank == 3
+    trained(run, host, first)
+    after, catalogue = load_collection(run.collection, shapes)
+    told = load_collection(project.folder / "out" / "collection.safetensors", shapes)[1]
+    for key in ("few_step", "few_step_rank", "rank"):
+        assert catalogue.training[key] == told.training[key]
+    assert [replace(e, thumbnail=None) for e in catalogue.effects] == [
+        replace(e, thumbnail=None) for e in told.effects
+    ]
+    assert before.down.keys() == after.down.keys()
+    for path in before.down:
+        assert torch.equal(after.down[path][:-3], before.down[path][:-3])
+        assert torch.equal(after.up[path][:, :-3], before.up[path][:, :-3])
+        assert not torch.equal(after.up[path][:, -3:], before.up[path][:, -3:])
+    trained(replace(run, distill=replace(run.distill, cycles=3)), host, first, resume=True)
+    # the other part goes on from there as from any collection
+    project.settings |= {"preset": "default", "output": "once_more", "extend": "more/collection.safetensors"}
+    again, _ = read_extended(read_run(project.write()), shapes)
+    assert again.below is not None
+    assert torch.equal(again.below.up["leave"], read_lora(run.collection, shapes).up["leave"][:, -3:].float())
+
+
+def test_a_few_step_lora_that_learns_alone_adds_no_effects(project: Any, host: Any) -> None:
+    with_few_step(project, host)
+    project.settings["preset"], project.settings["distill"] = "few-steps", {}
+    comic = {**project.lists["effects"][0], "lora_name": "cartoon"}
+    project.lists["effects"].append(comic)
+    project.lists["data"].append({**project.lists["data"][0], "lora_name": "cartoon"})
+    with pytest.raises(ConfigError, match=r"collection\.safetensors lacks 'cartoon': add it first"):
+        read_extended(read_run(project.write()), linear_shapes(host.transformer))
+
+
 def test_a_checkpoint_is_not_resumed_on_another_held_few_step_lora(project: Any, host: Any) -> None:
     with_few_step(project, host)
     run, first = read_extended(read_run(project.write()), linear_shapes(host.transformer))

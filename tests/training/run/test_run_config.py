@@ -131,3 +131,12 @@ def test_imitation_alone_needs_a_few_step_lora(project: Any) -> None:
     project.settings["distill"]["cycles"] = 3
     project.settings["few_step"] = "comic.safetensors"
     read_run(project.write()).require_few_steps()
+
+
+def test_a_few_step_lora_alone_needs_a_collection_that_holds_one(project: Any) -> None:
+    project.settings["preset"], project.settings["distill"] = "few-steps", {}
+    with pytest.raises(ConfigError, match=r"few_step_alone .* holds: extend one"):
+        read_run(project.write()).require_few_steps()
+    project.settings["few_step"] = "comic.safetensors"
+    with pytest.raises(ConfigError, match=r"few_step_alone .* holds: extend one"):
+        read_run(project.write()).require_few_steps()
