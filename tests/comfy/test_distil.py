@@ -79,6 +79,16 @@ def test_distil_save_load_and_sample_in_one_session(server: Any, picture: str) -
     assert any(
         not torch.equal(up[:, :-below], before.up[path][:, :-below]) for path, up in weights.up.items()
     )
+    graph["distil"]["inputs"] |= {"name": "third"}
+    more = "batch = 2\nbank_ram = 64\n[objective]\nguidance = 0.0"
+    graph["settings"]["inputs"] |= {"preset": "few-steps", "more": more}
+    server.run(graph)
+    weights, _ = load_collection(folder_of(server, "third") / "collection.safetensors")
+    for path, up in weights.up.items():
+        assert torch.equal(up[:, :-below], before.up[path][:, :-below])
+    assert any(
+        not torch.equal(up[:, -below:], before.up[path][:, -below:]) for path, up in weights.up.items()
+    )
 
 
 @pytest.mark.usefixtures("lessons")
