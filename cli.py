@@ -259,6 +259,8 @@ def _plan(args: argparse.Namespace) -> int:
     else:
         effects, samples = args.effects or 50, (args.effects or 50) * (args.pictures or 20)
         config = distillation(preset=args.preset or "default")
+        if config.few_step_alone:
+            raise ValueError(f"--preset {args.preset} goes on from a collection: name a run file, with it")
         missing = None if config.learns_images else 0
         job = Job(config, effects=effects, samples=samples, general=args.general or 0, missing=missing)
     job = replace(job, devices=args.gpus, side=args.size or job.side)

@@ -54,13 +54,8 @@ def extended(run: Run, name: str, weights: LoraWeights, catalogue: Catalogue) ->
         raise ConfigError(f"{name} holds few-step sampling already ({held}): extend it without few_step")
     student, below = _parts(name, weights, catalogue) if held else (weights, None)
     known = {teachers[effect.name]: effect for effect in catalogue.effects}
-    if run.distill.few_step_alone and below is not None:
-        student, below = below, student
-        if new := teachers.keys() - {effect.name for effect in catalogue.effects}:
-            raise ConfigError(
-                f"few_step_alone learns no effects, and {name} lacks {min(new)!r}: add it first, by a run of "
-                "its own"
-            )
+    if run.distill.few_step_alone:
+        student, below = _learning_alone(run, name, catalogue, below), student
     asked = {
         teacher: replace(
             entry := run.lists.effects[teacher],
@@ -82,6 +77,27 @@ def extended(run: Run, name: str, weights: LoraWeights, catalogue: Catalogue) ->
         kept={effect.name: pair_of(effect.thumbnail) for effect in catalogue.effects if effect.thumbnail},
     )
     return going_on, student
+
+
+def _learning_alone(run: Run, name: str, catalogue: Catalogue, few_step: LoraWeights | None) -> LoraWeights:
+    """The few-step LoRA, which is to learn alone."""
+    if few_step is None:
+        raise ConfigError(
+            f"few_step_alone: {name} does not say where in it a few-step LoRA is; it has to be made on top "
+            "of one (few_step), by this version"
+        )
+    known = {effect.name for effect in catalogue.effects}
+    if new := {slug(teacher) for teacher in run.lists.effects} - known:
+        raise ConfigError(
+            f"few_step_alone learns no effects, and {name} lacks {min(new)!r}: add it first, by a run of its "
+            "own"
+        )
+    if len(run.distill.objective.sigmas) != len(catalogue.sigmas):
+        raise ConfigError(
+            f"{name} is sampled in {len(catalogue.sigmas) - 1} steps: set objective.steps to as many, and "
+            "ts_steps to no more"
+        )
+    return few_step
 
 
 def _gains(name: str, catalogue: Catalogue, teachers: Mapping[str, str]) -> dict[str, float]:

@@ -235,7 +235,7 @@ def device_bytes(job: Job, setting: Setting) -> Mapping[str, Bytes]:
     unpacked = item * architecture.largest_linear if setting.storage.unpacked else 0
     base = {"base": base_bytes(architecture, setting.storage)}
     if job.few_step:
-        base["few-step LoRA"] = item * job.few_step
+        base["LoRA below the student"] = item * job.few_step
     trained = adapter_bytes(job.adapted, job.config, setting.optimizer)
     held = {**base, **trained, "latents and prompts": _small(job, item, job.share(batch), batch)}
     # In the model's own precision; the next ones arrive while those in use are still there.

@@ -230,8 +230,8 @@ class LoraAdapter(nn.Module):
 
     @torch.no_grad()
     def load(self, weights: LoraWeights) -> None:
-        """Do what these weights do; another alpha is folded into B. Where they have a smaller rank, or lack a
-        module, A stays and B is 0: that part adds nothing yet and can learn.
+        """Do what these weights do; another alpha is folded into B. Where they have a smaller rank, lack a
+        module, or are 0 in A and B, A stays and B is 0: that part adds nothing yet and can learn.
 
         Raises:
             LoraFormatError: naming the first module that the adapter has not, or not of such shapes. Nothing
@@ -249,9 +249,11 @@ class LoraAdapter(nn.Module):
         for path in self.shapes:
             up = self.up[_key(path)].zero_()
             if path in weights.down:
-                rank = weights.rank(path)
-                self.down[_key(path)][:rank].copy_(weights.down[path])
-                up[:, :rank].copy_(weights.up[path] * (weights.scale(path) / self.scale))
+                a, b, rank = weights.down[path], weights.up[path], weights.rank(path)
+                blank = ~(a.any(1) | b.any(0))[:, None].to(up.device)
+                own = self.down[_key(path)][:rank]
+                own.copy_(torch.where(blank, own, a.to(own)))
+                up[:, :rank].copy_(b * (weights.scale(path) / self.scale))
 
 
 @dataclass(frozen=True, eq=False)

@@ -337,7 +337,7 @@ class DistillationRun:
         pictures = {**run.kept}
         if thumbnails and run.thumbnails:
             with suppress(Cancelled):  # the collection matters more
-                pictures = self._thumbnails(weights) | pictures
+                pictures |= self._thumbnails(weights)
         catalogue = with_thumbnails(catalogue, weights, pictures)
         save_collection(run.collection, weights, catalogue)
         report: dict[str, Any] = {
@@ -387,9 +387,9 @@ class DistillationRun:
         return apply_to_each(self.host, weights, asked(), config.objective.sigmas)
 
     def _thumbnails(self, weights: LoraWeights) -> dict[str, Pair]:
-        """Source and the collection's own result, for each effect that has no picture yet: no picture of the
-        truth is passed off."""
-        kept = self.run.kept
+        """Source and the collection's own result, for each effect that has no picture yet, or whose picture
+        is no longer what comes out: no picture of the truth is passed off."""
+        kept = {} if self.run.distill.few_step_alone else self.run.kept
         examples = {name: one for name, one in self.prepared.examples.items() if slug(name) not in kept}
         made = zip(examples.items(), self._results(weights, examples), strict=True)
         return {slug(name): (to_pil(one.picture.image), to_pil(result)) for (name, one), result in made}

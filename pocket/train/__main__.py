@@ -24,6 +24,8 @@ from .. import FEW_STEP
 from ..demo import FOLDER
 
 PACKAGE = __package__.rsplit(".", 2)[0]
+RUNS = ("collection", "few_steps")
+"""Run files beside `pocket/`'s code, in order: each makes the collection, the second from the first's."""
 LENGTH = re.compile(r"^(\w*cycles) = (\d+)$", re.MULTILINE)
 
 
@@ -63,23 +65,24 @@ def steps(out: Path, share: float = 1.0, bfloat16: bool = False, compiled: bool 
     )
     few = ((out / FEW_STEP.stem / FEW_STEP.name, weights / FEW_STEP.name),)
     yield step("few_step", "--weights", weights, "--out", out / "few_step", "--cycles", part(400), makes=few)
-    made, state = out / "distilled" / "collection.safetensors", out / "distilled" / "state.safetensors"
-    run = ("distill", str(out / "collection.toml"), *fast, *(["--resume"] if state.exists() else []))
-    yield Step("distill", PACKAGE, run, ((made, weights / made.name),))
+    for name in RUNS:
+        state, made = (out / name / file for file in ("state.safetensors", "collection.safetensors"))
+        run = ("distill", str(out / f"{name}.toml"), *fast, *(["--resume"] if state.exists() else []))
+        yield Step(name, PACKAGE, run, ((made, weights / made.name),))
 
 
-def write_run(out: Path, share: float = 1.0) -> None:
-    """The shipped run file and its list of effects in `out`, where they mean the weights made there."""
-    text = (FOLDER / "collection.toml").read_text(encoding="utf-8")
-    places = {"output": "distilled", "base": "weights"}
-    places |= {name: (FOLDER / f"{name}.jsonl").as_posix() for name in ("data", "general")}
-    for key, place in places.items():
-        (line,) = re.findall(rf'^{key} = ".*"$', text, re.MULTILINE)
-        text = text.replace(line, f'{key} = "{place}"')
-    lengths = {name: math.ceil(int(length) * share) for name, length in LENGTH.findall(text)}
-    text = LENGTH.sub(lambda line: f"{line[1]} = {lengths[line[1]]}", text)
-    with atomic_write(out / "collection.toml") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def write_runs(out: Path, share: float = 1.0) -> None:
+    """The shipped run files and their list of effects in `out`, where they mean the weights made there."""
+    lists = {name: (FOLDER / f"{name}.jsonl").as_posix() for name in ("data", "general")}
+    for name in RUNS:
+        text = (FOLDER / f"{name}.toml").read_text(encoding="utf-8")
+        places = {"output": name, "base": "weights", "extend": f"{RUNS[0]}/collection.safetensors", **lists}
+        for key, place in places.items():
+            text = re.sub(rf'^{key} = ".*"$', f'{key} = "{place}"', text, flags=re.MULTILINE)
+        lengths = {name: math.ceil(int(length) * share) for name, length in LENGTH.findall(text)}
+        text = LENGTH.sub(lambda line, lengths=lengths: f"{line[1]} = {lengths[line[1]]}", text)
+        with atomic_write(out / f"{name}.toml") as temporary:
+            temporary.write_text(text, encoding="utf-8")
     shutil.copy(FOLDER / "effects.jsonl", out)  # it names the teachers' files as they lie beside it
 
 
@@ -94,7 +97,7 @@ def main() -> None:
     out = args.out.resolve()
     (out / "ended").mkdir(parents=True, exist_ok=True)
     (out / "weights").mkdir(exist_ok=True)
-    write_run(out, args.share)
+    write_runs(out, args.share)
     for step in steps(out, args.share, args.bfloat16, args.compile):
         ended = out / "ended" / step.name
         if ended.exists():

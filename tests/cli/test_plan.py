@@ -137,6 +137,7 @@ def test_a_folder_is_known_by_its_configuration(
         (["--gpu", "24", "--effects", "0"], ["--effects = 0", "at least 1"]),
         (["--gpu", "24", "--general", "-1"], ["--general = -1", "at least 0"]),
         (["--gpu", "24", "--size", "8"], ["--size = 8", "from 64 to 4096"]),
+        (["--gpu", "24", "--preset", "few-steps"], ["goes on from a collection", "name a run file"]),
         (["--gpu", "24", "--preset", "one-gpus"], ["unknown preset 'one-gpus'", "did you mean 'one-gpu'"]),
     ],
 )

@@ -113,11 +113,17 @@ def test_load_folds_another_alpha() -> None:
     torch.testing.assert_close(target("2", inputs(3, 16)), source("2", inputs(3, 16)))
 
 
-def test_what_weights_lack_adds_nothing_and_can_learn() -> None:
+@pytest.mark.parametrize("zeros", [False, True])
+def test_what_weights_lack_adds_nothing_and_can_learn(zeros: bool) -> None:
     smaller = LoraAdapter.create({"2": SHAPES["2"]}, 2, 1.0, seed=1)
     nn.init.normal_(smaller.up["2"], generator=generator(0, "up"))
     target = trained()
-    target.load(smaller.weights())
+    weights = smaller.weights()
+    if zeros:  # of rank 3 and on every module, where nothing is added
+        weights = widened(added_up([weights, LoraAdapter({"2": SHAPES["2"]}, 1, 1.0).weights()]), SHAPES)
+        assert not weights.down["2"][2].any()
+        assert not weights.down["0"].any()
+    target.load(weights)
     x = {path: inputs(3, into) for path, (_, into) in SHAPES.items()}
     torch.testing.assert_close(target("2", x["2"]), smaller("2", x["2"]))
     assert target("0", x["0"]).abs().max() == 0

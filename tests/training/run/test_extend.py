@@ -12,7 +12,12 @@ from PIL import Image
 
 from collectionlora.collection.catalogue import Catalogue, Effect, fingerprint, slug
 from collectionlora.collection.errors import CollectionError
-from collectionlora.collection.file import load_collection, save_collection, with_thumbnails
+from collectionlora.collection.file import (
+    load_collection,
+    read_catalogue,
+    save_collection,
+    with_thumbnails,
+)
 from collectionlora.collection.layouts import read_lora
 from collectionlora.collection.lora_weights import LoraWeights
 from collectionlora.training.checkpoint import CheckpointError
@@ -168,6 +173,43 @@ def test_a_few_step_lora_that_learns_alone_adds_no_effects(project: Any, host: A
     project.lists["data"].append({**project.lists["data"][0], "lora_name": "cartoon"})
     with pytest.raises(ConfigError, match=r"collection\.safetensors lacks 'cartoon': add it first"):
         read_extended(read_run(project.write()), linear_shapes(host.transformer))
+
+
+def test_a_few_step_lora_learns_alone_where_it_is_known_and_in_as_many_steps(project: Any, host: Any) -> None:
+    shapes = linear_shapes(host.transformer)
+    finished(project, shapes, few_step="lightning.safetensors")  # its rank is not told
+    for name in ("effects", "data"):
+        project.lists[name] = [row for row in project.lists[name] if row["lora_name"] == "frost"]
+    project.settings["preset"], project.settings["distill"] = "few-steps", {}
+    with pytest.raises(ConfigError, match=r"finished\.safetensors does not say where"):
+        read_extended(read_run(project.write()), shapes)
+    finished(project, shapes, few_step="lightning.safetensors", few_step_rank=1)
+    weights, catalogue = load_collection(project.folder / "finished.safetensors", shapes)
+    run = read_run(project.write())
+    with pytest.raises(ConfigError, match=r"sampled in 2 steps: set objective\.steps"):
+        extended(run, "finished.safetensors", weights, catalogue)
+
+
+def test_a_few_step_lora_that_learns_alone_shows_what_then_comes_out(project: Any, host: Any) -> None:
+    with_few_step(project, host)
+    targets = project.settings["distill"]["targets"]
+    project.settings |= {"preset": "few-steps", "thumbnails": True}
+    project.settings["distill"] = {"cycles": 1, "batch": 2, "targets": targets}
+    run, first = read_extended(read_run(project.write()), linear_shapes(host.transformer))
+    old = (Image.new("RGB", (6, 4), "red"),) * 2
+    run = replace(run, kept={slug(name): old for name in run.lists.effects})
+    with DistillationRun(run, host, first=first) as job:
+        job.prepare()
+        for _ in job.train():
+            pass
+        job._plot = lambda: None  # type: ignore[method-assign]
+        job.finish(thumbnails=False)
+        kept = read_catalogue(run.collection)
+        job.finish()
+    made = read_catalogue(run.collection)
+    for before, after in zip(kept.effects, made.effects, strict=True):
+        assert before.thumbnail is not None
+        assert after.thumbnail not in (None, before.thumbnail)
 
 
 def test_a_checkpoint_is_not_resumed_on_another_held_few_step_lora(project: Any, host: Any) -> None:
