@@ -136,6 +136,9 @@ class Distillation:
     """Largest factor by which imitation asks for more of an effect's edit than its teacher makes, where the
     student's comes out smaller (:mod:`.gains`); 1 is off. Costs up to half a forward-equivalent a sample.
     Beyond the paper."""
+    start_share: float = 0.0
+    """Share that the weights which an extension starts from have in what is saved, A and B by themselves
+    (weight-space ensembling, Wortsman et al. 2022). May be changed afterwards. Beyond the paper."""
     few_step_alone: bool = False
     """Of a collection that holds a few-step LoRA (`extend`), train this alone: the rest is frozen and sampled
     together with it. Beyond the paper."""
@@ -223,6 +226,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "fake_ratio": 2,
         "lr_schedule": "hold",
         "ema": 0.99,
+        "start_share": 0.5,
     },
     # Minutes on two CPU cores: a first guess that works, not yet tuned.
     "pocket": {
@@ -282,6 +286,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "imitation_cycles": (0, 10**7),
     "on_policy": (0, 1),
     "imitation_gain": (1, LARGEST_GAIN),
+    "start_share": (0, 1),
     "seed": (0, 2**63 - 1),
     "save_every": (1, 10**6),
     "bank_ram": (1, 1000),

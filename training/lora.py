@@ -125,6 +125,16 @@ def widened(lora: LoraWeights, shapes: Shapes) -> LoraWeights:
     return LoraWeights(lora.down | blank.down, lora.up | blank.up, lora.alpha | blank.alpha)
 
 
+def averaged(lora: LoraWeights, earlier: LoraWeights, share: float) -> LoraWeights:
+    """`lora` with this share of an earlier state of the same adapter: the mean of their A and that of their
+    B, in float32. Both have one alpha."""
+
+    def mean(now: Mapping[str, Tensor], then: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {path: torch.lerp(t.float(), then[path].float(), share) for path, t in now.items()}
+
+    return LoraWeights(mean(lora.down, earlier.down), mean(lora.up, earlier.up), lora.alpha)
+
+
 def taken_apart(lora: LoraWeights, rank: int) -> tuple[LoraWeights, LoraWeights]:
     """Two LoRAs that `added_up` would make this one of, the second of this rank on every module. Where a
     module has no more than that, the first lacks it.

@@ -8,7 +8,10 @@ from typing import Any, NoReturn
 
 from .checkpoint import CheckpointError
 
-MAY_DIFFER = ("cycles", "save_every", "micro_batch", "bank_ram", "lr", "fake_lr", "lr_schedule", "lr_warmup")
+MAY_DIFFER = (
+    *("cycles", "save_every", "micro_batch", "bank_ram", "start_share"),
+    *("lr", "fake_lr", "lr_schedule", "lr_warmup"),
+)
 """Settings that a resumed run may change. Learning rates are the user's to lower as the run goes; the others
 do not change what a cycle computes (`micro_batch`: up to rounding; `cycles`: but for a rate that falls)."""
 

@@ -26,7 +26,7 @@ from .config import nearest
 from .distiller import BELOW, FAKE, STUDENT, Distiller
 from .encoding import encode_general, encode_lessons, prompt_encoder
 from .host import Host
-from .lora import LoraAdapter, added_up, linear_shapes, target_shapes, weights_hash, widened
+from .lora import LoraAdapter, added_up, averaged, linear_shapes, target_shapes, weights_hash, widened
 from .pictures import to_pil
 from .plots import plot_losses, plot_similarity
 from .prepare import (
@@ -118,6 +118,9 @@ class DistillationRun:
             for role, adapter in self.adapters.items():
                 if role == STUDENT or config.objective.fake_base == "base":
                     adapter.load(first)
+        if first is None and config.start_share:
+            raise ConfigError("start_share keeps a part of what an extension starts from: name one to extend")
+        self._start = self.adapters[STUDENT].weights() if config.start_share else None
         adapters = dict(self.adapters)
         below = run.below if run.few_step is None else read_lora(run.few_step, self.shapes)
         # now: the file may be gone when the state is saved
@@ -299,6 +302,8 @@ class DistillationRun:
         """The collection so far: what knows the effects, and in the last rows of every module the few-step
         LoRA; one of them is the student, the other below it."""
         student, below = self.trainer.result(), self.roles.adapters.get(BELOW)
+        if self._start is not None:
+            student = averaged(student, self._start, self.run.distill.start_share)
         if below is None:
             return student
         parts = [student, below.weights()]

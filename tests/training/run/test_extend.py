@@ -140,7 +140,7 @@ def test_a_few_step_lora_that_a_collection_holds_learns_alone(project: Any, host
     before = with_few_step(project, host)
     project.settings["preset"] = "few-steps"
     targets = project.settings["distill"]["targets"]
-    project.settings["distill"] = {"cycles": 2, "batch": 2, "lr": 0.1, "ema": 0.0, "targets": targets}
+    project.settings["distill"] = {"cycles": 2, "batch": 2, "lr": 0.1, "targets": targets}
     run, first = read_extended(read_run(project.write()), shapes)
     assert not run.needs_images
     assert run.distill.rank == 3
@@ -163,6 +163,31 @@ def test_a_few_step_lora_that_a_collection_holds_learns_alone(project: Any, host
     again, _ = read_extended(read_run(project.write()), shapes)
     assert again.below is not None
     assert torch.equal(again.below.up["leave"], read_lora(run.collection, shapes).up["leave"][:, -3:].float())
+
+
+def test_what_an_extension_starts_from_may_have_a_share_in_what_is_saved(project: Any, host: Any) -> None:
+    shapes = linear_shapes(host.transformer)
+    finished(project, shapes)
+    project.settings["distill"] |= {"cycles": 2, "ema": 0.0, "lr": 0.1}
+    run, first = read_extended(read_run(project.write()), shapes)
+    made = []
+    for share in (0.0, 0.25, 1.0):  # the later ones are those of the state of the first
+        run = replace(run, distill=replace(run.distill, start_share=share))
+        trained(run, host, first, resume=run.checkpoint.exists())
+        made.append(load_collection(run.collection, shapes)[0])
+    for path in made[0].down:
+        learnt, mixed, start = ([one.down[path].float(), one.up[path].float()] for one in made)
+        for part, wanted in zip(mixed, map(torch.lerp, learnt, start, [0.25, 0.25]), strict=True):
+            torch.testing.assert_close(part, wanted, atol=0.01, rtol=0.01)
+        assert not torch.equal(learnt[1], start[1])
+    before = begun(project, shapes)
+    for path in before.down:
+        is_, was = (
+            one.scale(path) * one.up[path].float() @ one.down[path].float() for one in (made[2], before)
+        )
+        torch.testing.assert_close(is_, was, atol=0.02 * was.abs().max().item(), rtol=0)
+    with pytest.raises(ConfigError, match=r"start_share .* starts from: name one to extend"):
+        DistillationRun(run, host)
 
 
 def test_a_few_step_lora_that_learns_alone_adds_no_effects(project: Any, host: Any) -> None:
