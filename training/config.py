@@ -221,7 +221,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "fake_base": "teacher",
             "half_share": 0.5,
         },
-        "cycles": 1000,
+        "cycles": 3000,
         "few_step_alone": True,
         "fake_ratio": 2,
         "lr_schedule": "hold",
