@@ -243,10 +243,13 @@ def device_bytes(job: Job, setting: Setting) -> Mapping[str, Bytes]:
     cast = item if item < FLOAT32 else 0
     kept = activation_bytes(job, setting)
     graph = kept if setting.checkpointing == "none" else _kept_by_blocks(job, setting)
+    # Each sample's own, picked out of the stack under the fake score and kept to its backward, at most.
+    over_teachers = job.config.needs_fake and job.config.objective.fake_base == "teacher"
+    picked = batch * teacher if over_teachers and batch > 1 and setting.checkpointing == "none" else 0
     return {
         "backward": {
             **held,
-            "teachers": (2 if job.config.imitation_cycles else 1) * batch * teacher,  # those that come next
+            "teachers": (2 if job.config.imitation_cycles else 1) * batch * teacher + picked,  # and the next
             CAST: 2 * cast * job.adapter,  # for what is computed again, beside what the forward used
             "activations": kept,
             "workspace": batch * architecture.backward_transient(tokens, item) + unpacked,

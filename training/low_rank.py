@@ -70,7 +70,8 @@ class _LowRank(torch.autograd.Function):
     ) -> Tensor:
         added = output.detach()  # and no view, so that the model may write over it: FLUX does
         low = _add(added, x, down, up, scale)
-        ctx.save_for_backward(x, low, down, up)
+        _, _, to_down, to_up, *_ = ctx.needs_input_grad  # frozen factors need neither input
+        ctx.save_for_backward(x if to_down else None, low if to_up else None, down, up)
         ctx.scale, ctx.dtype = scale, master.dtype
         return added
 
@@ -83,7 +84,7 @@ class _LowRank(torch.autograd.Function):
         back = _times(rows @ up, ctx.scale) if to_x or to_down else rows
         return (
             grad,
-            (back @ down).view(x.shape) if to_x else None,
+            (back @ down).view(*grad.shape[:-1], -1) if to_x else None,
             (back.mT @ _rows(x, down)).to(ctx.dtype) if to_down else None,
             (rows.mT @ low).to(ctx.dtype) if to_up else None,
             None,

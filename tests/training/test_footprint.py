@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,7 +41,7 @@ from collectionlora.training.footprint import (
 from collectionlora.training.hosts.diffusers import EditVelocity, pocket_transformer
 from collectionlora.training.hosts.fused import fuse
 from collectionlora.training.hosts.pocket import PocketHost
-from collectionlora.training.lora import LoraAdapter, linear_shapes, target_shapes
+from collectionlora.training.lora import LoraAdapter, TeacherStack, linear_shapes, target_shapes
 from collectionlora.training.optimizer import make_optimizer
 from collectionlora.training.plan import passes
 from collectionlora.training.roles import Roles
@@ -78,11 +79,13 @@ def bytes_of(tensors: Any) -> int:
 
 
 @contextmanager
-def student(model: nn.Module, rank: int = RANK) -> Iterator[LoraAdapter]:
-    """An adapter on the paper's targets, in use."""
+def student(model: nn.Module, rank: int = RANK, over: TeacherStack | None = None) -> Iterator[LoraAdapter]:
+    """An adapter on the paper's targets, in use; over a teacher of its own for each sample if there are any."""
     adapter = LoraAdapter.create(target_shapes(model, distillation().targets), rank, 1.0, 0)
-    with Roles(model, {STUDENT: adapter}) as roles, roles.use(STUDENT):
-        yield adapter
+    with Roles(model, {STUDENT: adapter}) as roles:
+        each = torch.arange(BATCH)
+        with roles.use(STUDENT) if over is None else roles.use_teachers(over, each, STUDENT):
+            yield adapter
 
 
 LENGTHS = [pytest.param(None, id="one length"), pytest.param([TEXT, TEXT - 16], id="two lengths")]
@@ -228,19 +231,20 @@ def test_eight_bit_moments_take_about_a_quarter() -> None:
     assert 1 / 4 < ratio < 1 / 3.9
 
 
-def test_teachers_on_the_device_are_as_large_as_the_banks_stack(tmp_path: Any) -> None:
-    work = job()
-    shapes = target_shapes(transformer())
-    for name in "ab":
+def two_teachers(folder: Path, of: torch.dtype) -> TeacherStack:
+    """Of rank 3, as a bank brings them for a batch."""
+    files = {name: folder / f"{name}.safetensors" for name in "ab"}
+    for file in files.values():
         tensors = {}
-        for path, (out, into) in shapes.items():
+        for path, (out, into) in target_shapes(transformer()).items():
             tensors[f"diffusion_model.{path}.lora_A.weight"] = torch.ones(3, into).bfloat16()
             tensors[f"diffusion_model.{path}.lora_B.weight"] = torch.ones(out, 3).bfloat16()
-        save_file(tensors, tmp_path / f"{name}.safetensors")
-    bank = TeacherBank(
-        {name: tmp_path / f"{name}.safetensors" for name in "ab"}, linear_shapes(transformer())
-    )
-    stack = bank.stack("ab")
+        save_file(tensors, file)
+    return TeacherBank(files, linear_shapes(transformer()), dtype=of).stack("ab")
+
+
+def test_teachers_on_the_device_are_as_large_as_the_banks_stack(tmp_path: Path) -> None:
+    work, stack = job(), two_teachers(tmp_path, torch.float32)
     stacked = bytes_of([*stack.down.values(), *stack.up.values()])
     phases = device_bytes(work, Setting(FLOAT32, micro_batch=2))
     assert phases["backward"]["teachers"] == stacked
@@ -259,7 +263,7 @@ def test_a_teachers_image_is_as_large_as_its_latent_and_the_states_of_its_path()
 # -- activations ---------------------------------------------------------------------------------------------
 
 
-def saved_bytes(model: nn.Module, storage: Storage) -> int:
+def saved_bytes(model: nn.Module, storage: Storage, over: TeacherStack | None = None) -> int:
     """Distinct storages that autograd keeps of a batch, the model's own weights and rope tables left out."""
     kept: list[Tensor] = []
 
@@ -268,7 +272,7 @@ def saved_bytes(model: nn.Module, storage: Storage) -> int:
             kept.append(tensor)
         return tensor
 
-    with student(model) as adapter:
+    with student(model, over=over) as adapter:
         own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *adapter.parameters()]}
         with saved_tensors_hooks(keep, lambda tensor: tensor):
             output = evaluation(model, storage)()
@@ -286,6 +290,26 @@ def test_what_autograd_keeps_without_checkpointing_is_predicted(storage: Storage
 def test_what_autograd_keeps_with_checkpointing_is_predicted(storage: Storage) -> None:
     predicted = BATCH * SMALL.block_inputs(job().tokens, storage.item)
     assert predicted == pytest.approx(saved_bytes(transformer(storage, "full"), storage), rel=0.03)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_what_a_fake_score_over_teachers_keeps_of_them_is_planned_for(
+    storage: Storage, tmp_path: Path
+) -> None:
+    model, stack = transformer(storage), two_teachers(tmp_path, dtype(storage))
+    found = saved_bytes(model, storage, stack) - saved_bytes(model, storage)
+    parts = [
+        device_bytes(job(objective={"fake_base": base}), Setting(storage, micro_batch=2, checkpointing="none"))
+        for base in ("teacher", "base")
+    ]
+    over, without = (one["backward"]["teachers"] for one in parts)
+    # less: modulations and the first block's inputs lead back to nothing that is trained
+    assert 0.7 * (over - without) < found <= over - without
+    one, other = (
+        device_bytes(job(objective={"fake_base": base}), Setting(storage, checkpointing="none"))
+        for base in ("teacher", "base")
+    )
+    assert one == other  # a batch of one picks nothing: it is the stack's own
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
