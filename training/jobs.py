@@ -39,9 +39,11 @@ def job_on(architecture: Architecture, run: Run) -> Job:
 
     Raises:
         LoraFormatError: a teacher that is missing, damaged or for another base.
-        ConfigError, CollectionError: as `read_extended`, whose collection is read whole.
+        ConfigError, CollectionError: as `read_extended`, whose collection is read whole, and as
+            `require_few_steps`.
     """
     run, first = read_extended(run, architecture.linears)
+    run.require_few_steps()
     shapes = architecture.linears
     files = [effect.lora_path for effect in run.lists.effects.values()]
     missing = sum(sample.base_pred_image is None for sample in run.lists.samples)

@@ -71,8 +71,16 @@ def test_a_file_is_read_with_its_lists_and_teachers(pocket: Any, capsys: pytest.
     wider = planned(capsys, pocket.config, "--gpu", "16")["parts_bytes"]
     assert wider["student and fake score"] == 2 * content["parts_bytes"]["student and fake score"]
     assert content["hours"]["targets"] > 0
-    pocket.change("warm_cycles = 1", "warm_cycles = 0\nimitation_cycles = 2")
+    pocket.change("warm_cycles = 1", "warm_cycles = 0")
+    pocket.change("ts_steps = 1", "ts_steps = 1\nts_weight = 0.0\nfm_weight = 0.0")
     assert planned(capsys, pocket.config, "--gpu", "16")["hours"]["targets"] == 0
+
+
+def test_a_file_whose_run_would_be_refused_has_no_plan(pocket: Any, fails: Any) -> None:
+    pocket.change("warm_cycles = 1", "warm_cycles = 0\nimitation_cycles = 2")
+    assert "imitation alone teaches no few steps" in fails(
+        cli.BAD_INPUT, "plan", pocket.config, "--gpu", "16"
+    )
 
 
 def test_modules_that_only_the_extended_collection_has_are_counted(

@@ -80,7 +80,7 @@ def bytes_of(tensors: Any) -> int:
 
 @contextmanager
 def student(model: nn.Module, rank: int = RANK, over: TeacherStack | None = None) -> Iterator[LoraAdapter]:
-    """An adapter on the paper's targets, in use; over a teacher of its own for each sample if there are any."""
+    """An adapter on the paper's targets, in use; on each sample's own teacher, if there are any."""
     adapter = LoraAdapter.create(target_shapes(model, distillation().targets), rank, 1.0, 0)
     with Roles(model, {STUDENT: adapter}) as roles:
         each = torch.arange(BATCH)
@@ -298,17 +298,12 @@ def test_what_a_fake_score_over_teachers_keeps_of_them_is_planned_for(
 ) -> None:
     model, stack = transformer(storage), two_teachers(tmp_path, dtype(storage))
     found = saved_bytes(model, storage, stack) - saved_bytes(model, storage)
-    parts = [
-        device_bytes(job(objective={"fake_base": base}), Setting(storage, micro_batch=2, checkpointing="none"))
-        for base in ("teacher", "base")
-    ]
-    over, without = (one["backward"]["teachers"] for one in parts)
+    jobs = [job(objective={"fake_base": base}) for base in ("teacher", "base")]
+    setting = Setting(storage, micro_batch=BATCH, checkpointing="none")
+    over, without = (device_bytes(one, setting)["backward"]["teachers"] for one in jobs)
     # less: modulations and the first block's inputs lead back to nothing that is trained
     assert 0.7 * (over - without) < found <= over - without
-    one, other = (
-        device_bytes(job(objective={"fake_base": base}), Setting(storage, checkpointing="none"))
-        for base in ("teacher", "base")
-    )
+    one, other = (device_bytes(each, replace(setting, micro_batch=1)) for each in jobs)
     assert one == other  # a batch of one picks nothing: it is the stack's own
 
 
