@@ -74,6 +74,7 @@ def extended(run: Run, name: str, weights: LoraWeights, catalogue: Catalogue) ->
         held_few_step=held,
         below=below,
         gains=_gains(name, catalogue, teachers),
+        spent={key: _spent(catalogue, key) for key in run.spent},
         kept={effect.name: pair_of(effect.thumbnail) for effect in catalogue.effects if effect.thumbnail},
     )
     return going_on, student
@@ -111,6 +112,12 @@ def _gains(name: str, catalogue: Catalogue, teachers: Mapping[str, str]) -> dict
         if not 1 <= gain <= LARGEST_GAIN:
             raise ConfigError(f"{name}: {effect} has a gain of {gain:g}, not 1 to {LARGEST_GAIN}; {_CHANGED}")
     return found
+
+
+def _spent(catalogue: Catalogue, key: str) -> float:
+    """0 for what is no number: it is only told again."""
+    value = catalogue.training.get(key)
+    return value if isinstance(value, int | float) else 0
 
 
 def _parts(name: str, weights: LoraWeights, catalogue: Catalogue) -> tuple[LoraWeights, LoraWeights | None]:

@@ -322,12 +322,12 @@ class DistillationRun:
         for part in (weights.down, weights.up):
             part.update({path: tensor.bfloat16() for path, tensor in part.items()})
         training = {
-            "cycles": trainer.cycle,
+            "cycles": round(run.spent["cycles"]) + trainer.cycle,
             "preset": run.preset,
             "rank": max(map(len, weights.down.values())),
             "seed": run.distill.seed,
             "skipped_cycles": trainer.skipped,
-            "seconds": round(self.seconds),
+            "seconds": round(run.spent["seconds"] + self.seconds),
             "date": time.strftime("%Y-%m-%d"),
         }
         few_step = run.held_few_step if run.few_step is None else run.few_step.name

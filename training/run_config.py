@@ -90,6 +90,8 @@ class Run:
     is what learns (`few_step_alone`), the rest of the collection."""
     gains: Mapping[str, float] = field(default_factory=dict)
     """Of the collection that is extended, by effect (:mod:`.gains`)."""
+    spent: Mapping[str, float] = field(default_factory=lambda: {"cycles": 0, "seconds": 0})
+    """What the collection that is extended has taken already: the new file names the sums."""
     shard: bool = False
     """Split the blocks of the base over the processes that torchrun starts, instead of one base in each."""
     checkpointing: Checkpointing = "full"

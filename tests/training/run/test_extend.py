@@ -54,7 +54,7 @@ def finished(project: Any, shapes: Any, **training: Any) -> Catalogue:
 
 def test_known_effects_keep_tag_prompt_title_and_picture_and_the_rank_stays(project: Any, host: Any) -> None:
     shapes = linear_shapes(host.transformer)
-    before = finished(project, shapes, few_step="lightning.safetensors")
+    before = finished(project, shapes, few_step="lightning.safetensors", cycles="many", seconds=None)
     project.settings["distill"] |= {"rank": 2, "alpha": 4.0, "lr": 0.0, "fake_lr": 0.0}
     project.settings["titles"] = {"neon": "Neon lights"}
     asked = read_run(project.write())
@@ -74,6 +74,7 @@ def test_known_effects_keep_tag_prompt_title_and_picture_and_the_rank_stays(proj
         ("comic", "Comic"),
     ]
     assert [bool(effect.thumbnail) for effect in after.effects] == [True, False, False]
+    assert after.training["cycles"] == run.distill.cycles  # what is no number counts for none
     assert after.training["rank"] == 3
     assert after.training["few_step"] == "lightning.safetensors"
     assert set(weights.down) == {"enter", "middle", "leave"}
@@ -147,6 +148,8 @@ def test_a_few_step_lora_that_a_collection_holds_learns_alone(project: Any, host
     trained(run, host, first)
     after, catalogue = load_collection(run.collection, shapes)
     told = load_collection(project.folder / "out" / "collection.safetensors", shapes)[1]
+    assert catalogue.training["cycles"] == told.training["cycles"] + 2
+    assert catalogue.training["seconds"] >= told.training["seconds"]
     for key in ("few_step", "few_step_rank", "rank"):
         assert catalogue.training[key] == told.training[key]
     assert [replace(e, thumbnail=None) for e in catalogue.effects] == [
