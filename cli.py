@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(command=_convert)
 
     one = add(
-        "demo", "distil four pocket effects, then judge the shipped collection; some twenty minutes", model
+        "demo", "distil four pocket effects, then judge the shipped collection; some ten minutes", model
     )
     one.add_argument("--image", type=Path, metavar="FILE", help="a picture of yours, for a sheet of its own")
     one.add_argument("--cycles", type=int, metavar="N", help="length of the distillation")
