@@ -80,6 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--cycles", type=int, metavar="N", help="length of the run instead of the file's")
     faster = "the pocket in bfloat16: over a third faster on a processor that has it; other bases always are"
     one.add_argument("--bfloat16", action="store_true", help=faster)
+    one.add_argument(
+        "--compile",
+        action="store_true",
+        help="faster after minutes of compiling; needs a C++ compiler, and has not been tried on a GPU",
+    )
     one.set_defaults(command=_distill)
 
     one = add("plan", "predict memory, hours and disk of a run on a card, and the fastest settings that fit")
@@ -145,6 +150,7 @@ def _host(
     offload: bool | int = False,
     checkpointing: str = "full",
     bfloat16: bool = False,
+    compiled: bool = False,
 ) -> Host:
     """The base of a folder, by default the pocket's; with it what every computing command needs."""
     import torch
@@ -165,7 +171,7 @@ def _host(
     # torchrun gives each of its processes a device of its own
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     if folder is None or not (folder / "model_index.json").is_file():
-        return PocketHost(folder or WEIGHTS, device, base_dtype, offload, bfloat16)
+        return PocketHost(folder or WEIGHTS, device, base_dtype, offload, bfloat16, compiled)
     if pocket_only:
         raise ValueError(f"{folder}: only pocket bases can be judged: the truth of their effects is known")
     from .training.hosts.qwen import QwenEditHost
@@ -177,6 +183,7 @@ def _host(
         offload=offload,
         long_side=long_side,
         checkpointing=checkpointing,
+        compiled=compiled,
     )
 
 
@@ -201,13 +208,22 @@ def _distil_among(workers: Workers, run: Run, args: argparse.Namespace) -> int:
     from .training.run_config import ConfigError
     from .training.trainer import Cancelled, DivergedError
 
+    if run.shard and args.compile:
+        raise ConfigError(f"{args.config}: shard = true has not been tried with --compile; leave it out")
     if run.shard and workers.count == 1:
         raise ConfigError(
             f"{args.config}: shard = true splits the base over several processes; start them with "
             "torchrun --nproc-per-node N -m collectionlora distill ..."
         )
-    folder = None if run.base == "pocket" else Path(run.base)
-    host = _host(folder, False, run.long_side, run.base_dtype, run.offload, run.checkpointing, args.bfloat16)
+    host = _host(
+        None if run.base == "pocket" else Path(run.base),
+        long_side=run.long_side,
+        base_dtype=run.base_dtype,
+        offload=run.offload,
+        checkpointing=run.checkpointing,
+        bfloat16=args.bfloat16,
+        compiled=args.compile,
+    )
     if run.shard:
         from .training.hosts.diffusers import shard
 

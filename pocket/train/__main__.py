@@ -54,8 +54,7 @@ def steps(out: Path, share: float = 1.0, bfloat16: bool = False, compiled: bool 
     yield step("pool", "--out", pool, "--count", part(160))
     yield step("autoencoder", "--pool", pool, "--out", autoencoder, "--steps", part(2400))
     yield step("text", "--out", words, "--steps", part(1500))
-    fast = ["--bfloat16"] if bfloat16 else []
-    faster = [*fast, *(["--compile"] if compiled else [])]
+    faster = [*(["--bfloat16"] if bfloat16 else []), *(["--compile"] if compiled else [])]
     base, common = out / "base", ("--pool", pool, "--autoencoder", autoencoder, *faster)
     found = tuple((base / name, weights / name) for name in ("transformer.safetensors", "text.safetensors"))
     yield step("base", *common, "--out", base, "--start", words, "--steps", part(35000), makes=found)
@@ -67,7 +66,7 @@ def steps(out: Path, share: float = 1.0, bfloat16: bool = False, compiled: bool 
     yield step("few_step", "--weights", weights, "--out", out / "few_step", "--cycles", part(400), makes=few)
     for name in RUNS:
         state, made = (out / name / file for file in ("state.safetensors", "collection.safetensors"))
-        run = ("distill", str(out / f"{name}.toml"), *fast, *(["--resume"] if state.exists() else []))
+        run = ("distill", str(out / f"{name}.toml"), *faster, *(["--resume"] if state.exists() else []))
         yield Step(name, PACKAGE, run, ((made, weights / made.name),))
 
 
@@ -92,7 +91,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--share", type=float, default=1.0, help="of the length of every step")
     parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16 what takes longest")
-    parser.add_argument("--compile", action="store_true", help="compile what trains base and teachers")
+    parser.add_argument("--compile", action="store_true", help="compile what takes longest")
     args = parser.parse_args()
     out = args.out.resolve()
     (out / "ended").mkdir(parents=True, exist_ok=True)

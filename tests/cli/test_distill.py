@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from collectionlora import cli, console
 from collectionlora.collection.file import load_collection, read_catalogue
+from collectionlora.training.hosts.kernels import kernel
 from collectionlora.training.hosts.pocket import PocketHost
 from collectionlora.training.lora import linear_shapes
 
@@ -43,6 +44,23 @@ def test_distill_writes_a_collection_that_can_be_read_and_sampled(
     assert Image.open(out).size == (128, 128)
 
 
+def test_distill_compiles_blocks(pocket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any) -> Any:
+            called.append(function.__name__)
+            return function(*given)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    kernel.cache_clear()
+    assert cli.main(["distill", pocket.config, "--bfloat16", "--compile"]) == cli.OK
+    kernel.cache_clear()
+    assert set(called) == {"before", "after"}
+
+
 @pytest.mark.parametrize("base", ["whole", "shared"])
 def test_distill_runs_in_two_processes_that_torchrun_starts(base: str, pocket: Any, fails: Any) -> None:
     pocket.change("micro_batch = 2", "micro_batch = 1")
@@ -50,6 +68,7 @@ def test_distill_runs_in_two_processes_that_torchrun_starts(base: str, pocket: A
         Path(pocket.config).write_text("shard = true\nthumbnails = true\n" + Path(pocket.config).read_text())
         line = fails(cli.BAD_INPUT, "distill", pocket.config)
         assert "shard = true splits the base over several processes; start them with torchrun" in line
+        assert "leave it out" in fails(cli.BAD_INPUT, "distill", pocket.config, "--compile")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*command, "-m", "collectionlora", "distill", pocket.config],

@@ -23,13 +23,19 @@ from .ragged import joined, one_by_one
 
 Linears = Mapping[str, Callable[[Tensor], Any]]
 """By their path in a block."""
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 AFTER = ("attn.to_out", "attn.to_add_out", "img_mlp", "txt_mlp")
 """What the paths of those Linears begin with that come after attention."""
 VARIANTS = 64
 """Of a compiled function: by what is adapted, of what a gradient is asked, and which lengths have varied."""
 
 
-def fuse(transformer: Any, checkpointing: str = "none", compiled: bool = False) -> None:
+def fuse(
+    transformer: Any,
+    checkpointing: str = "none",
+    compiled: bool = False,
+    attend: Attend = F.scaled_dot_product_attention,
+) -> None:
     """Replace the forwards of a frozen transformer's blocks, as attributes of those modules; and again for
     another policy.
 
@@ -38,6 +44,7 @@ def fuse(transformer: Any, checkpointing: str = "none", compiled: bool = False) 
             again in the backward, with "selective" what comes before and after attention, with "full" all.
         compiled: let `torch.compile` make one function of all that comes before attention, adapters
             included, and one of what comes after. Blocks that are offloaded are left as they are.
+        attend: attention, of query, key and value (B,H,N,D).
 
     Raises:
         ValueError: another policy.
@@ -51,14 +58,14 @@ def fuse(transformer: Any, checkpointing: str = "none", compiled: bool = False) 
         config = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, VARIANTS)
     for block in blocks:
-        block.forward = FusedBlock(block, checkpointing, compiled)
+        block.forward = FusedBlock(block, checkpointing, compiled, attend)
 
 
 class FusedBlock:
     """Stands in for a block's `forward`."""
 
-    def __init__(self, block: Any, checkpointing: str, compiled: bool) -> None:
-        self.checkpointing, self.compiled = checkpointing, compiled
+    def __init__(self, block: Any, checkpointing: str, compiled: bool, attend: Attend) -> None:
+        self.checkpointing, self.compiled, self.attend = checkpointing, compiled, attend
         linears = {path: one for path, one in block.named_modules() if isinstance(one, nn.Linear)}
         late = {path: one for path, one in linears.items() if path.startswith(AFTER)}
         self.linears = {after: late, before: {path: one for path, one in linears.items() if path not in late}}
@@ -94,8 +101,7 @@ class FusedBlock:
     ) -> tuple[Tensor, Tensor]:
         run = self._again if self.checkpointing == "selective" else self._once
         *qkv, mods, text_mods = run(self._before, image, text, time, rotation)
-        attend = F.scaled_dot_product_attention
-        mixed = [attend(*qkv)] if lengths is None else one_by_one(attend, qkv, lengths)
+        mixed = [self.attend(*qkv)] if lengths is None else one_by_one(self.attend, qkv, lengths)
         del qkv  # one by one, autograd keeps parts of it
         after: tuple[Tensor, Tensor] = run(self._after, image, text, mixed, lengths, mods, text_mods)
         return after

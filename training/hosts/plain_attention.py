@@ -48,10 +48,15 @@ class PlainAttention:
             angles = torch.cat([image_rotary_emb[1], image_rotary_emb[0]])
             cos, sin = angles.real[:, None], angles.imag[:, None]
             q, k = rotated(q, cos, sin), rotated(k, cos, sin)
-        scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) * q.shape[-1] ** -0.5
-        mixed = (scores.softmax(-1).to(v.dtype) @ v.transpose(1, 2)).transpose(1, 2).flatten(2)
+        mixed = attended(*(one.transpose(1, 2) for one in (q, k, v))).transpose(1, 2).flatten(2)
         length = text.shape[1]
         return attn.to_out[1](attn.to_out[0](mixed[:, length:])), attn.to_add_out(mixed[:, :length])
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of (B,H,N,D)."""
+    weights: Tensor = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)
+    return weights @ v
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -17,7 +18,8 @@ from ...pocket.images import load_picture
 from ...pocket.text import TextEncoder
 from ..fp8 import AS_LOADED
 from .diffusers import EditVelocity, keep_small, kept_identity, load_pocket_transformer
-from .plain_attention import PlainAttention
+from .fused import fuse
+from .plain_attention import PlainAttention, attended
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -29,6 +31,7 @@ class PocketHost:
         base_dtype, offload: how the transformer's blocks are kept, see :func:`.diffusers.keep_small`. The
             pocket would fit anywhere: this is for trying them.
         bfloat16: compute in bfloat16 in place of float32, which is faster where the device has it.
+        compiled: see :func:`.fused.fuse`.
 
     Raises ValueError naming the file when weights are missing, damaged or of another model.
     """
@@ -43,15 +46,20 @@ class PocketHost:
         base_dtype: str = AS_LOADED,
         offload: bool | int = False,
         bfloat16: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.device = torch.device(device)
         files = {name: folder / f"{name}.safetensors" for name in ("transformer", "autoencoder", "text")}
         self.transformer = _load(load_pocket_transformer, files["transformer"])
         self.dtype = torch.bfloat16 if bfloat16 else torch.float32
         torch.nn.Module.to(self.transformer, self.dtype)  # diffusers' own warns of nothing
-        if bfloat16 and self.device.type == "cpu":
+        plain = bfloat16 and self.device.type == "cpu"
+        if plain:
             self.transformer.set_attn_processor(PlainAttention())  # type: ignore[operator]
         self.offload = keep_small(self.transformer, self.device, base_dtype, offload)
+        if compiled:
+            attend = attended if plain else F.scaled_dot_product_attention
+            fuse(self.transformer, compiled=True, attend=attend)
         self.transformer.to(self.device)
         self._autoencoder = _load(Autoencoder.load, files["autoencoder"]).to(self.device)
         self._text = _load(TextEncoder.load, files["text"]).to(self.device)

@@ -41,7 +41,7 @@ class QwenEditHost:
         base_dtype, offload: how the transformer's blocks are kept, see :func:`.diffusers.keep_small`. The two
             blocks that an offloaded transformer has on the device stay there while the text encoder works.
         long_side: pixels, of the pictures that `read_image` makes.
-        checkpointing: see :func:`.fused.fuse`.
+        checkpointing, compiled: see :func:`.fused.fuse`.
 
     Raises:
         ValueError: naming the folder or part that is missing or damaged; more blocks to offload than there
@@ -60,6 +60,7 @@ class QwenEditHost:
         offload: bool | int = False,
         long_side: int = 1024,
         checkpointing: str = "full",
+        compiled: bool = False,
     ) -> None:
         self.device, self.long_side, self.dtype = torch.device(device), long_side, dtype
         load = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
@@ -72,7 +73,7 @@ class QwenEditHost:
         for part in (self.transformer, vae, words):
             part.eval().requires_grad_(False)
         self.offload = keep_small(self.transformer, self.device, base_dtype, offload)
-        fuse(self.transformer, checkpointing)
+        fuse(self.transformer, checkpointing, compiled)
         build: Any = QwenImageEditPlusPipeline
         self._pipeline = build(None, vae.to(self.device), words, tokenizer, processor, self.transformer)
         self._velocity = EditVelocity(self.transformer)
