@@ -232,10 +232,11 @@ def _distil_among(workers: Workers, run: Run, args: argparse.Namespace) -> int:
         try:
             report = distil(run, host, console, args.resume, workers)
         except (Cancelled, DivergedError) as error:
-            again = f"collectionlora distill {args.config}"
-            if run.checkpoint.exists():
-                again += " --resume"
-            raise type(error)(f"{error}; go on with: {again}") from error
+            again = ["collectionlora distill", str(args.config)]
+            again += [] if args.cycles is None else ["--cycles", str(args.cycles)]
+            again += [f"--{name}" for name in ("bfloat16", "compile") if getattr(args, name)]
+            again += ["--resume"] if run.checkpoint.exists() else []
+            raise type(error)(f"{error}; go on with: {' '.join(again)}") from error
         if not workers.leads:
             return OK
         if "plots" in report:
@@ -256,7 +257,7 @@ def _plan(args: argparse.Namespace) -> int:
     from .training.cards import card
     from .training.config import distillation
     from .training.footprint import Job
-    from .training.jobs import job_of
+    from .training.jobs import LIGHTNING_RANK, job_of
     from .training.plan import plan, to_json, verdict, words
     from .training.run_config import read_run
 
@@ -278,7 +279,10 @@ def _plan(args: argparse.Namespace) -> int:
         if config.few_step_alone:
             raise ValueError(f"--preset {args.preset} goes on from a collection: name a run file, with it")
         missing = None if config.learns_images else 0
-        job = Job(config, effects=effects, samples=samples, general=args.general or 0, missing=missing)
+        few_step = LIGHTNING_RANK if config.imitation_cycles and not config.matching_cycles else 0
+        general = args.general or 0
+        job = Job(config, effects=effects, samples=samples, general=general, missing=missing)
+        job = replace(job, few_step_rank=few_step)
     job = replace(job, devices=args.gpus, side=args.size or job.side)
     made = plan(job, card(args.gpu))
     print(json.dumps(to_json(made), indent=1) if args.json else f"{words(made)}\n{verdict(made)}".rstrip())

@@ -86,25 +86,27 @@ def _rollouts(objective: Objective, micro_batch: int) -> Parts:
 
 
 def imitation_evaluations(
-    config: Distillation, p_effect: float, few_step: bool = False, micro_batch: int = 1
+    config: Distillation, p_effect: float, few_step: bool = False, micro_batch: int = 1, known: float = 0.0
 ) -> Parts:
     """A cycle that imitates the teachers' velocities, along their ways and the student's.
 
     Args:
         p_effect: as above.
         few_step: whether a few-step LoRA is below student and teacher on the student's.
+        known: share of the effects whose gains a collection brings along.
     """
     o = config.objective
     guided = 2 if o.guidance else 1
     # the share is one of ways, each with so many stops
     stops = (1 - config.on_policy) * (STEPS + 1), config.on_policy * _stops(o, math.inf)
     late = (1 - config.on_policy) * STEPS * shift(LATE, 1 / o.shift), config.on_policy * _stops(o, LATE)
+    found = 0.5 if config.imitation_gain > 1 else 0.0  # in the second half of the cycles
+    asked = known + (1 - known) * found
     for passed, low, evaluations in zip(stops, late, (guided, 1 if few_step else guided), strict=True):
         share = passed / sum(stops)
         if share:
             yield Evaluations(teacher=evaluations, gradient=1) * share, _at_a_time(micro_batch, share)
-        more = 0.5 * p_effect * low / sum(stops)  # in the second half of the cycles
-        if more and config.imitation_gain > 1:
+        if more := asked * p_effect * low / sum(stops):
             yield Evaluations(teacher=1) * more, _at_a_time(micro_batch, more)
 
 
@@ -113,12 +115,14 @@ def warm_evaluations(p_effect: float, micro_batch: int = 1) -> Parts:
     yield Evaluations(gradient=p_effect), _at_a_time(micro_batch, p_effect)
 
 
-def last_evaluations(config: Distillation, p_effect: float, few_step: bool = False) -> Evaluations:
+def last_evaluations(
+    config: Distillation, p_effect: float, few_step: bool = False, known: float = 0.0
+) -> Evaluations:
     """Of one sample of the run's last cycles, which match distributions if any do; arguments as above."""
     if config.matching_cycles:
         return total(cycle_evaluations(config, p_effect))
     return total(
-        imitation_evaluations(config, p_effect, few_step)
+        imitation_evaluations(config, p_effect, few_step, known=known)
         if config.imitation_cycles
         else warm_evaluations(p_effect)
     )

@@ -17,6 +17,8 @@ from .lora import Shapes
 from .run_config import Run
 
 POCKET_SIDE = 128
+LIGHTNING_RANK = 64
+"""Of the few-step LoRA below a student that only imitates, where nobody has named one."""
 FLOAT32 = Storage("float32", weight=4, item=4)
 
 
@@ -58,6 +60,7 @@ def job_on(architecture: Architecture, run: Run) -> Job:
         missing=missing if run.needs_images else 0,
         teacher_rank=_largest_rank(files, shapes),
         few_step_rank=_few_step_rank(run, shapes),
+        gains=len(run.gains) / len(files),
         extended={path: shapes[path] for path in first.down} if first is not None else {},
     )
 

@@ -193,7 +193,7 @@ def hours(job: Job, setting: Setting, card: Card, utilisation: float = UTILISATI
     adding = _adding_up(job, card)
     full = cycle(cycle_evaluations(c, job.p_effect, batch)) + (1 + c.fake_ratio) * adding
     warm = cycle(warm_evaluations(job.p_effect, batch)) + adding
-    imitating = cycle(imitation_evaluations(c, job.p_effect, job.few_step > 0, batch)) + adding
+    imitating = cycle(imitation_evaluations(c, job.p_effect, job.few_step > 0, batch, job.gains)) + adding
     return Hours(
         target_evaluations(job) / job.devices * seconds(each.target, setting.target_batch) / HOUR,
         (c.warm_cycles * warm + c.imitation_cycles * imitating + c.matching_cycles * full) / HOUR,
@@ -214,7 +214,7 @@ def model_operations(job: Job) -> float:
 
 
 def _last(job: Job) -> Evaluations:
-    return last_evaluations(job.config, job.p_effect, job.few_step > 0)
+    return last_evaluations(job.config, job.p_effect, job.few_step > 0, job.gains)
 
 
 def _reading(job: Job, storage: Storage, card: Card) -> float:

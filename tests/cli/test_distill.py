@@ -125,8 +125,8 @@ def test_ctrl_c_among_teacher_images_keeps_those_made(
 ) -> None:
     pocket.change("guidance = 0.0", "guidance = 0.0\nbatch = 1")
     press_ctrl_c(monkeypatch, lambda phase, done: phase == "teacher images" and done == 1)
-    line = fails(cli.CANCELLED, "distill", pocket.config)
-    assert line.endswith(f"go on with: collectionlora distill {pocket.config}")
+    line = fails(cli.CANCELLED, "distill", pocket.config, "--bfloat16", "--cycles", "2")
+    assert line.endswith(f"go on with: collectionlora distill {pocket.config} --cycles 2 --bfloat16")
     assert len(list((pocket.folder / "out" / "teacher_images").iterdir())) == 1
     monkeypatch.undo()
     assert cli.main(["distill", pocket.config]) == cli.OK

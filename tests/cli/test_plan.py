@@ -158,3 +158,9 @@ def test_what_the_file_says_is_not_said_twice(pocket: Any, fails: Any) -> None:
     message = fails(cli.BAD_INPUT, "plan", pocket.config, "--gpu", "24", "--effects", "3")
     assert "--effects" in message
     assert "says that already" in message
+
+
+def test_imitation_without_a_file_stands_on_a_few_step_lora(capsys: pytest.CaptureFixture[str]) -> None:
+    content = planned(capsys, "--gpu", "80", "--preset", "imitation", "--size", "512")
+    assert content["parts_bytes"]["LoRA below the student"] > 0
+    assert content["forward_equivalents"] < 4.8  # no guidance on the student's own ways

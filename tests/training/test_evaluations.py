@@ -73,3 +73,15 @@ def test_evaluations_are_those_that_the_trainer_makes(
     assert world.cost / config.batch == pytest.approx(cost, rel=0.05)
     passes = sum(n * (part.adapter + part.teacher + part.gradient) / samples for n, part, samples in parts)
     assert len(world.calls) / config.batch == pytest.approx(passes, rel=0.05)
+
+
+def test_gains_that_a_collection_brings_along_are_asked_for_from_the_start() -> None:
+    def cost(gain: float, known: float) -> float:
+        config = distillation({"imitation_gain": gain}, "imitation")
+        return total(imitation_evaluations(config, 0.5, True, known=known)).equivalents
+
+    late = 2 * (cost(1.5, 0.0) - cost(1.0, 0.0))  # found in the second half
+    assert late > 0
+    assert cost(1.0, 0.4) == pytest.approx(cost(1.0, 0.0) + 0.4 * late)
+    assert cost(1.5, 1.0) == pytest.approx(cost(1.0, 0.0) + late)
+    assert cost(1.5, 0.4) == pytest.approx(cost(1.0, 0.0) + 0.7 * late)
