@@ -38,6 +38,12 @@ class EffectEntry:
     tag: str = ""
     """tag of that student prompt where it is not its first word."""
 
+    @property
+    def own_words(self) -> tuple[str, str]:
+        """Tag and caption that the list itself gives, "" where it gives none."""
+        first, *rest = self.recaption_prompt_with_trigword.split(maxsplit=1) or [""]
+        return self.tag or first, "".join(rest) if first else self.recaption_prompt
+
 
 @dataclass(frozen=True)
 class EffectSample:

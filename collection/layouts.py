@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .atomic import atomic_write
+from .catalogue import HEADER_KEY
 from .errors import LoraFormatError
 from .lora_weights import LoraWeights
 from .names import (
@@ -59,6 +60,8 @@ class Source:
     keys: list[str]
     get: Callable[[str], Tensor]
     metadata: dict[str, str]
+    in_folder: bool = False
+    """Whether it was found as the weights of a folder that was named."""
 
     @property
     def layout(self) -> str:
@@ -70,11 +73,12 @@ class Source:
 def open_source(path: str | os.PathLike[str]) -> Source:
     """Find the weights of a LoRA file or folder and open them. Raises LoraFormatError."""
     file = _weights_file(Path(path))
+    in_folder = file != Path(path)
     if file.suffix in (".pt", ".pth", ".bin"):
         tensors = read_checkpoint(file)
-        return Source(file, list(tensors), tensors.__getitem__, {})
+        return Source(file, list(tensors), tensors.__getitem__, {}, in_folder)
     opened = TensorFile(file)
-    return Source(file, list(opened.header.tensors), opened.get, opened.header.metadata)
+    return Source(file, list(opened.header.tensors), opened.get, opened.header.metadata, in_folder)
 
 
 def _weights_file(path: Path) -> Path:
@@ -99,7 +103,8 @@ def read_lora(
 
     path: .safetensors, `model.pt`, or a folder holding one.
     shapes: module path -> (out, in) of *all* Linears of the base; names and shapes are checked against it.
-        Without it the names must be those of a Qwen-Image transformer, of any depth and width.
+        Without it the names must be those of a Qwen-Image transformer, of any depth and width; a collection
+        may be one on another base.
     check_finite: look at every value for NaN and infinity, which reads the whole file; without, tensors of a
         .safetensors stay memory-mapped until they are used.
 
@@ -109,7 +114,7 @@ def read_lora(
     Raises LoraFormatError naming the file, the first offending key, what was expected, and the remedy.
     """
     source = open_source(path)
-    parts = _collect(source, ModuleNames(shapes), shapes)
+    parts = _collect(source, ModuleNames(_own_modules(source) if shapes is None else shapes), shapes)
     config = _config_of(source)
     weights = LoraWeights()
     for module in natural_order(parts):
@@ -122,6 +127,14 @@ def read_lora(
         weights.down[module], weights.up[module] = down, up
         weights.alpha[module] = _alpha(source, keys, module, down.shape[0], config)
     return weights
+
+
+def _own_modules(source: Source) -> Shapes | None:
+    """Module paths of a collection, which names them as its base does; None of another LoRA."""
+    if HEADER_KEY not in source.metadata or source.layout != "comfy":
+        return None
+    keys = filter(None, map(parse_key, source.keys))
+    return {key.module.removeprefix("diffusion_model."): (0, 0) for key in keys}
 
 
 def _collect(source: Source, names: ModuleNames, shapes: Shapes | None) -> dict[str, dict[str, Key]]:
@@ -240,10 +253,19 @@ def _check_finite(path: Path, key: str, tensor: Tensor) -> None:
         )
 
 
-def _config_of(source: Source) -> AdapterConfig | None:
+def config_beside(path: str | os.PathLike[str]) -> Path | None:
+    """The adapter_config that `read_lora` heeds for a LoRA file or folder. Raises LoraFormatError."""
+    return _config_beside(open_source(path))
+
+
+def _config_beside(source: Source) -> Path | None:
     # In a folder of many LoRAs a stray adapter_config belongs to none of the others: heed it for known names.
-    ours = source.path.name in (*_FOLDER_FILES, "adapter_model.bin") or source.layout == "peft"
-    if ours and (found := find_config(source.path)):
+    known = source.path.name in (*_FOLDER_FILES, "adapter_model.bin")
+    return find_config(source.path) if source.in_folder or known or source.layout == "peft" else None
+
+
+def _config_of(source: Source) -> AdapterConfig | None:
+    if found := _config_beside(source):
         return read_config(found)
     return config_from_metadata(source.metadata, str(source.path))
 

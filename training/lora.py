@@ -259,7 +259,8 @@ class LoraAdapter(nn.Module):
         for path in self.shapes:
             up = self.up[_key(path)].zero_()
             if path in weights.down:
-                a, b, rank = weights.down[path], weights.up[path], weights.rank(path)
+                # float32 first: 8-bit floats know no arithmetic
+                a, b, rank = weights.down[path].float(), weights.up[path].float(), weights.rank(path)
                 blank = ~(a.any(1) | b.any(0))[:, None].to(up.device)
                 own = self.down[_key(path)][:rank]
                 own.copy_(torch.where(blank, own, a.to(own)))

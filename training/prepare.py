@@ -132,14 +132,15 @@ def read_pictures(
             raise Cancelled("cancelled while reading pictures")
         if sample.source_image not in known:
             image = host.read_image(sample.source_image)
-            known[sample.source_image] = Pictures(to_pixels(image), host.encode_image(image[None])[0], None)
+            source = host.encode_image(image[None])[0].cpu()
+            known[sample.source_image] = Pictures(to_pixels(image), source, None)
         picture = known[sample.source_image]
         if sample.base_pred_image is not None:
             made = host.read_image(sample.base_pred_image)
             _check_pair(sample.source_image, sample.base_pred_image, picture.pixels)
             if made.shape != picture.pixels.shape:
                 made = _fitted(sample.base_pred_image, picture.pixels)
-            picture = replace(picture, target=host.encode_image(made[None])[0])
+            picture = replace(picture, target=host.encode_image(made[None])[0].cpu())
         pictures.append(picture)
     return pictures
 
@@ -232,15 +233,9 @@ def draft_prompts(
     return _prompts(effects, drawn, _captions(effects, (lambda _: "...") if asks else None))
 
 
-def _own_words(effect: EffectEntry) -> tuple[str, str]:
-    """Tag and caption that the list itself gives, "" where it gives none."""
-    first, *rest = effect.recaption_prompt_with_trigword.split(maxsplit=1) or [""]
-    return effect.tag or first, "".join(rest) if first else effect.recaption_prompt
-
-
 def _fixed_tags(effects: Mapping[str, EffectEntry], tags: str) -> dict[str, str]:
     """Tags that are not drawn: the list's own, and "" for all others where `tags` is "none"."""
-    own = {name: _own_words(effect)[0] for name, effect in effects.items()}
+    own = {name: effect.own_words[0] for name, effect in effects.items()}
     return {name: tag for name, tag in own.items() if tag or tags == "none"}
 
 
@@ -248,7 +243,7 @@ def _captions(effects: Mapping[str, EffectEntry], ask: Callable[[str], str] | No
     """Of the list where it has words of its own, else by `ask(name)`, else from the teacher prompt."""
     captions = {}
     for name, effect in effects.items():
-        tag, caption = _own_words(effect)
+        tag, caption = effect.own_words
         if not tag and not caption:
             caption = ask(name) if ask else caption_template(effect.prompt)
         captions[name] = caption

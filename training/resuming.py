@@ -60,7 +60,8 @@ def check_settings(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any
 
 def check_origin(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Raises CheckpointError, naming the file `path`, where a student was trained on something else: another
-    base, few-step LoRA or teacher, or other prompts. Files of earlier versions do not say all of it.
+    base, few-step LoRA, collection to extend or teacher, or other prompts or pictures. Files of earlier
+    versions do not say all of it.
     """
 
     def refuse(what: str) -> NoReturn:
@@ -70,15 +71,20 @@ def check_origin(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any])
         refuse("the run was trained on another base, or with another base_dtype")
     if theirs.get("few_step") != ours["few_step"]:
         refuse("the run was trained with another few_step LoRA, or without one")
+    if theirs.get("extend", ours["extend"]) != ours["extend"]:
+        refuse("the run was begun from another collection to extend, or from none")
     if theirs.get("targets", ours["targets"]) != ours["targets"]:
         refuse(f"the run was trained with other teacher steps or guidance, {theirs['targets']}")
+    if theirs.get("pictures", ours["pictures"]) != ours["pictures"]:
+        refuse("the run was trained on other pictures or instructions")
     for name, found in theirs.get("teachers", {}).items():
         if ours["teachers"].get(name, found) != found:
             refuse(f"the file of teacher {name!r} is not the one that the run was trained with")
-    for name, found in theirs["prompts"].items():
-        own = ours["prompts"].get(name, found)
-        if own != found:
-            refuse(f"effect {name!r} was trained as {found!r}, this run has {own!r}")
+    for kind, done in (("prompts", "trained as"), ("teacher_prompts", "taught with the prompt")):
+        for name, found in theirs.get(kind, {}).items():
+            own = ours[kind].get(name, found)
+            if own != found:
+                refuse(f"effect {name!r} was {done} {found!r}, this run has {own!r}")
 
 
 def _kinds(config: Mapping[str, Any], cycle: int) -> tuple[int, int]:

@@ -46,7 +46,7 @@ from .resuming import check_origin, check_settings
 from .roles import Roles
 from .run_config import ConfigError, Run, Targets, read_run
 from .sampling import apply_to_each
-from .targets import TargetMaker, file_hash
+from .targets import TargetMaker, lora_hash
 from .trainer import Cancelled, Trainer
 from .workers import ALONE, Workers
 
@@ -121,10 +121,11 @@ class DistillationRun:
         if first is None and config.start_share:
             raise ConfigError("start_share keeps a part of what an extension starts from: name one to extend")
         self._start = self.adapters[STUDENT].weights() if config.start_share else None
+        self._first = None if first is None else weights_hash([first])
         adapters = dict(self.adapters)
         below = run.below if run.few_step is None else read_lora(run.few_step, self.shapes)
         # now: the file may be gone when the state is saved
-        self._few_step = file_hash(run.few_step) if run.few_step else below and weights_hash([below])
+        self._few_step = lora_hash(run.few_step) if run.few_step else below and weights_hash([below])
         if below is not None:
             adapters[BELOW] = LoraAdapter.of(below).to(host.device, host.dtype)
         self.roles = Roles(host.transformer, adapters)
@@ -163,7 +164,7 @@ class DistillationRun:
             run.distill.seed,
             run.distill.objective.path_sigmas,
         )
-        self._teachers = maker.teachers
+        self._teachers, self._pictures = maker.teachers, run.lists.pictures_hash()
         needed = range(len(samples)) if run.needs_images else [samples.index(one) for one in shown.values()]
         made = make_targets(
             host,
@@ -251,12 +252,8 @@ class DistillationRun:
     def _save(self) -> None:
         if not self.workers.leads:
             return
-        content = {
-            **self._origin(),
-            "losses": self.losses,
-            "effect_losses": self.effect_losses,
-            "seconds": round(self.seconds, 1),
-        }
+        content = {**self._origin(), "losses": self.losses, "effect_losses": self.effect_losses}
+        content["seconds"] = round(self.seconds, 1)
         # Before the state: after a kill in between, losses of cycles that are not in the state are dropped.
         with atomic_write(self._progress_file) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
@@ -271,9 +268,12 @@ class DistillationRun:
         return {
             "base": self.host.identity,
             "few_step": self._few_step,
+            "extend": self._first,
+            "pictures": self._pictures,
             "targets": [self.run.targets.steps, self.run.targets.guidance],
             "teachers": self._teachers,
             "prompts": self._prompts(),
+            "teacher_prompts": {name: effect.prompt for name, effect in self.effects.items()},
         }
 
     def _prompts(self) -> dict[str, str]:
@@ -330,21 +330,19 @@ class DistillationRun:
             "seconds": round(run.spent["seconds"] + self.seconds),
             "date": time.strftime("%Y-%m-%d"),
         }
-        few_step = run.held_few_step if run.few_step is None else run.few_step.name
-        if few_step:
+        if few_step := run.held_few_step if run.few_step is None else run.few_step.name:
             training["few_step"] = few_step
         if BELOW in self.roles.adapters:  # so that who extends the collection can take it out again
             role = STUDENT if run.distill.few_step_alone else BELOW
             training["few_step_rank"] = self.roles.adapters[role].rank
         if gains := trainer.gains.effects:  # who extends the collection goes on with them
             training["gains"] = {slug(name): round(gain, 3) for name, gain in gains.items()}
-        catalogue = replace(prepared.catalogue, training=training)
         pictures = {**run.kept}
         if thumbnails and run.thumbnails:
             with suppress(Cancelled):  # the collection matters more
                 pictures |= self._thumbnails(weights)
-        catalogue = with_thumbnails(catalogue, weights, pictures)
-        save_collection(run.collection, weights, catalogue)
+        catalogue = replace(prepared.catalogue, training=training)
+        save_collection(run.collection, weights, with_thumbnails(catalogue, weights, pictures))
         report: dict[str, Any] = {
             "collection": run.collection.name,
             "training": training,
@@ -377,8 +375,7 @@ class DistillationRun:
     def preview(self, names: Sequence[str]) -> list[Tensor]:
         """What the student so far makes of each of these previewed effects, (3,H,W), always from the same
         noise."""
-        previews = self.prepared.previews
-        return self._results(self.result(), {name: previews[name] for name in names})
+        return self._results(self.result(), {name: self.prepared.previews[name] for name in names})
 
     def _results(self, weights: LoraWeights, shown: Mapping[str, Shown]) -> list[Tensor]:
         config = self.run.distill

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,6 +45,7 @@ Checkpointing = Literal["full", "selective", "none"]
 """What the base's blocks keep to a backward: their inputs, these and what attention made of them, or all. The
 less is kept, the more is computed twice."""
 CHECKPOINTING: tuple[Checkpointing, ...] = get_args(Checkpointing)
+COLLECTION = "collection.safetensors"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,20 @@ class Lists:
     """The sources of each effect."""
     general: Sequence[GeneralSample] = ()
     """The general stream's edits; without them every sample is an effect's."""
+
+    def pictures_hash(self) -> str:
+        """sha256 of what is in the pictures' files, of what they are for, and of the general edits' words."""
+        known = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in self._files()}
+        effects = [
+            [one.lora_name, known[one.source_image], one.base_pred_image and known[one.base_pred_image]]
+            for one in self.samples
+        ]
+        general = [[known[one.source_image], one.instruction] for one in self.general]
+        return hashlib.sha256(json.dumps([effects, general]).encode()).hexdigest()
+
+    def _files(self) -> set[Path]:
+        made = {one.base_pred_image for one in self.samples if one.base_pred_image is not None}
+        return made | {one.source_image for one in self.samples} | {one.source_image for one in self.general}
 
 
 @dataclass(frozen=True)
@@ -117,7 +134,10 @@ class Run:
     @property
     def needs_images(self) -> bool:
         """Whether every sample needs its teacher's image: to learn from or to write captions by."""
-        return self.distill.learns_images or self.captions is not None
+        asks = self.captions is not None and any(
+            not any(effect.own_words) for effect in self.lists.effects.values()
+        )
+        return self.distill.learns_images or asks
 
     def require_few_steps(self) -> None:
         """Raises ConfigError if nothing would have taught the collection the few steps it is sampled in."""
@@ -142,7 +162,7 @@ class Run:
     @property
     def collection(self) -> Path:
         """The file to share."""
-        return self.output / "collection.safetensors"
+        return self.output / COLLECTION
 
 
 _PATHS = ("output", "effects", "data", "general", "few_step", "extend")
@@ -225,16 +245,19 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
     for name, title in titles.items():
         if not isinstance(title, str):
             raise ConfigError(f"titles.{name} = {title!r} must be a text")
+    output, extend = paths["output"], paths.get("extend")
+    if extend is not None and extend.resolve() == (output / COLLECTION).resolve():
+        raise ConfigError(f"extend = {values['extend']!r} is what the run writes: give it another output")
     preset, base = values.get("preset", "default"), values.get("base", "pocket")
     distill = values.get("distill", {})
     return Run(
-        output=paths["output"],
+        output=output,
         lists=read_lists(paths["effects"], paths["data"], paths.get("general")),
         base=base if base == "pocket" else str(folder / base),
         base_dtype=base_dtype,
         offload=offload,
         few_step=paths.get("few_step"),
-        extend=paths.get("extend"),
+        extend=extend,
         shard=shard,
         checkpointing=checkpointing,
         long_side=long_side,

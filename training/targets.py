@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, stack, tensor
 
 from ..collection.atomic import atomic_write
+from ..collection.layouts import config_beside
 from .bank import TeacherBank
 from .data import TeacherPath
 from .flow import few_step_sigmas, nearest_sigmas
@@ -79,7 +80,7 @@ class TargetMaker:
         self.host, self.bank = host, bank
         self.folder, self.steps, self.guidance, self.batch, self.seed = folder, steps, guidance, batch, seed
         self.path_sigmas = nearest_sigmas(few_step_sigmas(steps), path_sigmas)
-        self.teachers = {name: file_hash(path) for name, path in bank.files.items()}
+        self.teachers = {name: lora_hash(path) for name, path in bank.files.items()}
         """Hashes of their files."""
 
     def make(
@@ -175,10 +176,14 @@ class TargetMaker:
         return digest.hexdigest()[:40]
 
 
-def file_hash(path: Path) -> str:
-    """sha256 of a file, or of all files of a folder with their names."""
+def lora_hash(path: Path) -> str:
+    """sha256 of a LoRA file and the adapter_config that it is read with, or of all files of a folder; with
+    their names. Raises LoraFormatError."""
     digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+    else:
+        files = [path, *filter(None, [config_beside(path)])]
     for file in files:
         digest.update(file.name.encode())
         with file.open("rb") as content:

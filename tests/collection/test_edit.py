@@ -18,7 +18,9 @@ from collectionlora.collection.file import (
     save_collection,
     with_thumbnails,
 )
+from collectionlora.collection.inspect import convert, describe
 from collectionlora.collection.layouts import comfy_tensors
+from collectionlora.collection.lora_weights import LoraWeights
 from collectionlora.collection.tensors import read_header, save_tensors
 
 
@@ -107,3 +109,21 @@ def test_pictures_of_a_file_with_a_larger_header_are_made_smaller(path, make_wei
     after = read_catalogue(path)
     assert after[first].title == "Another title"
     assert all(effect.thumbnail for effect in after.effects)
+
+
+def test_a_collection_on_another_base_is_edited_described_and_converted(path, tmp_path, assert_equal):
+    weights, catalogue = load_collection(path)
+    renamed = {name: f"double_blocks.{i}.img_attn.qkv" for i, name in enumerate(weights.down)}
+    other = LoraWeights(
+        *({renamed[name]: one for name, one in part.items()} for part in (weights.down, weights.up)),
+        {renamed[name]: alpha for name, alpha in weights.alpha.items()},
+    )
+    file = tmp_path / "flux.safetensors"
+    save_collection(file, other, catalogue)
+    name = catalogue.effects[0].name
+    edit_collection(file, file, titles={name: "Another title"})
+    after, told = load_collection(file)
+    assert_equal(after, other)
+    assert told[name].title == "Another title"
+    assert describe(file)["modules"] == len(weights.down)
+    convert(file, tmp_path / "peft", "peft")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from collectionlora.collection.layouts import LAYOUTS, open_source, read_lora, write_lora
+from collectionlora.collection.layouts import LAYOUTS, config_beside, open_source, read_lora, write_lora
 from collectionlora.collection.lora_weights import LoraWeights
 
 AB = {"A": "lora_A.weight", "B": "lora_B.weight", "alpha": "alpha"}
@@ -213,6 +213,10 @@ class TestAlpha:
         path = save_keys(tmp_path / "style.safetensors", make_weights([self.module]), KEYS["comfy"])
         (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 40}')
         assert read_lora(path).scale(self.module) == 1.0
+        assert config_beside(path) is None
+        # named as a folder it is that of its only weights, whatever they are called
+        assert read_lora(tmp_path).scale(self.module) == 10.0
+        assert config_beside(tmp_path) == tmp_path / "adapter_config.json"
 
 
 def released_checkpoint(path: Path, weights: LoraWeights, key=KEYS["released"]) -> Path:

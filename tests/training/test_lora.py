@@ -227,3 +227,16 @@ def test_a_widened_lora_adds_zero_on_the_other_modules() -> None:
     assert wide.rank("2") == 4
     assert torch.equal(deltas(wide)["2"], torch.zeros(SHAPES["2"]))
     assert torch.equal(deltas(wide)["0"], deltas(one)["0"])
+
+
+def test_an_adapter_loads_eight_bit_floats() -> None:
+    shapes = {"one": (6, 4)}
+    weights = LoraWeights(
+        {"one": torch.ones(2, 4).to(torch.float8_e4m3fn)},
+        {"one": torch.full((6, 2), 3.0).to(torch.float8_e4m3fn)},
+        {"one": 1.0},
+    )
+    adapter = LoraAdapter.create(shapes, 2, 4.0, 0)
+    adapter.load(weights)
+    made = adapter.weights()
+    torch.testing.assert_close(made.scale("one") * made.up["one"] @ made.down["one"], torch.full((6, 4), 3.0))

@@ -248,6 +248,11 @@ def test_a_checkpoint_is_not_resumed_on_another_held_few_step_lora(project: Any,
     weaker = replace(run.below, alpha={path: alpha / 2 for path, alpha in run.below.alpha.items()})
     with pytest.raises(CheckpointError, match="another few_step LoRA"):
         trained(replace(run, below=weaker), host, first, resume=True)
+    assert first is not None
+    weaker = replace(first, alpha={path: alpha / 2 for path, alpha in first.alpha.items()})
+    with pytest.raises(CheckpointError, match="another collection to extend"):
+        trained(run, host, weaker, resume=True)
+    trained(run, host, first, resume=True)
 
 
 @pytest.mark.parametrize("rank", [0, -3, 4, 5, 3.0, "3"])

@@ -396,3 +396,25 @@ def test_a_run_with_other_teacher_steps_is_another_run(project: Any, host: Any) 
     project.settings["targets"]["steps"] += 1
     with pytest.raises(CheckpointError, match="other teacher steps or guidance"):
         whole(project, host, resume=True)
+
+
+def test_a_run_with_another_teacher_prompt_is_another_run(project: Any, host: Any) -> None:
+    for entry in project.lists["effects"]:
+        entry["recaption_prompt"] = "in a style"
+    whole(project, host)
+    project.lists["effects"][0]["prompt"] += " Now!"
+    with pytest.raises(CheckpointError, match=r"was taught with the prompt 'Do .*\.', this run has .* Now!'"):
+        whole(project, host, resume=True)
+
+
+@pytest.mark.parametrize("changed", ["picture", "instruction"])
+def test_a_run_on_other_pictures_is_another_run(project: Any, host: Any, changed: str) -> None:
+    whole(project, host)
+    if changed == "picture":
+        other = project.picture("other.png")
+        Image.new("RGB", Image.open(project.folder / other).size, "red").save(project.folder / other)
+        project.lists["general"][1]["source_image"] = other
+    else:
+        project.lists["general"][1]["instruction"] = "sharpen it"
+    with pytest.raises(CheckpointError, match="trained on other pictures or instructions"):
+        whole(project, host, resume=True)

@@ -140,3 +140,20 @@ def test_a_few_step_lora_alone_needs_a_collection_that_holds_one(project: Any) -
     project.settings["few_step"] = "comic.safetensors"
     with pytest.raises(ConfigError, match=r"few_step_alone .* holds: extend one"):
         read_run(project.write()).require_few_steps()
+
+
+def test_a_run_does_not_write_over_what_it_extends(project: Any) -> None:
+    project.settings["extend"] = "out/../out/collection.safetensors"
+    with pytest.raises(ConfigError, match=r"extend = .* is what the run writes: give it another output"):
+        read_run(project.write())
+    project.settings["extend"] = "out2/collection.safetensors"
+    read_run(project.write())
+
+
+def test_captions_need_teacher_images_where_the_list_has_no_words(project: Any) -> None:
+    project.settings |= {"preset": "imitation", "captions": {"url": "http://here", "model": "vlm"}}
+    project.settings["distill"] = {"cycles": 3, "imitation_cycles": 3}
+    assert read_run(project.write()).needs_images
+    for entry in project.lists["effects"]:
+        entry["recaption_prompt"] = "in a style"
+    assert not read_run(project.write()).needs_images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, ones
 
 from collectionlora.training.bank import TeacherBank
 from collectionlora.training.flow import few_step_sigmas
@@ -19,7 +20,7 @@ from collectionlora.training.lora import linear_shapes
 from collectionlora.training.pictures import to_floats, to_pixels
 from collectionlora.training.randomness import generator
 from collectionlora.training.roles import Roles
-from collectionlora.training.targets import TargetMaker, Wanted, file_hash
+from collectionlora.training.targets import TargetMaker, Wanted, lora_hash
 
 
 class Workshop:
@@ -209,8 +210,23 @@ def test_images_that_are_no_numbers_are_neither_kept_nor_taken(workshop: Worksho
 
 def test_the_hash_of_a_folder_covers_names_and_contents(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
-    first = file_hash(tmp_path)
+    first = lora_hash(tmp_path)
     (tmp_path / "a").rename(tmp_path / "b")
-    second = file_hash(tmp_path)
+    second = lora_hash(tmp_path)
     (tmp_path / "b").write_text("2")
-    assert len({first, second, file_hash(tmp_path)}) == 3
+    assert len({first, second, lora_hash(tmp_path)}) == 3
+
+
+def test_the_hash_of_a_file_covers_the_configuration_that_it_is_read_with(tmp_path: Path) -> None:
+    file = tmp_path / "adapter_model.safetensors"
+    module = "transformer_blocks.0.attn.to_q"
+    save_file({f"{module}.lora_A.weight": ones(2, 4), f"{module}.lora_B.weight": ones(4, 2)}, file)
+    hashes = [lora_hash(file)]
+    for alpha in (2, 4):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": alpha}))
+        hashes.append(lora_hash(file))
+    file = file.rename(tmp_path / "style.safetensors")
+    hashes.append(lora_hash(file))
+    assert len({*hashes}) == 4
+    (tmp_path / "adapter_config.json").unlink()
+    assert lora_hash(file) == hashes[-1]  # it belonged to none in particular
