@@ -287,13 +287,13 @@ class Trainer:
             kept = record.edits if name == EDIT else record.values.setdefault(name, {})
             kept.setdefault(effect, []).append(value)
         record.grad_norms[role] = max(total, record.grad_norms.get(role, 0.0))
-        optimizer.step()
+        if done:  # else nobody has a gradient, which several processes would step on as 0
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     def _ask(self) -> None:
         """Alone, stop at once. Others would wait for this process: they are told with the next gradients."""
-        if self.cancelled():
-            self._wants_to_stop = True
+        self._wants_to_stop |= self.cancelled()
         if self._wants_to_stop and self.workers.count == 1:
             self._stop()
 

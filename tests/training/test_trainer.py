@@ -14,6 +14,7 @@ from torch import Tensor
 from collectionlora.training.checkpoint import copied
 from collectionlora.training.distiller import FAKE, STUDENT, Draws
 from collectionlora.training.trainer import Trainer
+from collectionlora.training.workers import Workers
 
 # -- updates --
 
@@ -259,3 +260,20 @@ def test_8_bit_adam_without_its_package_says_what_to_install(tiny, teachers, mon
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(RuntimeError, match="pip install bitsandbytes"):
         tiny.world(teachers, {"optimizer": "adamw8bit"})
+
+
+def test_an_update_without_a_term_changes_nothing_in_any_number_of_processes(tiny, teachers, monkeypatch):
+    for count in (1, 2):
+        values = {"warm_cycles": 4, "cycles": 4, "lr": 0.1, "batch": 2, "micro_batch": 1}
+        trainer = tiny.world(teachers, values).trainer
+        trainer.workers = Workers(0, count)
+        for name, stub in (("add_up", lambda *_: None), ("gather", lambda self, thing: [thing] * self.count)):
+            monkeypatch.setattr(Workers, name, stub)
+        records = trainer.run()
+        next(records)  # from now on the optimizer has momentum
+        moved = copied(trainer.student.state_dict())
+        with monkeypatch.context() as general:
+            general.setattr(type(trainer.lessons), "draw", lambda self, *_: [self.general[0]] * 2)
+            next(records)
+        for name, value in trainer.student.state_dict().items():
+            assert torch.equal(value, moved[name])
