@@ -7,6 +7,7 @@ import base64
 import io
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import folder_paths
@@ -22,6 +23,7 @@ from .places import inside, unused
 
 PLAIN = (str, int, float, bool)
 FORMATS = ("PNG", "WEBP", "JPEG")
+_editing = Lock()
 
 
 def add_browser_routes() -> None:
@@ -107,6 +109,13 @@ def _asked(content: Any) -> dict[str, Any]:
 
 
 def _edit(file: str, titles: dict[str, str], pictures: dict[str, str], drop: list[str], save_as: str) -> str:
+    with _editing:  # of two pages the later one would drop what the earlier has changed
+        return _edit_alone(file, titles, pictures, drop, save_as)
+
+
+def _edit_alone(
+    file: str, titles: dict[str, str], pictures: dict[str, str], drop: list[str], save_as: str
+) -> str:
     source = collection_path(file)
     root = Path(folder_paths.get_folder_paths("loras")[0])
     if save_as:

@@ -14,6 +14,7 @@ from ..collection.catalogue import fingerprint
 from ..collection.errors import CollectionError
 from ..collection.file import fitted, save_collection
 from ..collection.layouts import comfy_tensors, read_lora
+from ..collection.tensors import read_header
 from ..training.lora import linear_shapes
 from .files import BUILT_IN, catalogue_of, collection_names, collection_path
 from .places import inside, unused
@@ -83,10 +84,11 @@ class LoadCollection(io.ComfyNode):
             if other_base == "refuse":
                 raise CollectionError(f"{message}, or set other_base to warn")
             logging.warning("CollectionLoRA: %s", message)
-        weights = read_lora(collection_path(file), shapes if fits else None).copied()
+        path = collection_path(file)
+        weights = read_lora(path, shapes if fits else None).copied()
         patched, _ = sd.load_lora_for_models(model, None, comfy_tensors(weights), strength, 0)
         patched.set_attachments(ATTACHMENT, catalogue)
-        return io.NodeOutput(patched, Collection(file, weights, catalogue))
+        return io.NodeOutput(patched, Collection(file, weights, catalogue, read_header(path).metadata))
 
 
 class CollectionInfo(io.ComfyNode):
@@ -147,7 +149,8 @@ class SaveCollection(io.ComfyNode):
     def execute(cls, collection: Collection, filename: str) -> io.NodeOutput:
         path = unused(inside(Path(folder_paths.get_folder_paths("loras")[0]), filename))
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_collection(path, collection.weights, fitted(collection.catalogue, collection.weights))
+        catalogue = fitted(collection.catalogue, collection.weights, collection.others)
+        save_collection(path, collection.weights, catalogue, collection.others)
         return io.NodeOutput(str(path), ui=ui.PreviewText(f"saved: {path}"))
 
 

@@ -124,6 +124,12 @@ class DistilCollection(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, few_step: str | None = NONE, **_: Any) -> Any:
+        """Run again when the few-step LoRA has been written anew. None comes for a linked input."""
+        path = few_step and folder_paths.get_full_path("loras", few_step)
+        return path and Path(path).stat().st_mtime_ns
+
+    @classmethod
     def execute(
         cls,
         model: Any,

@@ -172,7 +172,8 @@ def encode(clip: Any, vae: Any, image: Tensor, prompt: str) -> tuple[list[list[A
     words, parts = [], []
     for one in torch.split(image, 1):
         picture = content_key(one)
-        text_key = (clip.patcher.patches_uuid, prompt, picture)
+        clip_key = (clip.patcher.patches_uuid, clip.layer_idx, repr(clip.tokenizer_options))
+        text_key = (clip_key, prompt, picture)
         words.append(
             _texts.get(clip.cond_stage_model, text_key, lambda one=one: encode_prompt(clip, prompt, one))
         )

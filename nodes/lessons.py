@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from .sockets import TRAINING, EffectImagesSocket, GeneralImagesSocket, Teachers
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SHOWN = 6
+MAX_PATH = 1024
 EVERYDAY_EDITS = Path(__file__).with_name("everyday_edits.txt")
 """One instruction a line."""
 
@@ -189,6 +191,8 @@ class EffectImages(io.ComfyNode):
         names = [teacher.lora_name for teacher in teachers]
         path = allowed(before, "data.jsonl")
         if path.is_file():
+            if after.strip():
+                raise ValueError("after goes with a folder of sources; lists name results as base_pred_image")
             samples = read_effect_data(path, names)
             _check_listed(path, [one.source_image for one in samples])
             _check_listed(path, [one.base_pred_image for one in samples if one.base_pred_image])
@@ -277,10 +281,18 @@ def changed(text: str | None, built_in: str) -> Any:
         return None
     try:
         path = allowed(text, built_in)
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        files = sorted(path.rglob("*")) if path.is_dir() else [path, *_listed(path)]
         return [(str(file), file.stat().st_mtime_ns) for file in files]
     except (ValueError, OSError):
         return text
+
+
+def _listed(path: Path) -> list[Path]:
+    """Files that the lines of a list name, whatever the fields. Raises ValueError for what is no list."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    values = [value for line in lines if isinstance(line, dict) for value in line.values()]
+    named = {path.parent / value for value in values if isinstance(value, str) and len(value) < MAX_PATH}
+    return sorted(file for file in named if file.is_file())
 
 
 def _check_listed(path: Path, files: Sequence[Path]) -> None:

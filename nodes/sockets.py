@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from comfy_api.latest import io
 
@@ -29,6 +30,8 @@ class Collection:
     name: str
     weights: LoraWeights
     catalogue: Catalogue
+    others: Mapping[str, str] = field(default_factory=dict)
+    """What other programs wrote into the file's header."""
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ wear("./picker/picker.css");
 
 /** @param {Node} node */
 function choiceOf(node) {
-  const [effect, then] = ["effect", "then"].map((name) => widgetOf(node, name)?.value);
-  const second = !then || then === NONE ? null : then;
-  return widgetOf(node, "effect") ? { first: effect ?? "", second } : { first: "", second, linked: true };
+  const [effect, then] = ["effect", "then"].map((name) => widgetOf(node, name));
+  const second = !then?.value || then.value === NONE ? null : then.value;
+  return { first: effect?.value ?? "", second, linked: !effect, thenLinked: !then };
 }
 
 /**

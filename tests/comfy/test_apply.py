@@ -21,7 +21,8 @@ sys.path.append(str(Path(__file__).parent))
 from graphs import PICTURES, Graph, apply_effect, node
 
 from collectionlora.collection.catalogue import HEADER_KEY
-from collectionlora.collection.file import read_catalogue
+from collectionlora.collection.file import load_collection, read_catalogue, save_collection
+from collectionlora.collection.tensors import read_header
 from collectionlora.pocket import WEIGHTS
 
 SHIPPED = WEIGHTS / "collection.safetensors"
@@ -247,3 +248,14 @@ def test_saving_never_overwrites(server: Any) -> None:
     folder = server.base_directory / "models" / "loras"
     assert {"kept.safetensors", "kept 2.safetensors"} <= {path.name for path in folder.iterdir()}
     assert read_catalogue(folder / "kept 2.safetensors") == read_catalogue(SHIPPED)
+
+
+def test_saving_keeps_what_other_programs_wrote(server: Any) -> None:
+    folder = server.base_directory / "models" / "loras"
+    weights, catalogue = load_collection(SHIPPED)
+    save_collection(folder / "signed.safetensors", weights, catalogue, {"modelspec.author": "someone"})
+    graph = apply_effect("photo.webp", "sketch", load={"file": "signed.safetensors"})
+    kept = {key: graph[key] for key in ("pocket", "load")}
+    kept["save"] = node("CollectionLoraSave", collection=["load", 1], filename="signed copy")
+    server.run(kept)
+    assert read_header(folder / "signed copy.safetensors").metadata["modelspec.author"] == "someone"

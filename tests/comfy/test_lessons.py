@@ -35,6 +35,24 @@ def test_paths_that_come_by_links_are_not_read_anew_at_every_run(server: Any) ->
     assert {"teachers", "images", "distil"} <= {*cached}
 
 
+def test_a_picture_that_a_list_names_is_read_again_when_it_has_changed(server: Any) -> None:
+    folder = server.base_directory / "input"
+    shutil.copy(THERMAL, server.base_directory / "models" / "loras")
+    Image.new("RGB", (64, 64), "blue").save(folder / "named.png")
+    sample = {"source_image": "named.png", "instruction": "x", "lora_name": "thermal"}
+    (folder / "names.jsonl").write_text(json.dumps(sample) + "\n")
+    teacher = node("CollectionLoraTeacher", lora="thermal.safetensors", name="", prompt="x", category="")
+    images = node(
+        "CollectionLoraEffectImages", teachers=["teacher", 0], before="names.jsonl", after="", for_each=0
+    )
+    shown = node("SaveImage", images=["images", 1], filename_prefix="named")
+    for colour in ("blue", "red"):
+        Image.new("RGB", (64, 64), colour).save(folder / "named.png")
+        saved = server.run({"teacher": teacher, "images": images, "save": shown})["save"]["images"][0]
+        sheet = np.asarray(Image.open(server.output_file(saved)).convert("RGB"))
+        assert (sheet == np.asarray(Image.new("RGB", (1, 1), colour))[0, 0]).all(-1).any()
+
+
 def test_prompts_are_read_from_text_files_of_windows(server: Any) -> None:
     """Their folder may be a link to another disk; that of the pictures is called like the effect."""
     loras, before = server.base_directory / "another disk", server.base_directory / "input" / "noted"
@@ -91,6 +109,7 @@ def test_pictures_of_a_folder_outside_are_not_read_by_an_effects_name(server: An
             {"images": {"before": "photos", "after": "empty"}},
             "no subfolder named like an effect",
         ),
+        ({"images": {"after": "photos"}}, "after goes with a folder of sources"),
         ({"general": {"pictures": "empty"}}, "holds no picture"),
         ({"settings": {"more": "ranc = 3"}}, "unknown key ranc; did you mean 'rank'"),
         ({"settings": {"more": "rank ="}}, "more is no TOML"),

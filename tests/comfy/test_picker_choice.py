@@ -70,6 +70,40 @@ def test_an_effect_by_a_link_is_not_the_gallerys_to_choose(picker: Any, server: 
     assert json.loads(kept.read_text()) == before
 
 
+def test_a_second_effect_by_a_link_is_not_the_gallerys_to_choose(picker: Any) -> None:
+    cell(picker, "sketch").click()
+    picker.evaluate(
+        f"() => {{ const graph = {APP}.graph, chooser = {NODE};"
+        " const names = LiteGraph.createNode('PrimitiveNode'); graph.add(names);"
+        " names.connect(0, chooser, chooser.findInputSlot('then')); }"
+    )
+    told = picker.locator(".cl-chosen").filter(has_text="The second effect comes by a link.")
+    told.wait_for()
+    assert picker.locator(".cl-add").count() == 0
+    cell(picker, "confetti").click(modifiers=["Shift"])
+    picker.wait_for_timeout(300)
+    assert chosen(picker)[0] == "sketch"
+    cell(picker, "neon").click()
+    picker.wait_for_timeout(300)
+    assert chosen(picker)[0] == "neon"
+    assert told.count() == 1
+
+
+def test_a_second_effect_can_be_removed_where_the_first_comes_by_a_link(picker: Any) -> None:
+    cell(picker, "sketch").click()
+    cell(picker, "confetti").click(modifiers=["Shift"])
+    picker.evaluate(
+        f"() => {{ const graph = {APP}.graph, chooser = {NODE};"
+        " const names = LiteGraph.createNode('PrimitiveNode'); graph.add(names);"
+        " names.connect(0, chooser, chooser.findInputSlot('effect')); }"
+    )
+    picker.locator(".cl-chosen").filter(has_text="The effect comes by a link.").wait_for()
+    picker.locator(".cl-chosen .cl-drop").click()
+    picker.wait_for_timeout(300)
+    assert chosen(picker)[1] == "none"
+    assert picker.locator(".cl-chosen .cl-drop").count() == 0
+
+
 def test_a_missing_file_is_named_and_the_choice_kept(picker: Any) -> None:
     cell(picker, "sketch").click()
     load(picker, "gone.safetensors")

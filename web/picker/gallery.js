@@ -6,8 +6,8 @@ import { isKept, noteUse, onChange, pairs, remember, togglePair } from "./memory
 
 /** @typedef {import("./catalogue.js").Effect} Effect */
 /**
- * @typedef {{first: string, second: string | null, linked?: boolean}} Choice
- * `linked`: the first comes by a link, and is not the gallery's to choose.
+ * @typedef {{first: string, second: string | null, linked?: boolean, thenLinked?: boolean}} Choice
+ * `linked`, `thenLinked`: the first, or the second, comes by a link, and is not the gallery's to choose.
  */
 
 const SIZES = { min: 56, max: 192, start: 88 };
@@ -177,7 +177,8 @@ export class Gallery {
 
   /** @param {string} name @param {boolean} [asSecond] */
   #pick(name, asSecond = false) {
-    const { first, second, linked } = this.choice;
+    const { first, second, linked, thenLinked } = this.choice;
+    if (asSecond && thenLinked) return;
     const isSecond = (asSecond || this.choosesSecond) && first && first !== name; // no effect after itself
     this.choosesSecond = false;
     if (isSecond) this.#set({ first, second: name });
@@ -186,7 +187,7 @@ export class Gallery {
 
   /** @param {Choice} choice */
   #set(choice) {
-    this.choice = choice;
+    this.choice = { ...this.choice, ...choice };
     noteUse([choice.first, choice.second ?? ""].filter(Boolean));
     this.#mark();
     this.onChoice(choice);
@@ -231,15 +232,20 @@ export class Gallery {
   }
 
   #mark() {
-    const { first, second, linked } = this.choice;
+    const { first, second, linked, thenLinked } = this.choice;
+    if (thenLinked) this.choosesSecond = false;
     const had = this.chosen.contains(document.activeElement) ? document.activeElement?.className : null;
     this.grid.mark(first, second);
-    if (linked) {
-      this.chosen.replaceChildren(element("span", t("The effect comes by a link.")));
+    const drop = () => this.#set({ first, second: null });
+    this.chosen.replaceChildren(
+      linked ? element("span", t("The effect comes by a link.")) : this.#chip(first, t("Effect"), null),
+    );
+    if (linked || thenLinked) {
       this.pairs.hidden = true; // it would choose both
+      if (thenLinked) this.chosen.append(element("span", t("The second effect comes by a link.")));
+      else if (second) this.chosen.append(this.#chip(second, t("Then"), drop));
       return;
     }
-    this.chosen.replaceChildren(this.#chip(first, t("Effect"), null));
     if (second) {
       const swap = element("button", "⇄", { class: "cl-swap", type: "button", title: t("Swap the two") });
       swap.setAttribute("aria-label", t("Swap the two effects"));
@@ -249,7 +255,7 @@ export class Gallery {
       keep.setAttribute("aria-label", t("Keep this pair"));
       keep.title = t("Keep this pair");
       keep.addEventListener("click", () => togglePair(first, second));
-      this.chosen.append(swap, this.#chip(second, t("Then"), () => this.#set({ first, second: null })), keep);
+      this.chosen.append(swap, this.#chip(second, t("Then"), drop), keep);
     } else {
       const add = element("button", "", { class: "cl-add", type: "button", "aria-pressed": String(this.choosesSecond) });
       add.textContent = this.choosesSecond ? t("now pick the second") : t("+ then");
