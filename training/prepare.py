@@ -212,7 +212,7 @@ def make_targets(
         workers.wait()
     complete = list(pictures)
     for done, (j, made) in enumerate(maker.make(roles, wanted, cancelled), 1):
-        complete[missing[j]] = replace(complete[missing[j]], target=made.latent, path=made.path)
+        complete[missing[j]] = replace(complete[missing[j]], target=made.latent.cpu(), path=made.path)
         progress(done, len(missing))
     if any(picture.target is None for picture in complete):
         raise Cancelled("cancelled while making teacher images; those made are kept")
@@ -349,7 +349,11 @@ def _asked_caption(
     if key not in known:
         order = torch.randperm(len(own), generator=generator(seed, "caption pairs", name)).tolist()
         shown = [(own[i].image, own[i].target) for i in order[:PAIRS_SHOWN]]
-        pairs = [(image, host.decode(target[None])[0]) for image, target in shown if target is not None]
+        pairs = [
+            (image, host.decode(target[None].to(host.device))[0])
+            for image, target in shown
+            if target is not None
+        ]
         known[key] = caption_effect(prompt, pairs, endpoint, seed)
         with atomic_write(remembered) as temporary:
             temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")

@@ -370,7 +370,8 @@ class DistillationRun:
         """The previewed effects, each with source and wanted result, (3,H,W) each."""
         for name, one in self.prepared.previews.items():
             assert one.picture.target is not None
-            yield name, (one.picture.image, self.host.decode(one.picture.target[None].float())[0])
+            wanted = one.picture.target[None].to(self.host.device, torch.float32)
+            yield name, (one.picture.image, self.host.decode(wanted)[0])
 
     def preview(self, names: Sequence[str]) -> list[Tensor]:
         """What the student so far makes of each of these previewed effects, (3,H,W), always from the same
