@@ -219,7 +219,7 @@ def test_the_command_line_distils_on_it(folder, tmp_path, monkeypatch, capsys, k
     """Lists, two pictures and a teacher in; a collection out that the same base loads."""
     hosts, policies = [], []
     keep, fuse = qwen.keep_small, qwen.fuse
-    monkeypatch.setattr(qwen, "fuse", lambda net, how: policies.append(how) or fuse(net, how))
+    monkeypatch.setattr(qwen, "fuse", lambda net, how, *more: policies.append(how) or fuse(net, how, *more))
     monkeypatch.setattr(qwen, "keep_small", lambda *given: hosts.append(given[2:]) or keep(*given))
     from safetensors.torch import save_file
 
