@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,6 @@ from .sockets import TRAINING, EffectImagesSocket, GeneralImagesSocket, Teachers
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SHOWN = 6
-MAX_PATH = 1024
 EVERYDAY_EDITS = Path(__file__).with_name("everyday_edits.txt")
 """One instruction a line."""
 
@@ -288,11 +289,16 @@ def changed(text: str | None, built_in: str) -> Any:
 
 
 def _listed(path: Path) -> list[Path]:
-    """Files that the lines of a list name, whatever the fields. Raises ValueError for what is no list."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    values = [value for line in lines if isinstance(line, dict) for value in line.values()]
-    named = {path.parent / value for value in values if isinstance(value, str) and len(value) < MAX_PATH}
-    return sorted(file for file in named if file.is_file())
+    """Files that the lines of a list name, whatever the fields; what is no list names none."""
+    found: set[Path] = set()
+    for line in path.read_bytes().removeprefix(BOM_UTF8).split(b"\n"):
+        with suppress(ValueError):
+            content = json.loads(line)
+            for value in content.values() if isinstance(content, dict) else ():
+                with suppress(OSError, ValueError):  # too long for a name: a prompt
+                    if isinstance(value, str) and (path.parent / value).is_file():
+                        found.add(path.parent / value)
+    return sorted(found)
 
 
 def _check_listed(path: Path, files: Sequence[Path]) -> None:

@@ -75,8 +75,10 @@ def check_origin(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any])
         refuse("the run was begun from another collection to extend, or from none")
     if theirs.get("targets", ours["targets"]) != ours["targets"]:
         refuse(f"the run was trained with other teacher steps or guidance, {theirs['targets']}")
-    if theirs.get("pictures", ours["pictures"]) != ours["pictures"]:
-        refuse("the run was trained on other pictures or instructions")
+    for name, found in theirs.get("pictures", {}).items():
+        if ours["pictures"].get(name, found) != found:
+            of = f"of effect {name!r}" if name else "or instructions of the general stream"
+            refuse(f"the pictures {of} are not those that the run was trained on")
     for name, found in theirs.get("teachers", {}).items():
         if ours["teachers"].get(name, found) != found:
             refuse(f"the file of teacher {name!r} is not the one that the run was trained with")

@@ -68,15 +68,16 @@ class Lists:
     general: Sequence[GeneralSample] = ()
     """The general stream's edits; without them every sample is an effect's."""
 
-    def pictures_hash(self) -> str:
-        """sha256 of what is in the pictures' files, of what they are for, and of the general edits' words."""
+    def pictures_hash(self) -> dict[str, str]:
+        """sha256 of the pictures of each effect, as their files are, and under "" of the general edits, with
+        their words."""
         known = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in self._files()}
-        effects = [
-            [one.lora_name, known[one.source_image], one.base_pred_image and known[one.base_pred_image]]
-            for one in self.samples
-        ]
         general = [[known[one.source_image], one.instruction] for one in self.general]
-        return hashlib.sha256(json.dumps([effects, general]).encode()).hexdigest()
+        seen: dict[str, list[object]] = {"": [*general]}
+        for one in self.samples:
+            made = one.base_pred_image and known[one.base_pred_image]
+            seen.setdefault(one.lora_name, []).append([known[one.source_image], made])
+        return {name: hashlib.sha256(json.dumps(some).encode()).hexdigest() for name, some in seen.items()}
 
     def _files(self) -> set[Path]:
         made = {one.base_pred_image for one in self.samples if one.base_pred_image is not None}

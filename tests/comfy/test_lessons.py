@@ -39,8 +39,8 @@ def test_a_picture_that_a_list_names_is_read_again_when_it_has_changed(server: A
     folder = server.base_directory / "input"
     shutil.copy(THERMAL, server.base_directory / "models" / "loras")
     Image.new("RGB", (64, 64), "blue").save(folder / "named.png")
-    sample = {"source_image": "named.png", "instruction": "x", "lora_name": "thermal"}
-    (folder / "names.jsonl").write_text(json.dumps(sample) + "\n")
+    sample = {"source_image": "named.png", "instruction": "x" * 400, "lora_name": "thermal"}
+    (folder / "names.jsonl").write_text(json.dumps(sample) + "\n", encoding="utf-8-sig")
     teacher = node("CollectionLoraTeacher", lora="thermal.safetensors", name="", prompt="x", category="")
     images = node(
         "CollectionLoraEffectImages", teachers=["teacher", 0], before="names.jsonl", after="", for_each=0

@@ -56,7 +56,8 @@ def fuse(
         transformer.pos_embed.register_forward_hook(_rotation)
     if compiled:
         config = torch._dynamo.config
-        config.recompile_limit = max(config.recompile_limit, VARIANTS)
+        limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch < 2.7
+        setattr(config, limit, max(getattr(config, limit), VARIANTS))
     for block in blocks:
         block.forward = FusedBlock(block, checkpointing, compiled, attend)
 

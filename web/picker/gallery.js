@@ -244,9 +244,7 @@ export class Gallery {
       this.pairs.hidden = true; // it would choose both
       if (thenLinked) this.chosen.append(element("span", t("The second effect comes by a link.")));
       else if (second) this.chosen.append(this.#chip(second, t("Then"), drop));
-      return;
-    }
-    if (second) {
+    } else if (second) {
       const swap = element("button", "⇄", { class: "cl-swap", type: "button", title: t("Swap the two") });
       swap.setAttribute("aria-label", t("Swap the two effects"));
       swap.addEventListener("click", () => this.#set({ first: second, second: first }));
@@ -266,10 +264,10 @@ export class Gallery {
       });
       this.chosen.append(add);
     }
-    this.#listPairs();
+    if (!linked && !thenLinked) this.#listPairs();
     if (had === null) return; // else the focus was on a button that is a new one now
     const buttons = [...this.chosen.querySelectorAll("button")];
-    (buttons.find((one) => one.className === had) ?? buttons[0]).focus();
+    (buttons.find((one) => one.className === had) ?? buttons[0] ?? this.search).focus();
   }
 
   /** @param {string} name @param {string} role @param {(() => void) | null} drop */

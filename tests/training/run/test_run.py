@@ -407,14 +407,21 @@ def test_a_run_with_another_teacher_prompt_is_another_run(project: Any, host: An
         whole(project, host, resume=True)
 
 
-@pytest.mark.parametrize("changed", ["picture", "instruction"])
+@pytest.mark.parametrize("changed", ["picture", "general picture", "instruction"])
 def test_a_run_on_other_pictures_is_another_run(project: Any, host: Any, changed: str) -> None:
     whole(project, host)
+    project.lists["data"].sort(key=lambda line: line["source_image"])  # effects mixed otherwise are no others
+    project.settings["distill"]["cycles"] += 1
+    whole(project, host, resume=True)
+    other = project.picture("other.png")
+    Image.new("RGB", Image.open(project.folder / other).size, "red").save(project.folder / other)
     if changed == "picture":
-        other = project.picture("other.png")
-        Image.new("RGB", Image.open(project.folder / other).size, "red").save(project.folder / other)
+        project.lists["data"][0]["source_image"] = other
+    elif changed == "general picture":
         project.lists["general"][1]["source_image"] = other
     else:
         project.lists["general"][1]["instruction"] = "sharpen it"
-    with pytest.raises(CheckpointError, match="trained on other pictures or instructions"):
+    name = project.lists["data"][0]["lora_name"]
+    of = f"of effect '{name}'" if changed == "picture" else "or instructions of .* stream"
+    with pytest.raises(CheckpointError, match=f"pictures {of} are not those that the run was trained on"):
         whole(project, host, resume=True)
