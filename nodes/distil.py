@@ -29,7 +29,7 @@ from ..training.run_config import Lists, Run, Targets
 from ..training.trainer import DivergedError
 from .effect import LONG_SIDE, SHAPE, multiple_for
 from .events import CANCELLED, RunEvents
-from .files import BUILT_IN
+from .files import BUILT_IN, lora_changed
 from .places import folder_name, unused
 from .planning import plan_of, room_for
 from .previews import Previews
@@ -125,9 +125,8 @@ class DistilCollection(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, few_step: str | None = NONE, **_: Any) -> Any:
-        """Run again when the few-step LoRA has been written anew. None comes for a linked input."""
-        path = few_step and folder_paths.get_full_path("loras", few_step)
-        return path and Path(path).stat().st_mtime_ns
+        """Run again when the few-step LoRA has been written anew."""
+        return lora_changed(few_step)
 
     @classmethod
     def execute(
@@ -250,7 +249,7 @@ def _train(job: DistillationRun, host: ComfyHost, events: RunEvents, preview_eve
         previews = Previews(job, events) if preview_every else None
         if run.checkpoint.is_file():
             job.resume()
-            events.resumed(job.trainer.cycle, job.losses, job.effect_losses)
+            events.resumed(job.trainer.cycle, job.curves.losses, job.curves.effect_losses)
         elif previews:
             previews.make()
         for record in job.train(progress=progress):

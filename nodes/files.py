@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 
@@ -41,3 +42,10 @@ def catalogue_of(name: str) -> Catalogue:
 @lru_cache(maxsize=32)
 def _read(path: Path, changed: int) -> Catalogue:
     return read_catalogue(path)
+
+
+def lora_changed(name: str | None) -> Any:
+    """Something that differs once a file of models/loras has been written anew. None comes for a linked
+    input, and is what a name gives that is no file's."""
+    path = name and folder_paths.get_full_path("loras", name)
+    return path and Path(path).stat().st_mtime_ns

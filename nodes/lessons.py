@@ -24,7 +24,7 @@ from ..collection.jsonl import (
 )
 from ..training.pictures import fitted, read_picture, to_tensor
 from ..training.plots import SheetRow, contact_sheet
-from .files import BUILT_IN
+from .files import BUILT_IN, lora_changed
 from .places import allowed, check_places
 from .sockets import TRAINING, EffectImagesSocket, GeneralImagesSocket, TeachersSocket
 
@@ -66,9 +66,8 @@ class Teacher(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora: str | None = "", **_: Any) -> Any:
-        """Run again when the file has been written anew under its name. None comes for a linked input."""
-        path = lora and folder_paths.get_full_path("loras", lora)
-        return path and Path(path).stat().st_mtime_ns
+        """Run again when the file has been written anew under its name."""
+        return lora_changed(lora)
 
     @classmethod
     def execute(
@@ -290,15 +289,17 @@ def changed(text: str | None, built_in: str) -> Any:
 
 def _listed(path: Path) -> list[Path]:
     """Files that the lines of a list name, whatever the fields; what is no list names none."""
-    found: set[Path] = set()
+    values: set[str] = set()
     for line in path.read_bytes().removeprefix(BOM_UTF8).split(b"\n"):
-        with suppress(ValueError):
+        with suppress(ValueError, AttributeError):
             content = json.loads(line)
-            for value in content.values() if isinstance(content, dict) else ():
-                with suppress(OSError, ValueError):  # too long for a name: a prompt
-                    if isinstance(value, str) and (path.parent / value).is_file():
-                        found.add(path.parent / value)
-    return sorted(found)
+            values |= {value for value in content.values() if isinstance(value, str)}
+    found = []
+    for file in (path.parent / value for value in sorted(values)):
+        with suppress(OSError, ValueError):  # too long for a name: a prompt
+            if file.is_file():
+                found.append(file)
+    return found
 
 
 def _check_listed(path: Path, files: Sequence[Path]) -> None:

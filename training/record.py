@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 Losses = dict[str, dict[str, list[float]]]
 """Term or effect -> {"cycle": [...], "loss": [...]} over the cycles that have it."""
@@ -62,7 +64,37 @@ class Record:
         return {name: fmean(losses) for name, losses in own.items() if losses}
 
 
-def until(cycle: int, lines: Losses) -> Losses:
+@dataclass
+class Curves:
+    """The losses of a run and its seconds, as they are kept beside its state."""
+
+    losses: Losses = field(default_factory=dict)
+    """By term."""
+    effect_losses: Losses = field(default_factory=dict)
+    """By effect."""
+    seconds: float = 0.0
+
+    def note(self, record: Record) -> None:
+        """Add a cycle."""
+        self.seconds += sum(record.seconds.values())
+        for lines, values in ((self.losses, record.losses), (self.effect_losses, record.effect_losses)):
+            for name, value in values.items():
+                line = lines.setdefault(name, {"cycle": [], "loss": []})
+                line["cycle"].append(record.cycle)
+                line["loss"].append(round(value, 6))
+
+    def to_json(self) -> dict[str, Any]:
+        """For :meth:`until`."""
+        return {**vars(self), "seconds": round(self.seconds, 1)}
+
+    @classmethod
+    def until(cls, cycle: int, content: Mapping[str, Any]) -> Curves:
+        """Those of the cycles before that one."""
+        losses, effect_losses = (_until(cycle, content.get(n, {})) for n in ("losses", "effect_losses"))
+        return cls(losses, effect_losses, float(content["seconds"]))
+
+
+def _until(cycle: int, lines: Losses) -> Losses:
     """The points before that cycle."""
     before = {}
     for name, line in lines.items():

@@ -61,8 +61,10 @@ def check_settings(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any
 def check_origin(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Raises CheckpointError, naming the file `path`, where a student was trained on something else: another
     base, few-step LoRA, collection to extend or teacher, or other prompts or pictures. Files of earlier
-    versions do not say all of it.
+    versions do not say all of it, nor does a run before it has chosen its prompts; a lost file says nothing.
     """
+    if not theirs:
+        return
 
     def refuse(what: str) -> NoReturn:
         raise CheckpointError(f"{path}: {what}; restore that, or start again without resuming")
@@ -84,7 +86,7 @@ def check_origin(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any])
             refuse(f"the file of teacher {name!r} is not the one that the run was trained with")
     for kind, done in (("prompts", "trained as"), ("teacher_prompts", "taught with the prompt")):
         for name, found in theirs.get(kind, {}).items():
-            own = ours[kind].get(name, found)
+            own = ours.get(kind, {}).get(name, found)
             if own != found:
                 refuse(f"effect {name!r} was {done} {found!r}, this run has {own!r}")
 

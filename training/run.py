@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from .prepare import (
     read_pictures,
 )
 from .randomness import generator
-from .record import Losses, Record, until
+from .record import Curves, Record
 from .resuming import check_origin, check_settings
 from .roles import Roles
 from .run_config import ConfigError, Run, Targets, read_run
@@ -129,9 +130,7 @@ class DistillationRun:
         if below is not None:
             adapters[BELOW] = LoraAdapter.of(below).to(host.device, host.dtype)
         self.roles = Roles(host.transformer, adapters)
-        self.losses: Losses = {}
-        self.effect_losses: Losses = {}
-        self.seconds = 0.0
+        self.curves = Curves()
 
     def __enter__(self) -> DistillationRun:
         self.roles.attach()
@@ -154,22 +153,12 @@ class DistillationRun:
         samples = [*self._samples, *(one for one in shown.values() if one not in self._samples)]
         pictures = read_pictures(host, samples, self.cancelled)
         general = encode_general(host, run.lists.general, samples, pictures, self.cancelled)
-        maker = TargetMaker(
-            host,
-            self.bank,
-            run.output / "teacher_images",
-            run.targets.steps,
-            run.targets.guidance,
-            run.targets.batch,
-            run.distill.seed,
-            run.distill.objective.path_sigmas,
-        )
-        self._teachers, self._pictures = maker.teachers, run.lists.pictures_hash()
+        _ = self._origin  # now: files may be gone when the state is saved
         needed = range(len(samples)) if run.needs_images else [samples.index(one) for one in shown.values()]
         made = make_targets(
             host,
             self.roles,
-            maker,
+            self._maker,
             self.effects,
             [samples[i] for i in needed],
             [pictures[i] for i in needed],
@@ -229,7 +218,7 @@ class DistillationRun:
             self.resume()
         try:
             for record in trainer.run():
-                self._note(record)
+                self.curves.note(record)
                 progress("cycles", trainer.cycle, run.distill.cycles)
                 if trainer.cycle % run.distill.save_every == 0:
                     self._save()
@@ -238,11 +227,13 @@ class DistillationRun:
             self._save()
 
     def check_resumable(self) -> None:
-        """Raises CheckpointError where the saved state is of other settings or numbers of pictures."""
+        """Raises CheckpointError where the saved state has other settings or learnt from something else,
+        as far as is known before `prepare`."""
         run, counts = self.run, Counter(sample.lora_name for sample in self._samples)
         ours = {"effects": [[n, counts[n]] for n in self.effects], "general": len(run.lists.general)}
         state = load_state(run.checkpoint, plain=True)
         check_settings(run.checkpoint, state, {"config": copied(asdict(run.distill)), "lessons": ours})
+        check_origin(self._progress_file, self._progress(), self._origin)
 
     def resume(self) -> None:
         """Take up the state that is saved, before `train`. Raises CheckpointError if that fails."""
@@ -252,8 +243,7 @@ class DistillationRun:
     def _save(self) -> None:
         if not self.workers.leads:
             return
-        content = {**self._origin(), "losses": self.losses, "effect_losses": self.effect_losses}
-        content["seconds"] = round(self.seconds, 1)
+        content = {**self._origin, "prompts": self._prompts(), **self.curves.to_json()}
         # Before the state: after a kill in between, losses of cycles that are not in the state are dropped.
         with atomic_write(self._progress_file) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
@@ -263,40 +253,51 @@ class DistillationRun:
     def _progress_file(self) -> Path:
         return self.run.output / "progress.json"
 
+    @cached_property
+    def _maker(self) -> TargetMaker:
+        run = self.run
+        return TargetMaker(
+            self.host,
+            self.bank,
+            run.output / "teacher_images",
+            run.targets.steps,
+            run.targets.guidance,
+            run.targets.batch,
+            run.distill.seed,
+            run.distill.objective.path_sigmas,
+        )
+
+    @cached_property
     def _origin(self) -> dict[str, Any]:
-        """What a student that goes on must have been trained on."""
+        """What a student that goes on must have been trained on, but for its prompts, which may have to be
+        chosen first."""
         return {
             "base": self.host.identity,
             "few_step": self._few_step,
             "extend": self._first,
-            "pictures": self._pictures,
+            "pictures": self.run.lists.pictures_hash(),
             "targets": [self.run.targets.steps, self.run.targets.guidance],
-            "teachers": self._teachers,
-            "prompts": self._prompts(),
+            "teachers": self._maker.teachers,
             "teacher_prompts": {name: effect.prompt for name, effect in self.effects.items()},
         }
 
     def _prompts(self) -> dict[str, str]:
         return {name: words.student for name, words in self.prepared.prompts.items()}
 
-    def _note(self, record: Record) -> None:
-        self.seconds += sum(record.seconds.values())
-        for lines, values in ((self.losses, record.losses), (self.effect_losses, record.effect_losses)):
-            for name, value in values.items():
-                line = lines.setdefault(name, {"cycle": [], "loss": []})
-                line["cycle"].append(record.cycle)
-                line["loss"].append(round(value, 6))
+    def _progress(self) -> dict[str, Any]:
+        """What was written beside the state; nothing where it got lost: a curve is no reason to stop."""
+        try:
+            content: dict[str, Any] = json.loads(self._progress_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content
 
     def _read_progress(self) -> None:
         """Losses up to the state. Raises CheckpointError if the student has learnt from something else."""
-        try:
-            content = json.loads(self._progress_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return  # a curve that got lost is no reason to stop
-        check_origin(self._progress_file, content, self._origin())
-        self.losses = until(self.trainer.cycle, content["losses"])
-        self.effect_losses = until(self.trainer.cycle, content.get("effect_losses", {}))
-        self.seconds = float(content["seconds"])
+        if not (content := self._progress()):
+            return
+        check_origin(self._progress_file, content, {**self._origin, "prompts": self._prompts()})
+        self.curves = Curves.until(self.trainer.cycle, content)
 
     def result(self) -> LoraWeights:
         """The collection so far: what knows the effects, and in the last rows of every module the few-step
@@ -327,10 +328,11 @@ class DistillationRun:
             "rank": max(map(len, weights.down.values())),
             "seed": run.distill.seed,
             "skipped_cycles": trainer.skipped,
-            "seconds": round(run.spent["seconds"] + self.seconds),
+            "seconds": round(run.spent["seconds"] + self.curves.seconds),
             "date": time.strftime("%Y-%m-%d"),
         }
-        if few_step := run.held_few_step if run.few_step is None else run.few_step.name:
+        few_step = run.held_few_step if run.few_step is None else run.few_step.name
+        if few_step:
             training["few_step"] = few_step
         if BELOW in self.roles.adapters:  # so that who extends the collection can take it out again
             role = STUDENT if run.distill.few_step_alone else BELOW
@@ -348,7 +350,7 @@ class DistillationRun:
             "training": training,
             "prompts": self._prompts(),
             "tags": prepared.tags.to_json(),
-            "losses": self.losses,
+            "losses": self.curves.losses,
         }
         try:
             self._plot()
@@ -360,8 +362,8 @@ class DistillationRun:
 
     def _plot(self) -> None:
         """Raises ImportError without matplotlib."""
-        if self.losses:
-            lines = {term: (line["cycle"], line["loss"]) for term, line in self.losses.items()}
+        if losses := self.curves.losses:
+            lines = {term: (line["cycle"], line["loss"]) for term, line in losses.items()}
             plot_losses(self.run.output / "losses.png", lines)
         tags = self.prepared.tags
         plot_similarity(self.run.output / "similarity.png", tags.matrices(), tags.names)

@@ -129,8 +129,8 @@ def test_losses_equal_those_of_the_headless_host(server: Any, tmp_path: Path) ->
         job.prepare()
         for _ in job.train():
             pass
-    assert ours["losses"].keys() == job.losses.keys() == {"bs", "ts", "fm", "fake"}
-    for term, line in job.losses.items():
+    assert ours["losses"].keys() == job.curves.losses.keys() == {"bs", "ts", "fm", "fake"}
+    for term, line in job.curves.losses.items():
         assert ours["losses"][term]["cycle"] == line["cycle"]
         assert ours["losses"][term]["loss"] == pytest.approx(line["loss"], rel=1e-4), term
 

@@ -389,39 +389,3 @@ def test_a_few_step_lora_below_the_student_is_in_the_collection(project: Any, ho
     project.settings["few_step"] = "none.safetensors"
     with pytest.raises(CollectionError, match=r"none\.safetensors"):
         whole(project, host)
-
-
-def test_a_run_with_other_teacher_steps_is_another_run(project: Any, host: Any) -> None:
-    whole(project, host)
-    project.settings["targets"]["steps"] += 1
-    with pytest.raises(CheckpointError, match="other teacher steps or guidance"):
-        whole(project, host, resume=True)
-
-
-def test_a_run_with_another_teacher_prompt_is_another_run(project: Any, host: Any) -> None:
-    for entry in project.lists["effects"]:
-        entry["recaption_prompt"] = "in a style"
-    whole(project, host)
-    project.lists["effects"][0]["prompt"] += " Now!"
-    with pytest.raises(CheckpointError, match=r"was taught with the prompt 'Do .*\.', this run has .* Now!'"):
-        whole(project, host, resume=True)
-
-
-@pytest.mark.parametrize("changed", ["picture", "general picture", "instruction"])
-def test_a_run_on_other_pictures_is_another_run(project: Any, host: Any, changed: str) -> None:
-    whole(project, host)
-    project.lists["data"].sort(key=lambda line: line["source_image"])  # effects mixed otherwise are no others
-    project.settings["distill"]["cycles"] += 1
-    whole(project, host, resume=True)
-    other = project.picture("other.png")
-    Image.new("RGB", Image.open(project.folder / other).size, "red").save(project.folder / other)
-    if changed == "picture":
-        project.lists["data"][0]["source_image"] = other
-    elif changed == "general picture":
-        project.lists["general"][1]["source_image"] = other
-    else:
-        project.lists["general"][1]["instruction"] = "sharpen it"
-    name = project.lists["data"][0]["lora_name"]
-    of = f"of effect '{name}'" if changed == "picture" else "or instructions of .* stream"
-    with pytest.raises(CheckpointError, match=f"pictures {of} are not those that the run was trained on"):
-        whole(project, host, resume=True)
