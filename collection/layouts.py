@@ -114,7 +114,8 @@ def read_lora(
     Raises LoraFormatError naming the file, the first offending key, what was expected, and the remedy.
     """
     source = open_source(path)
-    parts = _collect(source, ModuleNames(_own_modules(source) if shapes is None else shapes), shapes)
+    names = ModuleNames(_own_modules(source) if shapes is None else shapes)
+    parts = _collect(source, names, shapes)
     config = _config_of(source)
     weights = LoraWeights()
     for module in natural_order(parts):
@@ -129,12 +130,12 @@ def read_lora(
     return weights
 
 
-def _own_modules(source: Source) -> Shapes | None:
+def _own_modules(source: Source) -> set[str] | None:
     """Module paths of a collection, which names them as its base does; None of another LoRA."""
     if HEADER_KEY not in source.metadata or source.layout != "comfy":
         return None
     keys = filter(None, map(parse_key, source.keys))
-    return {key.module.removeprefix("diffusion_model."): (0, 0) for key in keys}
+    return {key.module.removeprefix("diffusion_model.") for key in keys}
 
 
 def _collect(source: Source, names: ModuleNames, shapes: Shapes | None) -> dict[str, dict[str, Key]]:

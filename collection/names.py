@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 BLOCK_MODULES = (
@@ -114,13 +114,13 @@ def layout_of(module: str) -> str:
 class ModuleNames:
     """Resolves the module names of files to module paths of one base.
 
-    With `shapes` the base's own modules are the only ones known; without, every Linear of a Qwen-Image
-    transformer of any depth is.
+    With `modules` the base's own are the only ones known; without, every Linear of a Qwen-Image transformer
+    of any depth is.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int]] | None = None) -> None:
-        self._known = None if shapes is None else set(shapes)
-        self._flat = {} if shapes is None else {name.replace(".", "_"): name for name in shapes}
+    def __init__(self, modules: Collection[str] | None = None) -> None:
+        self._known = None if modules is None else set(modules)
+        self._flat = {} if modules is None else {name.replace(".", "_"): name for name in modules}
 
     def resolve(self, module: str) -> str | None:
         """Module path for a file's module name, or None when the base has no such module."""

@@ -110,25 +110,19 @@ def _asked(content: Any) -> dict[str, Any]:
 
 def _edit(file: str, titles: dict[str, str], pictures: dict[str, str], drop: list[str], save_as: str) -> str:
     with _editing:  # of two pages the later one would drop what the earlier has changed
-        return _edit_alone(file, titles, pictures, drop, save_as)
-
-
-def _edit_alone(
-    file: str, titles: dict[str, str], pictures: dict[str, str], drop: list[str], save_as: str
-) -> str:
-    source = collection_path(file)
-    root = Path(folder_paths.get_folder_paths("loras")[0])
-    if save_as:
-        target = unused(inside(root, save_as))
-        file = str(target.relative_to(root))  # as ComfyUI lists it
-    elif file == BUILT_IN:
-        raise ValueError("the built-in collection is not changed; give the copy a name")
-    else:
-        target = source
-    edit_collection(
-        source, target, titles, {name: _picture(name, text) for name, text in pictures.items()}, drop
-    )
-    return file
+        source = collection_path(file)
+        root = Path(folder_paths.get_folder_paths("loras")[0])
+        if save_as:
+            target = unused(inside(root, save_as))
+            file = str(target.relative_to(root))  # as ComfyUI lists it
+        elif file == BUILT_IN:
+            raise ValueError("the built-in collection is not changed; give the copy a name")
+        else:
+            target = source
+        edit_collection(
+            source, target, titles, {name: _picture(name, text) for name, text in pictures.items()}, drop
+        )
+        return file
 
 
 def _picture(name: str, text: str) -> Image.Image:

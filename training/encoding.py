@@ -80,8 +80,7 @@ def encode_lessons(
         words = prompts[sample.lora_name]
         student, teacher = encode(words.student, picture.pixels), encode(words.teacher, picture.pixels)
         empty = encode("", picture.pixels)
-        target = None if picture.target is None else picture.target.cpu()
         effects[sample.lora_name].append(
-            Sample(sample.lora_name, picture.source.cpu(), student, teacher, empty, target, picture.path)
+            Sample(sample.lora_name, picture.source, student, teacher, empty, picture.target, picture.path)
         )
     return Lessons(effects, general)

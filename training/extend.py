@@ -14,7 +14,7 @@ from .config import LARGEST_GAIN
 from .lora import Shapes, taken_apart
 from .run_config import ConfigError, Run
 
-MOST = 1e12
+_MOST = 1e12
 """Cycles or seconds that a file may say it took."""
 _CHANGED = "the file was changed: get it again from whoever made it"
 
@@ -119,7 +119,7 @@ def _gains(name: str, catalogue: Catalogue, teachers: Mapping[str, str]) -> dict
 def _spent(catalogue: Catalogue, key: str) -> float:
     """0 for what is no number: it is only told again."""
     value = catalogue.training.get(key)
-    return value if isinstance(value, int | float) and 0 <= value < MOST else 0
+    return value if isinstance(value, int | float) and 0 <= value < _MOST else 0
 
 
 def _parts(name: str, weights: LoraWeights, catalogue: Catalogue) -> tuple[LoraWeights, LoraWeights | None]:

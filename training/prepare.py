@@ -59,7 +59,7 @@ class EffectPrompts:
 @dataclass(frozen=True, eq=False)
 class Pictures:
     """A source as uint8 (3,H,W), for there may be thousands, its latent (C,h,w), the latent of the teacher's
-    image where there is one, and the way to it where that is kept.
+    image where there is one, and the way to it where that is kept. All in RAM.
     """
 
     pixels: Tensor

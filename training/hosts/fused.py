@@ -56,7 +56,8 @@ def fuse(
         transformer.pos_embed.register_forward_hook(_rotation)
     if compiled:
         config = torch._dynamo.config
-        limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch < 2.7
+        # the second name is that of older torch
+        limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
         setattr(config, limit, max(getattr(config, limit), VARIANTS))
     for block in blocks:
         block.forward = FusedBlock(block, checkpointing, compiled, attend)
