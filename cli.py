@@ -60,6 +60,13 @@ def _fail(text: str, code: int) -> int:
     return code
 
 
+def _named(text: str) -> tuple[str, Path]:
+    name, _, file = text.partition("=")
+    if not (name.strip() and file):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE")
+    return name.strip(), Path(file)
+
+
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show where an error came from")
@@ -118,6 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("collection", type=Path, nargs="?", metavar="COLLECTION")
     one.add_argument("--images", type=int, default=32, metavar="N", help="test pictures an effect (32)")
+    more = "another collection as a row of the table; may be given more than once"
+    one.add_argument("--beside", type=_named, action="append", default=[], metavar="NAME=FILE", help=more)
     one.add_argument("--out", type=Path, default=Path("out/evaluate"), metavar="DIR")
     one.set_defaults(command=_evaluate)
 
@@ -241,8 +250,8 @@ def _distil_among(workers: Workers, run: Run, args: argparse.Namespace) -> int:
             return OK
         if "plots" in report:
             console.say(f"No plots: {report['plots']}")
-        effects, cycles = len(report["prompts"]), report["training"]["cycles"]
-        console.say(f"{effects} effects in {cycles} cycles: {run.collection}, {run.output / 'report.json'}")
+        done = f"{len(report['prompts'])} effects after {report['training']['cycles']} cycles"
+        console.say(f"{done}: {run.collection}, {run.output / 'report.json'}")
     return OK
 
 
@@ -280,9 +289,14 @@ def _plan(args: argparse.Namespace) -> int:
             raise ValueError(f"--preset {args.preset} goes on from a collection: name a run file, with it")
         missing = None if config.learns_images else 0
         few_step = LIGHTNING_RANK if config.imitation_cycles and not config.matching_cycles else 0
-        general = args.general or 0
-        job = Job(config, effects=effects, samples=samples, general=general, missing=missing)
-        job = replace(job, few_step_rank=few_step)
+        job = Job(
+            config,
+            effects=effects,
+            samples=samples,
+            general=args.general or 0,
+            missing=missing,
+            few_step_rank=few_step,
+        )
     job = replace(job, devices=args.gpus, side=args.size or job.side)
     made = plan(job, card(args.gpu))
     print(json.dumps(to_json(made), indent=1) if args.json else f"{words(made)}\n{verdict(made)}".rstrip())
@@ -341,7 +355,9 @@ def _evaluate(args: argparse.Namespace) -> int:
         args.collection or folder / "collection.safetensors",
     )
     with Console() as console:
-        report, content = full_report(host, folder, collection, args.images, args.out, console.progress)
+        report, content = full_report(
+            host, folder, collection, args.images, args.out, console.progress, dict(args.beside)
+        )
         console.say(report.table())
         console.say(f"Judged on {report.images} pictures an effect. Report and sheets are in {args.out}.")
         for row, ratio in content["general"]["ratio"].items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,29 @@ from .effects import EFFECTS
 from .evaluate import evaluate
 from .general import judge_general
 from .merges import MERGES, merge
-from .rows import Progress, Student, first_pictures
+from .rows import Progress, Student, first_pictures, sigmas_of
+
+OWN_ROWS = {"teacher", "teacher + few-step", "stacked", "collection", *MERGES}
 
 
 def full_report(
-    host: Host, weights: Path, collection: Path, count: int, out: Path, progress: Progress
+    host: Host,
+    weights: Path,
+    collection: Path,
+    count: int,
+    out: Path,
+    progress: Progress,
+    beside: Mapping[str, Path],
 ) -> tuple[JudgeReport, dict[str, Any]]:
     """Judge a collection beside teachers, truth, sum and PEFT's merges of the teachers, and on general edits.
 
-    weights: folder with judge and teachers. Returns the table and what `out`/report.json then holds. Raises
-    what `evaluate` and `judge_general` raise; ModuleNotFoundError without PEFT, before anything is computed.
+    weights: folder with judge and teachers. beside: further collections by name, judged on the effects in 8
+    steps, and with the few-step LoRA added where `weights` has one. Returns the table and what
+    `out`/report.json then holds. Raises what `evaluate` and `judge_general` raise; ModuleNotFoundError
+    without PEFT, before anything is computed.
     """
+    if taken := sorted(beside.keys() & OWN_ROWS):
+        raise ValueError(f"{taken[0]!r}: the table has a row of that name; choose another")
     first_pictures(PICTURES / "test", count)  # a wrong count must fail now, not after the merges
     shapes = linear_shapes(host.transformer)
     files = teacher_files(weights)
@@ -38,10 +52,15 @@ def full_report(
     rank = max(map(len, student.loras[0].down.values()))  # the merges have the collection's
     lora = weights / FEW_STEP.name
     few_step = read_lora(lora, shapes) if lora.exists() else None
-    merged = {}
+    rows: dict[str, Student] = {}
+    for name, path in beside.items():
+        other = Student.read(path, shapes)
+        rows[f"{name}@8"] = replace(other, sigmas=sigmas_of(other, 8))
+        if few_step:
+            rows[f"{name} + few-step@8"] = replace(rows[f"{name}@8"], loras=[*other.loras, few_step])
     for number, how in enumerate(MERGES):
         progress("merging", number, len(MERGES))
-        merged[f"{how}@8"] = Student([merge(teachers, shapes, how, rank)], prompts, few_step_sigmas(8))
+        rows[f"{how}@8"] = Student([merge(teachers, shapes, how, rank)], prompts, few_step_sigmas(8))
     report = evaluate(
         host,
         collection,
@@ -51,7 +70,7 @@ def full_report(
         out,
         progress,
         teacher_guidance(),
-        rows=merged,
+        rows=rows,
         judge=judge_of(weights),
         few_step=few_step,
         kept=out / "latents",

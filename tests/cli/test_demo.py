@@ -107,18 +107,27 @@ def test_evaluate_prints_the_table_and_writes_the_report(
     shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["evaluate", "--base", str(shipped), "--images", "2", "--out", str(tmp_path)]
+    command += ["--beside", f"the same={shipped / 'collection.safetensors'}"]
     assert cli.main(command) == cli.OK
     assert "| collection@8 |" in capsys.readouterr().out
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["images"] == 2
     assert {f"{how}@8" for how in MERGES} <= set(report["rows"])
+    assert report["rows"]["the same@8"] == report["rows"]["collection@8"]
     assert set(report["general"]["ratio"]) == {"base@8", "collection@8", "collection@4"}
 
 
-def test_evaluate_says_what_is_wrong(shipped: Path, tmp_path: Path, fails: Any) -> None:
+def test_evaluate_says_what_is_wrong(
+    shipped: Path, tmp_path: Path, fails: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["evaluate", "--base", str(shipped), "--out", str(tmp_path)]
     assert "count = 999 must be from 2 to 40" in fails(cli.BAD_INPUT, *command, "--images", "999")
     assert "none.safetensors" in fails(cli.BAD_INPUT, *command, str(tmp_path / "none.safetensors"))
+    named = fails(cli.BAD_INPUT, *command, "--beside", f"svd={shipped / 'collection.safetensors'}")
+    assert "a row of that name" in named
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--beside", "none.safetensors"])
+    assert "is not NAME=FILE" in capsys.readouterr().err
 
 
 def test_the_fresh_student_learns_effects_of_the_pocket_with_their_own_near_twins() -> None:

@@ -78,7 +78,7 @@ def test_distill_runs_in_two_processes_that_torchrun_starts(base: str, pocket: A
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("2 effects in 2 cycles") == 1
+    assert done.stdout.count("2 effects after 2 cycles") == 1
     assert read_catalogue(pocket.folder / "out" / "collection.safetensors").training["cycles"] == 2
     if base == "shared":
         made = read_catalogue(pocket.folder / "out" / "collection.safetensors")
