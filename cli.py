@@ -215,6 +215,7 @@ def _distil_among(workers: Workers, run: Run, args: argparse.Namespace) -> int:
 
     from .console import Console, distil
     from .training.run_config import ConfigError
+    from .training.speed import bfloat16_slowdown
     from .training.trainer import Cancelled, DivergedError
 
     if run.shard and args.compile:
@@ -238,6 +239,8 @@ def _distil_among(workers: Workers, run: Run, args: argparse.Namespace) -> int:
 
         workers = replace(workers, pace=shard(host.transformer, host.device))
     with Console(silent=not workers.leads) as console:
+        if args.bfloat16 and (slowdown := bfloat16_slowdown(host.device)) > 1:
+            console.say(f"This processor is {slowdown:.0f} times slower in bfloat16: leave --bfloat16 out")
         try:
             report = distil(run, host, console, args.resume, workers)
         except (Cancelled, DivergedError) as error:

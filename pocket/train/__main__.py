@@ -19,7 +19,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ...collection.atomic import atomic_write
+from ...training.speed import bfloat16_slowdown
 from .. import FEW_STEP
 from ..demo import FOLDER
 
@@ -93,6 +96,9 @@ def main() -> None:
     parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16 what takes longest")
     parser.add_argument("--compile", action="store_true", help="compile what takes longest")
     args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if args.bfloat16 and (slowdown := bfloat16_slowdown(device)) > 1:
+        print(f"This processor is {slowdown:.0f} times slower in bfloat16: leave --bfloat16 out")
     out = args.out.resolve()
     (out / "ended").mkdir(parents=True, exist_ok=True)
     (out / "weights").mkdir(exist_ok=True)

@@ -17,16 +17,19 @@ from safetensors.torch import save_file
 
 from collectionlora import cli, console
 from collectionlora.collection.file import load_collection, read_catalogue
+from collectionlora.training import speed
 from collectionlora.training.hosts.kernels import kernel
 from collectionlora.training.hosts.pocket import PocketHost
 from collectionlora.training.lora import linear_shapes
 
 
 def test_distill_writes_a_collection_that_can_be_read_and_sampled(
-    pocket: Any, capsys: pytest.CaptureFixture[str]
+    pocket: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(speed, "bfloat16_slowdown", lambda device: 37.4)
     assert cli.main(["distill", pocket.config, "--bfloat16"]) == cli.OK
     captured = capsys.readouterr()
+    assert "37 times slower in bfloat16: leave --bfloat16 out" in captured.out
     path = pocket.folder / "out" / "collection.safetensors"
     assert str(path) in captured.out
     assert "teacher images: 100%" in captured.err
