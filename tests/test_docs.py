@@ -68,3 +68,19 @@ def test_every_picture_of_a_page_exists_and_together_they_are_small(repository: 
     for page in (repository / "README.md", *(repository / "docs").glob("*.md")):
         for picture in pictures(page.read_text(encoding="utf-8")):
             assert (page.parent / picture).is_file(), f"{page.name}: {picture}"
+
+
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading(repository: Path) -> None:
+    for page in (repository / "README.md", *(repository / "docs").glob("*.md")):
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            file, _, anchor = link.partition("#")
+            target = page.parent / file if file else page
+            assert target.exists(), f"{page.name}: {link}"
+            if anchor:
+                assert anchor in anchors(target.read_text(encoding="utf-8")), f"{page.name}: {link}"
+
+
+def anchors(text: str) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}

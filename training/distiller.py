@@ -183,7 +183,7 @@ class Distiller:
 
         Teachers' ways are guided, and so is what is learnt there, unless a few-step LoRA is to be added to
         the student as to a teacher: that guides by itself. On the student's `own` ways it is below both.
-        Without teachers' ways beside them these blur (docs/pocket.md).
+        Without teachers' ways beside them these blur (docs/experiments.md).
 
         Args:
             x, sigma: states (n,C,h,w) and times (n,) of the samples at `positions`.

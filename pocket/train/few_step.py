@@ -25,7 +25,7 @@ from .. import FEW_STEP
 from ..demo import FOLDER
 
 RANK, KEPT = 16, 8
-"""Trained with the first; the weaker directions are worth nothing that could be measured (docs/pocket.md)."""
+"""Trained with the first; the weaker directions are worth nothing that could be measured (docs/experiments.md)."""
 
 
 def main() -> None:
