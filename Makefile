@@ -27,11 +27,11 @@ $(INSTALLED): pyproject.toml requirements/constraints.txt
 demo: $(INSTALLED)  ## distil a few pocket effects, write out/demo; IMAGE=photo.jpg takes your own picture
 	@$(BIN)/collectionlora demo $(if $(IMAGE),--image "$(IMAGE)")
 
-test: $(INSTALLED)  ## all tests; those in tests/comfy need a ComfyUI: COMFYUI_PATH, ~/comfy/ComfyUI, or the one around this folder
+test: $(INSTALLED)  ## all tests; those in tests/comfy need a ComfyUI (COMFYUI_PATH, ~/comfy/ComfyUI, or the one around this folder) and Chromium
 	@$(BIN)/pytest
 
 bench: $(INSTALLED)  ## the paper's schedule against ours: evaluations, time, memory, quality; writes out/bench
-	@$(BIN)/python -m collectionlora.bench.schedule $(BENCH)
+	@$(BIN)/python -m collectionlora.bench.compare $(BENCH)
 
 test-core: $(INSTALLED)  ## the tests that need no ComfyUI
 	@$(BIN)/pytest --ignore=tests/comfy

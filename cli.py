@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .training.host import Host
+    from .training.hosts.pocket import PocketHost
+    from .training.hosts.qwen import QwenEditHost
     from .training.run_config import Run
     from .training.workers import Workers
 
@@ -160,7 +161,7 @@ def _host(
     checkpointing: str = "full",
     bfloat16: bool = False,
     compiled: bool = False,
-) -> Host:
+) -> PocketHost | QwenEditHost:
     """The base of a folder, by default the pocket's; with it what every computing command needs."""
     import torch
 
@@ -225,6 +226,7 @@ def _distil_among(workers: Workers, run: Run, args: argparse.Namespace) -> int:
             f"{args.config}: shard = true splits the base over several processes; start them with "
             "torchrun --nproc-per-node N -m collectionlora distill ..."
         )
+    run.require_base()
     host = _host(
         None if run.base == "pocket" else Path(run.base),
         long_side=run.long_side,
@@ -235,9 +237,7 @@ def _distil_among(workers: Workers, run: Run, args: argparse.Namespace) -> int:
         compiled=args.compile,
     )
     if run.shard:
-        from .training.hosts.diffusers import shard
-
-        workers = replace(workers, pace=shard(host.transformer, host.device))
+        workers = replace(workers, pace=host.shard())
     with Console(silent=not workers.leads) as console:
         if args.bfloat16 and (slowdown := bfloat16_slowdown(host.device)) > 1:
             console.say(f"This processor is {slowdown:.0f} times slower in bfloat16: leave --bfloat16 out")
@@ -269,7 +269,7 @@ def _plan(args: argparse.Namespace) -> int:
     from .training.cards import card
     from .training.config import distillation
     from .training.footprint import Job
-    from .training.jobs import LIGHTNING_RANK, job_of
+    from .training.jobs import LIGHTNING_RANK, TEXT_ENCODER, job_of
     from .training.plan import plan, to_json, verdict, words
     from .training.run_config import read_run
 
@@ -299,6 +299,7 @@ def _plan(args: argparse.Namespace) -> int:
             general=args.general or 0,
             missing=missing,
             few_step_rank=few_step,
+            text_encoder=TEXT_ENCODER,
         )
     job = replace(job, devices=args.gpus, side=args.size or job.side)
     made = plan(job, card(args.gpu))

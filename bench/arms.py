@@ -18,15 +18,16 @@ from typing import Any
 
 from ..collection.atomic import atomic_write
 from ..collection.layouts import read_lora
-from ..pocket.demo import PICTURES, judge_of
+from ..pocket import PICTURES
 from ..pocket.evaluate import judge_students
 from ..pocket.general import judge_general
 from ..pocket.rows import Student, sigmas_of
+from ..pocket.shipped import judge_of
 from ..training.config import Distillation, distillation
 from ..training.distiller import Distiller
 from ..training.hosts.pocket import PocketHost
 from ..training.lora import linear_shapes
-from .schedule import EFFECTS
+from .compare import EFFECTS
 from .trial import WEIGHTS, Trial, kept, run_trials, warmed
 from .visited import VisitedDistiller
 
@@ -161,6 +162,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=24, help="training pictures an effect")
     parser.add_argument("--images", type=int, default=32, help="test pictures an effect")
     args = parser.parse_args()
+    if unknown := set(args.only or ()) - SETS[args.set].keys():
+        parser.error(f"--only: no arm {min(unknown)!r} in {args.set}; there are {', '.join(SETS[args.set])}")
     args.out = args.out or Path("out/bench") / args.set
     used = {k: getattr(args, k) for k in ("evaluations", "warm", "pictures", "images")}
     arms: dict[str, list[dict[str, Any]]] = {}

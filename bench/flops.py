@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..training.architecture import Architecture, Operations, Tokens
-from ..training.distiller import EditVelocity
+from ..training.distiller import Velocity
 from ..training.host import Texts
 from ..training.lora import PAPER_TARGETS, targeted
 from ..training.roles import Roles
@@ -50,7 +50,7 @@ class Metered:
     """
 
     def __init__(
-        self, velocity: EditVelocity, roles: Roles, work: Work, ranks: dict[str, int], checkpointing: str
+        self, velocity: Velocity, roles: Roles, work: Work, ranks: dict[str, int], checkpointing: str
     ) -> None:
         self.velocity, self.roles, self.work = velocity, roles, work
         self.ranks, self.checkpointing = ranks, checkpointing

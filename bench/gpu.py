@@ -201,7 +201,7 @@ def configured(way: Way, settings: Settings) -> Distillation:
     rank = settings.size.rank
     config = {"cycles": settings.cycles, "p_effect": 1.0, "optimizer": way.optimizer}
     batch = {"batch": way.batch, "micro_batch": way.batch}
-    return distillation(config | batch | {"rank": rank, "alpha": float(rank)})
+    return distillation(config | batch | {"rank": rank})
 
 
 def planned(way: Way, settings: Settings, operations: float) -> dict[str, float]:

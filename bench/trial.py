@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ..collection.atomic import atomic_write
 from ..collection.layouts import read_lora, write_lora
-from ..pocket.demo import FOLDER
+from ..pocket import FOLDER, WEIGHTS
 from ..training.config import Distillation
-from ..training.distiller import Distiller, EditVelocity
+from ..training.distiller import Distiller, Velocity
 from ..training.host import Texts
 from ..training.hosts.pocket import PocketHost
 from ..training.lora import linear_shapes
@@ -29,7 +29,6 @@ from ..training.run import DistillationRun
 from ..training.run_config import Lists, Run, read_run
 from ..training.trainer import Trainer
 
-WEIGHTS = FOLDER / "weights"
 ENDLESS = 10**6
 
 
@@ -97,7 +96,7 @@ class Outcome:
 class Counted:
     """A velocity that counts its forward-equivalents."""
 
-    def __init__(self, velocity: EditVelocity) -> None:
+    def __init__(self, velocity: Velocity) -> None:
         self.velocity, self.count = velocity, 0
 
     def __call__(self, x: Tensor, sigma: Tensor, text: Texts, source: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,7 +33,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     _sweep(target)
     temporary = target.with_name(f".{target.name}.{uuid4().hex[:12]}.tmp")
     try:
+        mode = _mode(target, temporary)
         yield temporary
+        temporary.chmod(mode)  # some writers let nobody but the owner read
         _flush(temporary)
         temporary.replace(target)
     except BaseException as error:
@@ -52,6 +55,16 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
         return True
     return "No space left on device" in str(error) or "os error 28" in str(error)
+
+
+def _mode(target: Path, temporary: Path) -> int:
+    """Who may read and write the file: as before, or as the system has it for new ones."""
+    if target.exists():
+        return stat.S_IMODE(target.stat().st_mode)
+    temporary.touch()
+    mode = stat.S_IMODE(temporary.stat().st_mode)
+    temporary.unlink()
+    return mode
 
 
 def _flush(path: Path) -> None:

@@ -91,9 +91,12 @@ def fitted(
     """
     if _header_size(comfy_tensors(weights), {**others, **catalogue.to_header()}) <= HEADER_WRITTEN:
         return catalogue
-    return with_thumbnails(
-        catalogue, weights, {e.name: pair_of(e.thumbnail) for e in catalogue.effects if e.thumbnail}, others
-    )
+    pairs = {
+        effect.name: pair_of(effect.thumbnail, f"the thumbnail of effect {effect.name!r}")
+        for effect in catalogue.effects
+        if effect.thumbnail
+    }
+    return with_thumbnails(catalogue, weights, pairs, others)
 
 
 def _header_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:

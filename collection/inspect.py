@@ -7,23 +7,22 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from .catalogue import HEADER_KEY, Catalogue, fingerprint
+from .catalogue import HEADER_KEY, Catalogue
 from .errors import CollectionError
-from .layouts import Shapes, check_layout, open_source, read_lora, write_lora
+from .layouts import check_layout, open_source, read_lora, write_lora
 from .lora_weights import LoraWeights
 from .names import block_index
 
 _QWEN_IMAGE_WIDTH, _QWEN_IMAGE_BLOCKS = 3072, 60
 
 
-def describe(path: str | os.PathLike[str], shapes: Shapes | None = None) -> dict[str, Any]:
+def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Everything a LoRA or collection says of itself, as plain JSON values; `render` makes it readable.
 
-    shapes: module path -> (out, in) of a base that the file is compared with.
     The whole file is read and checked. Raises CollectionError (or LoraFormatError) with reason and remedy.
     """
     source = open_source(path)
-    weights = read_lora(path, shapes)
+    weights = read_lora(path)
     tensors = [*weights.down.values(), *weights.up.values()]
     description: dict[str, Any] = {
         "file": str(source.path),
@@ -38,16 +37,9 @@ def describe(path: str | os.PathLike[str], shapes: Shapes | None = None) -> dict
         "targets": _count(_target(module) for module in weights.down),
         "base": _base(weights),
     }
-    if shapes is not None:
-        description["base"] |= {
-            "fits": True,
-            "fingerprint": fingerprint(shapes),
-        }  # read_lora has compared them
     if HEADER_KEY in source.metadata:
         catalogue = Catalogue.from_header(source.metadata, str(source.path))
         description["catalogue"] = _catalogue(catalogue)
-        if shapes is not None:
-            description["base"]["trained_on_it"] = catalogue.fits(shapes)
     return description
 
 
@@ -60,7 +52,7 @@ def render(description: dict[str, Any]) -> str:
         f"  {description['modules']} modules in {base['blocks']} blocks,"
         f" {description['parameters']:,} parameters ({_join(description['dtypes'])})",
         f"  rank {_join(description['ranks'])}; scale {_join(description['scales'])}",
-        f"  base: {base['name']}" + _verdict(base),
+        f"  base: {base['name']}",
     ]
     if catalogue := description.get("catalogue"):
         effects = catalogue["effects"]
@@ -71,9 +63,7 @@ def render(description: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def convert(
-    src: str | os.PathLike[str], dst: str | os.PathLike[str], layout: str, shapes: Shapes | None = None
-) -> None:
+def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str], layout: str) -> None:
     """Write the LoRA `src` (any layout) to `dst` as "comfy", "peft" (a folder) or "kohya", bit for bit.
 
     A collection keeps its catalogue, the notes of other programs in the header are kept too.
@@ -92,7 +82,7 @@ def convert(
     notes = {
         key: value for key, value in source.metadata.items() if key not in ("format", "lora_adapter_metadata")
     }
-    write_lora(read_lora(src, shapes), dst, layout, notes)
+    write_lora(read_lora(src), dst, layout, notes)
 
 
 def _base(weights: LoraWeights) -> dict[str, Any]:
@@ -146,14 +136,6 @@ def _join(counts: dict[str, int]) -> str:
 
 def _line(value: Any) -> str:
     return str(value).replace("\n", " ")
-
-
-def _verdict(base: dict[str, Any]) -> str:
-    if "fits" not in base:
-        return ""
-    return ", fits the given base" + (
-        "" if base.get("trained_on_it", True) else " but was trained on another"
-    )
 
 
 def _megabytes(size: int) -> str:

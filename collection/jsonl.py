@@ -157,7 +157,7 @@ class _Row:
         if "\0" in value:
             self.refuse(name, "holds a zero byte", "correct the path")
         if Path(value).is_absolute():
-            found = Path(value)
+            found = Path(os.path.normpath(value))  # as its place is checked, whatever links it leads over
         else:
             inside = os.path.normpath(value)
             if inside == ".." or inside.startswith(".." + os.sep):

@@ -181,4 +181,6 @@ def foreign_architecture(key: str) -> str | None:
 
 def natural_order(paths: Iterable[str]) -> list[str]:
     """Sort module paths so that block 2 comes before block 10."""
-    return sorted(paths, key=lambda path: [(int(p), "") if p.isdigit() else (-1, p) for p in path.split(".")])
+    return sorted(
+        paths, key=lambda path: [(int(p), "") if p.isdecimal() else (-1, p) for p in path.split(".")]
+    )

@@ -15,7 +15,7 @@ from .errors import LoraFormatError
 from .lora_weights import LoraWeights
 
 _CONFIG_LIMIT = 4 * 2**20
-_BASE_CHANGING = ("pissa", "olora", "corda", "loftq")
+_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,15 @@ def config_from_metadata(metadata: Mapping[str, str], source: str) -> AdapterCon
     return parse_config(content, source)
 
 
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _short(value: Any) -> str:
+    """A value in a message; others than plain ones only by type: a few lines of YAML can mean gigabytes."""
+    return repr(value)[:60] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+
+
 def parse_config(content: Any, source: str) -> AdapterConfig:
     """Check a parsed configuration, keep what decides the scale. Raises LoraFormatError naming the entry."""
 
@@ -117,12 +126,12 @@ def parse_config(content: Any, source: str) -> AdapterConfig:
 
     if not isinstance(content, dict):
         raise wrong("is not a map of settings")
-    kind = str(content.get("peft_type") or "LORA").rsplit(".", 1)[-1].upper()
+    kind = _word(content.get("peft_type") or "LORA").rsplit(".", 1)[-1].upper()
     if kind != "LORA":
         raise wrong(f"peft_type is {kind!a}, not LORA", "export it as a plain LoRA")
     if content.get("use_dora"):
         raise wrong("use_dora is set: a DoRA, not a plain LoRA", "export it as a plain LoRA")
-    init = str(content.get("init_lora_weights", "")).lower()
+    init = _word(content.get("init_lora_weights")).lower()
     if init.startswith(_BASE_CHANGING):
         raise wrong(
             f"init_lora_weights is {init!a}, which changes the base too",
@@ -130,7 +139,7 @@ def parse_config(content: Any, source: str) -> AdapterConfig:
         )
     rank = content.get("r", content.get("rank"))
     if type(rank) is not int or rank < 1:
-        raise wrong(f"r is {rank!r}, expected a whole number of at least 1")
+        raise wrong(f"r is {_short(rank)}, expected a whole number of at least 1")
     alpha = content.get("lora_alpha", content.get("alpha"))
     patterns = {}
     for name in ("rank_pattern", "alpha_pattern"):
@@ -142,7 +151,7 @@ def parse_config(content: Any, source: str) -> AdapterConfig:
                 raise wrong(f"{name} has an unsafe pattern {str(text)[:60]!a}", "write module names there")
         patterns[name] = pattern
     if not _is_number(alpha):
-        raise wrong(f"lora_alpha is {alpha!r}, expected a number")
+        raise wrong(f"lora_alpha is {_short(alpha)}, expected a number")
     return AdapterConfig(
         source,
         rank,

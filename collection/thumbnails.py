@@ -58,10 +58,18 @@ def thumbnail_of(result: Image.Image, like: bytes | None = None) -> bytes:
     return _encode(None, result, size, _QUALITY)
 
 
-def pair_of(thumbnail: bytes) -> Pair:
-    """The pictures of a thumbnail that `fit_thumbnails` or `thumbnail_of` made."""
-    with Image.open(io.BytesIO(thumbnail), formats=tuple(_FORMATS)) as image:
-        picture = image.convert("RGB")
+def pair_of(thumbnail: bytes, where: str) -> Pair:
+    """The pictures of a thumbnail that `fit_thumbnails` or `thumbnail_of` made.
+
+    Raises CollectionError, saying `where` it is, for one that cannot be decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(thumbnail), formats=tuple(_FORMATS)) as image:
+            picture = image.convert("RGB")
+    except Exception as error:  # decoders raise many kinds on hostile bytes
+        raise CollectionError(
+            f"{where} is a damaged picture ({error}); give the effect another one"
+        ) from error
     width, height = picture.size
     if width != 2 * height:
         return None, picture

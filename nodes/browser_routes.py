@@ -18,7 +18,7 @@ from server import PromptServer
 from ..collection.edit import edit_collection
 from ..collection.errors import CollectionError
 from ..collection.file import read_catalogue
-from .files import BUILT_IN, collection_names, collection_path
+from .files import BUILT_IN, collection_names, collection_path, tell_saved
 from .places import inside, unused
 
 PLAIN = (str, int, float, bool)
@@ -122,6 +122,8 @@ def _edit(file: str, titles: dict[str, str], pictures: dict[str, str], drop: lis
         edit_collection(
             source, target, titles, {name: _picture(name, text) for name, text in pictures.items()}, drop
         )
+        if save_as:
+            tell_saved()
         return file
 
 

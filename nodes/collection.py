@@ -16,7 +16,7 @@ from ..collection.file import fitted, save_collection
 from ..collection.layouts import comfy_tensors, read_lora
 from ..collection.tensors import read_header
 from ..training.lora import linear_shapes
-from .files import BUILT_IN, catalogue_of, collection_names, collection_path
+from .files import BUILT_IN, catalogue_of, collection_names, collection_path, tell_saved
 from .places import inside, unused
 from .sockets import ATTACHMENT, CATEGORY, Collection, CollectionSocket
 
@@ -62,6 +62,16 @@ class LoadCollection(io.ComfyNode):
                 CollectionSocket.Output(display_name="collection", tooltip="Its effects, for Choose Effect."),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
+        """In place of core's look into the list, which knows no name of a workflow from Windows. None comes
+        for a linked input."""
+        try:
+            _ = file and collection_path(file)
+        except CollectionError as error:
+            return str(error)
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, model: Any = None, file: str | None = "", **_: Any) -> Any:
@@ -148,9 +158,9 @@ class SaveCollection(io.ComfyNode):
     @classmethod
     def execute(cls, collection: Collection, filename: str) -> io.NodeOutput:
         path = unused(inside(Path(folder_paths.get_folder_paths("loras")[0]), filename))
-        path.parent.mkdir(parents=True, exist_ok=True)
         catalogue = fitted(collection.catalogue, collection.weights, collection.others)
         save_collection(path, collection.weights, catalogue, collection.others)
+        tell_saved()
         return io.NodeOutput(str(path), ui=ui.PreviewText(f"saved: {path}"))
 
 

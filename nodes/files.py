@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
+from server import PromptServer
 
 from ..collection.catalogue import Catalogue
 from ..collection.errors import CollectionError
@@ -42,6 +43,11 @@ def catalogue_of(name: str) -> Catalogue:
 @lru_cache(maxsize=32)
 def _read(path: Path, changed: int) -> Catalogue:
     return read_catalogue(path)
+
+
+def tell_saved() -> None:
+    """Event `collectionlora.saved`, for every page: there is another file to load."""
+    PromptServer.instance.send_sync("collectionlora.saved", {})
 
 
 def lora_changed(name: str | None) -> Any:

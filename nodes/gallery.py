@@ -39,9 +39,7 @@ def keep_own_picture(file: str, effect: str, source: Image.Image, result: Image.
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
         square = picture.crop((left, top, left + side, top + side))
         pair.paste(square.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (place * SIDE, 0))
-    path = own_picture(file, effect)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
+    with atomic_write(own_picture(file, effect)) as temporary:
         pair.save(temporary, "JPEG", quality=88)
 
 

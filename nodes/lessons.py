@@ -281,24 +281,29 @@ def changed(text: str | None, built_in: str) -> Any:
         return None
     try:
         path = allowed(text, built_in)
-        files = sorted(path.rglob("*")) if path.is_dir() else [path, *_listed(path)]
-        return [(str(file), file.stat().st_mtime_ns) for file in files]
+        files = [path, *(path.rglob("*") if path.is_dir() else _listed(path))]
     except (ValueError, OSError):
         return text
+    times = []
+    for file in sorted(files):
+        with suppress(OSError):  # a link to nothing
+            times.append((str(file), file.stat().st_mtime_ns))
+    return times
 
 
 def _listed(path: Path) -> list[Path]:
-    """Files that the lines of a list name, whatever the fields; what is no list names none."""
+    """Files and what is in the folders that the lines of a list name, whatever the fields; what is no list
+    names none."""
     values: set[str] = set()
     for line in path.read_bytes().removeprefix(BOM_UTF8).split(b"\n"):
         with suppress(ValueError, AttributeError):
             content = json.loads(line)
             values |= {value for value in content.values() if isinstance(value, str)}
     found = []
-    for file in (path.parent / value for value in sorted(values)):
+    for file in (path.parent / value for value in values):
         with suppress(OSError, ValueError):  # too long for a name: a prompt
-            if file.is_file():
-                found.append(file)
+            if file.exists():
+                found += [file, *(file.rglob("*") if file.is_dir() else ())]
     return found
 
 
@@ -313,6 +318,8 @@ def _teachers_of(folder: Path, prompts: str) -> list[EffectEntry]:
         name, colon, prompt = line.partition(":")
         if line.strip() and not (colon and prompt.strip()):
             raise ValueError(f"prompts, line {number}: {line!r} is not NAME: PROMPT")
+        if name.strip() and name.strip() in known:
+            raise ValueError(f"prompts, line {number}: {name.strip()} has a prompt already; keep one of them")
         known[name.strip()] = prompt.strip()
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -344,7 +351,10 @@ def _samples_of(teacher: EffectEntry, before: Path, after: Path | None) -> list[
     sources = _pictures_in(own)
     made: dict[str, Path] = {}
     if after is not None and (results := _own(after, name)):
-        made = {file.stem: file for file in _pictures_in(results)}
+        for file in _pictures_in(results):
+            if file.stem in made:
+                raise ValueError(f"{file} and {made[file.stem].name} are results of one source; keep one")
+            made[file.stem] = file
         stems = Counter(file.stem for file in sources)
         for stem, file in made.items():
             if stems[stem] > 1:

@@ -17,10 +17,9 @@ class PocketModel(io.ComfyNode):
             node_id="CollectionLoraPocketModel",
             display_name="Pocket Model",
             category=CATEGORY,
-            description="A tiny Qwen-Image-Edit that ships with the pack: tries every workflow in "
-            "seconds, on a CPU too. Pictures have 128 x 128 pixels; it shows how things work, not how "
-            "well the real "
-            "model does.",
+            description="A tiny Qwen-Image-Edit that ships with the pack: applies an effect in seconds and "
+            "distils in minutes, on a CPU too. Pictures have 128 x 128 pixels; it shows how things work, not "
+            "how well the real model does.",
             search_aliases=["pocket", "demo model", "test model", "checkpoint loader"],
             inputs=[],
             outputs=[

@@ -36,16 +36,15 @@ class DistillationSettings(io.ComfyNode):
             node_id="CollectionLoraSettings",
             display_name="Distillation Settings",
             category=TRAINING,
-            description="Everything that can be set about a distillation. Without this node: the paper's "
-            "numbers.",
+            description="Everything that can be set about a distillation. Without this node: preset default.",
             search_aliases=["training settings", "hyperparameters", "learning rate", "rank"],
             inputs=[
                 io.Combo.Input(
                     "preset",
                     options=list(PRESETS),
                     default="default",
-                    tooltip="default: the paper's numbers with shared rollouts. paper: the released "
-                    "schedule. one-gpu: a day or two on one H100 at a long_side of 512 to 768. preview: an "
+                    tooltip="default: the paper's numbers with shared rollouts. paper: the same with fresh "
+                    "ones. one-gpu: a day or two on one H100 at a long_side of 512 to 768. preview: an "
                     "hour, to see whether all is right. imitation: with a few_step LoRA, a sixth of the work "
                     "a cycle. few-steps: afterwards, on the collection to extend: trains its few-step LoRA "
                     "alone, for fewer steps still. pocket: minutes on a CPU.",
@@ -117,12 +116,12 @@ class DistillationSettings(io.ComfyNode):
         if cycles:
             values["cycles"] = cycles
             for kind in ("warm_cycles", "imitation_cycles"):  # as large a part of the run as the preset has
-                part = PRESETS[preset].get(kind, 0)
-                if part and kind not in values:
+                part, whole = PRESETS[preset].get(kind, 0), PRESETS[preset].get("cycles", 0)
+                if part < whole and kind not in values:
                     # but no more, or a finished run could not be made longer
-                    values[kind] = min(part, round(cycles * part / PRESETS[preset]["cycles"]))
+                    values[kind] = min(part, round(cycles * part / whole))
         if rank:
-            values |= {"rank": rank, "alpha": values.get("alpha", float(rank))}
+            values["rank"] = rank
         if learning_rate:
             values |= {"lr": learning_rate, "fake_lr": values.get("fake_lr", learning_rate)}
         # a list of this name is the Linears that are adapted

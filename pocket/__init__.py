@@ -3,7 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-WEIGHTS = Path(__file__).resolve().parent / "weights"
+FOLDER = Path(__file__).resolve().parent
+"""Where its lists and run files are."""
+
+PICTURES = FOLDER / "pictures"
+"""Folder of `train`, `tune` and `test`."""
+
+WEIGHTS = FOLDER / "weights"
 """Folder of the shipped weights."""
 
 FEW_STEP = WEIGHTS / "few_step.safetensors"

@@ -15,18 +15,16 @@ from ..collection.atomic import atomic_write
 from ..collection.file import load_collection
 from ..console import Console, distil
 from ..training.host import Host
-from ..training.judges import Judge
 from ..training.lora import linear_shapes
 from ..training.plots import SheetRow, contact_sheet
 from ..training.randomness import generator
 from ..training.run_config import read_run
 from ..training.sampling import apply_collection
+from . import FOLDER, PICTURES
 from .effects import EFFECTS
 from .evaluate import evaluate
 from .rows import Student
-
-FOLDER = Path(__file__).resolve().parent
-PICTURES = FOLDER / "pictures"
+from .shipped import judge_of, teacher_files, teacher_guidance
 
 FRESH = ("thermal", "sketch", "stained_glass", "snowfall")
 """What the fresh student learns: a colour map, lines, random pieces, random places."""
@@ -40,21 +38,6 @@ JUDGED = 8
 """Test pictures an effect."""
 OWN_DRAWS = 3
 MEASURES = ("bad_case", "bleeding", "distance", "subject")
-
-
-def teacher_files(weights: Path) -> dict[str, Path]:
-    """The pocket's teachers by effect."""
-    return {name: weights / "teachers" / f"{name}.safetensors" for name in EFFECTS}
-
-
-def teacher_guidance() -> float:
-    """The guidance with which the pocket's teachers are at their best: what its collection was made with."""
-    return read_run(FOLDER / "collection.toml").targets.guidance
-
-
-def judge_of(weights: Path) -> Judge:
-    """The pocket's judge."""
-    return Judge.load(weights / "judge.safetensors")
 
 
 def demo(

@@ -35,7 +35,6 @@ SPLITS: tuple[Split, ...] = ("train", "tune", "test")
 _SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 _PEOPLE = {"1f468", "1f469", "1f9d1"}
 _JOINERS = {"200d", "fe0f", "2640", "2642"}
-_EMOJI_SIDE = 64
 _PYRAMID = (1.0, 1.45, 2.1, 3.0)
 
 
@@ -214,10 +213,6 @@ class ImageSource:
     def photo_names(self, split: Split) -> list[str]:
         """Names of the photographs of a split."""
         return [photo.name for photo in PHOTOS if photo.split == split]
-
-    def emoji_count(self, split: Split) -> int:
-        """Number of emoji of a split."""
-        return len(self._emoji[split])
 
     def sample(self, rng: np.random.Generator, split: Split) -> FloatImage:
         """A random picture (size,size,3) in [0,1]: a photograph's crop or an emoji scene, half and half."""

@@ -14,13 +14,13 @@ from ..training.flow import few_step_sigmas
 from ..training.host import Host
 from ..training.judge_report import JudgeReport
 from ..training.lora import linear_shapes
-from . import FEW_STEP
-from .demo import PICTURES, judge_of, teacher_files, teacher_guidance
+from . import FEW_STEP, PICTURES
 from .effects import EFFECTS
 from .evaluate import evaluate
 from .general import judge_general
 from .merges import MERGES, merge
 from .rows import Progress, Student, first_pictures, sigmas_of
+from .shipped import judge_of, teacher_files, teacher_guidance
 
 OWN_ROWS = {"teacher", "teacher + few-step", "stacked", "collection", *MERGES}
 

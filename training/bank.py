@@ -59,7 +59,7 @@ class TeacherBank:
         self._kept: OrderedDict[str, LoraWeights] = OrderedDict()  # of the thread alone: needs no lock
         self._coming: dict[str, Future[LoraWeights]] = {}
         self._stacked: TeacherStack | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="teacher-bank")
+        self._thread = ThreadPoolExecutor(1, "teacher-bank", initializer=self._on_device)
         self._stream: torch.cuda.Stream | None = None
         if self._device.type == "cuda":
             self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
@@ -100,6 +100,11 @@ class TeacherBank:
                         tensor.record_stream(torch.cuda.current_stream(self._device))
             self._stacked = TeacherStack.of(teachers)
         return self._stacked
+
+    def _on_device(self) -> None:
+        """In the thread, which would take hold of the first device too."""
+        if self._device.type == "cuda" and self._device.index is not None:
+            torch.cuda.set_device(self._device)
 
     def _fetch(self, name: str) -> LoraWeights:
         """In the thread: one teacher on the device, ready for use."""

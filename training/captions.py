@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import random
 import re
 import time
 import urllib.error
@@ -20,8 +19,11 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
+import torch
 from PIL import Image
 from torch import Tensor
+
+from .randomness import generator
 
 PAIRS_SHOWN = 2
 IMAGE_AREA = 384 * 384
@@ -82,38 +84,24 @@ def caption_template(teacher_prompt: str) -> str:
     return caption
 
 
-def caption_effect(
-    teacher_prompt: str, pairs: Sequence[tuple[Tensor, Tensor]], endpoint: VlmEndpoint | None, seed: int = 0
-) -> str:
-    """The caption of one effect: from the endpoint if one is configured, else the template.
-
-    An endpoint that fails raises CaptionError: a template in its place would silently change the prompts.
-    """
-    if endpoint is None:
-        return caption_template(teacher_prompt)
-    return caption_vlm(endpoint, pairs, teacher_prompt, seed)
+def pairs_shown(count: int, name: str, seed: int) -> list[int]:
+    """Which of the `count` samples of an effect the endpoint is shown: at most 2, drawn by the seed."""
+    order = torch.randperm(count, generator=generator(seed, "caption pairs", name))
+    return order[:PAIRS_SHOWN].tolist()
 
 
 def caption_vlm(
-    endpoint: VlmEndpoint,
-    pairs: Sequence[tuple[Tensor, Tensor]],
-    teacher_prompt: str,
-    seed: int = 0,
-    words: int = 40,
+    endpoint: VlmEndpoint, pairs: Sequence[tuple[Tensor, Tensor]], teacher_prompt: str, words: int = 40
 ) -> str:
-    """Ask the endpoint's model for a caption, with 2 random (source, result) pairs, images (3,H,W) in [0,1].
+    """Ask the endpoint's model for a caption, with (source, result) pairs, images (3,H,W) in [0,1].
 
     Raises CaptionError naming the endpoint: unreachable, refused, or an answer that is empty or far too long.
+    A template in its place would silently change the prompts.
     """
-    if not pairs:
-        raise ValueError("a caption needs at least one (source, result) pair")
-    shown = random.Random(f"caption/{seed}/{teacher_prompt}").sample(
-        range(len(pairs)), min(PAIRS_SHOWN, len(pairs))
-    )
-    ask = INSTRUCTION.format(count=len(shown), prompt=teacher_prompt, words=words)
+    ask = INSTRUCTION.format(count=len(pairs), prompt=teacher_prompt, words=words)
     content: list[dict[str, Any]] = [{"type": "text", "text": ask}]
-    for number, index in enumerate(shown, 1):
-        for word, image in zip(("input", "result"), pairs[index]):
+    for number, pair in enumerate(pairs, 1):
+        for word, image in zip(("input", "result"), pair):
             content.append({"type": "text", "text": f"Example {number}, {word}:"})
             content.append({"type": "image_url", "image_url": {"url": data_url(image)}})
     # No temperature or token limit: endpoints disagree on their names and refuse what they do not know.

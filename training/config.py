@@ -98,7 +98,7 @@ class Distillation:
     fake_ratio: int = 5
     share_rollouts: bool = True
     """Train the fake score on the samples of the cycle's student update, which costs 29 forward-equivalents a
-    cycle and sample (mean of both streams); else on fresh ones as released, which costs 51.5."""
+    cycle and sample (mean of both streams); else on fresh ones, which costs 51.5."""
     p_effect: float = 0.5
     """PDSR: probability of the effect stream, drawn for each sample."""
     batch: int = 8
@@ -107,6 +107,7 @@ class Distillation:
     """Samples of one forward, at most; the rest is accumulated."""
     rank: int = 128
     alpha: float = 128.0
+    """The adapter is added alpha / rank times. Where only a rank is set this is the rank."""
     targets: tuple[str, ...] = PAPER_TARGETS
     optimizer: OptimizerName = "adamw"
     lr: float = 1e-4
@@ -183,7 +184,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # samples at a time (neither is set here: long_side, micro_batch). A quarter of the paper's updates: all
     # of them take a week at 1024 pixels. A quarter of its rank: at 128, adapters and optimizer states
     # together are nearly as large as the base. Not tuned.
-    "one-gpu": {"cycles": 1200, "rank": 32, "alpha": 32.0},
+    "one-gpu": {"cycles": 1200, "rank": 32},
     # An hour or less after the teacher images, with few pictures of 512 pixels: shows whether lists, captions
     # and teachers are right before a day is spent, not how good the collection will be. So most of it is the
     # cheap regression on the teachers' images, at a higher rate, and the rest has few updates. Not tuned.
@@ -193,7 +194,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "p_effect": 0.8,
         "batch": 4,
         "rank": 16,
-        "alpha": 16.0,
         "lr": 3e-4,
         "fake_lr": 3e-4,
         "fake_ratio": 2,
@@ -207,7 +207,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "on_policy": 0.5,
         "imitation_gain": 1.5,
         "rank": 32,
-        "alpha": 32.0,
         "lr_schedule": "hold",
         "ema": 0.995,
     },
@@ -237,7 +236,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch": 12,
         "micro_batch": 12,
         "rank": 32,
-        "alpha": 32.0,
         "lr": 1e-3,
         "fake_lr": 1e-3,
         "fake_ratio": 2,
@@ -307,7 +305,13 @@ def distillation(values: Mapping[str, Any] | None = None, preset: str = "default
     if not isinstance(inner, Mapping):
         raise ConfigError(f"objective = {inner!r} must be a table, [distill.objective] in the file")
     objective = checked(Objective, {**base.pop("objective", {}), **inner}, "objective.")
-    config = dataclasses.replace(checked(Distillation, {**base, **given}, ""), objective=objective)
+    merged = {**base, **given}
+    if "rank" in merged:
+        merged.setdefault("alpha", merged["rank"])
+    for kind in ("warm_cycles", "imitation_cycles"):
+        if kind not in given and base.get(kind) == base.get("cycles", 0):  # all that the preset has
+            merged[kind] = merged["cycles"]
+    config = dataclasses.replace(checked(Distillation, merged, ""), objective=objective)
     _consistent(config)
     return config
 

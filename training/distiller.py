@@ -35,7 +35,7 @@ BELOW = "below"
 """A frozen adapter that is on together with the student wherever it is sampled: of few-step sampling alone
 or, where that is what learns, the rest of a collection."""
 
-EditVelocity = Callable[[Tensor, Tensor, Texts, Tensor], Tensor]
+Velocity = Callable[[Tensor, Tensor, Texts, Tensor], Tensor]
 """`velocity(x (B,C,h,w), sigma (B,), text, source (B,C,h,w)) -> (B,C,h,w)`: the host's model, whichever role
 is active."""
 
@@ -84,7 +84,7 @@ class Distiller:
 
     def __init__(
         self,
-        velocity: EditVelocity,
+        velocity: Velocity,
         roles: Roles,
         bank: TeacherBank,
         objective: Objective,

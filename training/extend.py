@@ -77,7 +77,11 @@ def extended(run: Run, name: str, weights: LoraWeights, catalogue: Catalogue) ->
         below=below,
         gains=_gains(name, catalogue, teachers),
         spent={key: _spent(catalogue, key) for key in run.spent},
-        kept={effect.name: pair_of(effect.thumbnail) for effect in catalogue.effects if effect.thumbnail},
+        kept={
+            effect.name: pair_of(effect.thumbnail, f"{name}: the thumbnail of effect {effect.name!r}")
+            for effect in catalogue.effects
+            if effect.thumbnail
+        },
     )
     return going_on, student
 

@@ -101,6 +101,8 @@ class Job:
     """What the host can do."""
     fused: bool = True
     """Whether the blocks are those of `hosts/fused.py`; others keep more while they are computed again."""
+    text_encoder: int = 0
+    """Bytes of it that must be on the device, where it takes turns with the base there; 0: it does not."""
     devices: int = 1
     """Processes, each on a device of its own and with a share of every batch."""
 
@@ -248,7 +250,15 @@ def device_bytes(job: Job, setting: Setting) -> Mapping[str, Bytes]:
     # Each sample's own, picked out of the stack under the fake score and kept to its backward, at most.
     over_teachers = job.config.needs_fake and job.config.objective.fake_base == "teacher"
     picked = batch * teacher if over_teachers and batch > 1 and setting.checkpointing == "none" else 0
+    masters = {name: size for name, size in trained.items() if name in (STUDENT, BOTH)}
+    slots = round((setting.storage.blocks or 0) * architecture.block_weights * setting.storage.weight)
     return {
+        "encoding": {
+            **base,
+            **masters,
+            "base": slots,  # the rest makes room
+            "text encoder": job.text_encoder,
+        },
         "backward": {
             **held,
             "teachers": (2 if job.config.imitation_cycles else 1) * batch * teacher + picked,  # and the next
@@ -269,7 +279,7 @@ def device_bytes(job: Job, setting: Setting) -> Mapping[str, Bytes]:
         },
         "teacher images": {
             **base,
-            **{name: size for name, size in trained.items() if name in (STUDENT, BOTH)},
+            **masters,
             "latents and prompts": _small(job, item, setting.target_batch, setting.target_batch),
             "teachers": 2 * min(2, setting.target_batch) * teacher,  # images are made in the order of effects
             "workspace": setting.target_batch * forward + unpacked,

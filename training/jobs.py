@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from ..collection.layouts import read_lora
+from ..collection.tensors import read_header
 from ..pocket import TRANSFORMER
 from ..pocket.text import TOKENS
 from .architecture import Architecture
@@ -17,8 +20,12 @@ from .lora import Shapes
 from .run_config import Run
 
 POCKET_SIDE = 128
+LAYER = re.compile(r"^model\.(?:language_model\.)?layers\.(\d+)\.")
+"""Names of a language model's layers, as older and newer files have them."""
 LIGHTNING_RANK = 64
 """Of the few-step LoRA below a student that only imitates, where nobody has named one."""
+TEXT_ENCODER = 4_466_000_000
+"""Bytes of Qwen2.5-VL-7B in bfloat16 with two of its layers, where no base is named."""
 FLOAT32 = Storage("float32", weight=4, item=4)
 
 
@@ -26,14 +33,17 @@ def job_of(run: Run) -> Job:
     """What `run` does on the command line.
 
     Raises:
-        ValueError: the base's folder holds no configuration of a Qwen-Image transformer.
+        ConfigError: no base in its folder.
+        ValueError: it holds no configuration of a Qwen-Image transformer.
         LoraFormatError: as :func:`job_on`.
     """
+    run.require_base()
     folder = Path(run.base)
     if run.base == "pocket" or not (folder / "model_index.json").is_file():
         job = job_on(Architecture.of(TRANSFORMER), run)
         return replace(job, side=POCKET_SIDE, text=TOKENS, storages=(FLOAT32,), checkpointing=("none",))
-    return job_on(Architecture.of(_configuration(folder / "transformer")), run)
+    job = job_on(Architecture.of(_configuration(folder / "transformer")), run)
+    return replace(job, text_encoder=_text_encoder(folder / "text_encoder"))
 
 
 def job_on(architecture: Architecture, run: Run) -> Job:
@@ -48,21 +58,35 @@ def job_on(architecture: Architecture, run: Run) -> Job:
     run.require_few_steps()
     shapes = architecture.linears
     files = [effect.lora_path for effect in run.lists.effects.values()]
-    missing = sum(sample.base_pred_image is None for sample in run.lists.samples)
+    samples = run.lists.samples
     return Job(
         run.distill,
         architecture,
         run.targets,
         run.long_side,
         effects=len(files),
-        samples=len(run.lists.samples),
+        samples=len(samples),
         general=len(run.lists.general),
-        missing=missing if run.needs_images else 0,
+        missing=sum(samples[i].base_pred_image is None for i in run.samples_with_images),
         teacher_rank=_largest_rank(files, shapes),
         few_step_rank=_few_step_rank(run, shapes),
         gains=len(run.gains) / len(files),
         extended={path: shapes[path] for path in first.down} if first is not None else {},
     )
+
+
+def _text_encoder(folder: Path) -> int:
+    """Bytes of a text encoder with two of its layers: the least that is on the device while it works."""
+    rest, layers = 0, Counter[str]()
+    for file in folder.glob("*.safetensors"):
+        for name, tensor in read_header(file).tensors.items():
+            start, end = tensor["data_offsets"]
+            layer = LAYER.search(name)
+            if layer:
+                layers[layer[1]] += end - start
+            else:
+                rest += end - start
+    return rest + 2 * max(layers.values(), default=0)
 
 
 def _few_step_rank(run: Run, shapes: Shapes) -> int:

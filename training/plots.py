@@ -30,33 +30,19 @@ LARGEST_SHEET = 40_000_000
 """Pixels of a grid of pictures above which these are made smaller."""
 
 
-def plot_losses(
-    path: Path, terms: Series, effects: Mapping[str, Series] | None = None, title: str = ""
-) -> None:
-    """Losses over cycles: a panel for each term, and with `effects` a small one for each effect, terms
-    together.
+def plot_losses(path: Path, terms: Series) -> None:
+    """Losses over cycles, a panel for each term.
 
     Thin lines are the values, thick lines their running mean. Raises ImportError if matplotlib is missing.
     """
-    effects = effects or {}
-    columns = max(min(len(terms), 4), min(len(effects), 4), 1)
-    top, low = math.ceil(len(terms) / columns), math.ceil(len(effects) / columns)
-    figure = _figure(3.3 * columns, 0.5 + 2.5 * top + 1.9 * low, title)
-    grid = figure.add_gridspec(top + low, columns, height_ratios=[2.5] * top + [1.9] * low)
-    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(terms)}
+    columns = max(min(len(terms), 4), 1)
+    rows = math.ceil(len(terms) / columns)
+    figure = _figure(3.3 * columns, 0.5 + 2.5 * rows, "")
+    grid = figure.add_gridspec(rows, columns)
     for index, (name, line) in enumerate(terms.items()):
         axes = figure.add_subplot(grid[index // columns, index % columns])
-        _curve(axes, line, colours[name])
-        _dress(axes, name, small=False)
-    first = None
-    for index, (effect, series) in enumerate(effects.items()):
-        axes = figure.add_subplot(grid[top + index // columns, index % columns], sharey=first)
-        first = first or axes
-        for name, line in series.items():
-            _curve(axes, line, colours.get(name, QUIET), name)
-        _dress(axes, effect, small=True)
-        if index == 0:
-            axes.legend(fontsize=6.5, frameon=False, loc="best")
+        _curve(axes, line, COLOURS[index % len(COLOURS)])
+        _dress(axes, name)
     figure.supxlabel("cycle", fontsize=9, color=QUIET)
     _save(figure, path)
 
@@ -137,7 +123,7 @@ def _save(figure: Any, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=130)
 
 
-def _curve(axes: Any, line: tuple[Sequence[float], Sequence[float]], colour: str, label: str = "") -> None:
+def _curve(axes: Any, line: tuple[Sequence[float], Sequence[float]], colour: str) -> None:
     cycles, values = (np.asarray(part, float) for part in line)
     kept = np.isfinite(values)
     cycles, values = cycles[kept], values[kept]
@@ -149,12 +135,12 @@ def _curve(axes: Any, line: tuple[Sequence[float], Sequence[float]], colour: str
     mean = np.convolve(values, weight, "same")[: len(values)] if len(values) >= window else values
     count = np.convolve(np.ones(len(values)), weight, "same") if len(values) >= window else 1
     axes.plot(cycles, values, color=colour, alpha=0.25, linewidth=0.7)
-    axes.plot(cycles, mean / count, color=colour, linewidth=1.6, label=label or None)
+    axes.plot(cycles, mean / count, color=colour, linewidth=1.6)
 
 
-def _dress(axes: Any, title: str, small: bool) -> None:
-    axes.set_title(title, fontsize=8 if small else 10, color=INK, loc="left")
-    axes.tick_params(labelsize=6.5 if small else 8, length=2, color=QUIET, labelcolor=QUIET)
+def _dress(axes: Any, title: str) -> None:
+    axes.set_title(title, fontsize=10, color=INK, loc="left")
+    axes.tick_params(labelsize=8, length=2, color=QUIET, labelcolor=QUIET)
     axes.grid(color="#e9ecef", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

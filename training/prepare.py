@@ -15,7 +15,7 @@ from torch import Tensor
 from ..collection.atomic import atomic_write
 from ..collection.catalogue import Catalogue
 from ..collection.jsonl import EffectEntry, EffectSample
-from .captions import PAIRS_SHOWN, VlmEndpoint, caption_effect, caption_template
+from .captions import VlmEndpoint, caption_template, caption_vlm, pairs_shown
 from .data import TeacherPath
 from .encoding import prompt_encoder
 from .host import Host
@@ -29,7 +29,6 @@ from .prompting import (
     embed_over_images,
     student_prompt,
 )
-from .randomness import generator
 from .roles import Roles
 from .targets import TargetMaker, Wanted
 from .trainer import Cancelled
@@ -347,14 +346,13 @@ def _asked_caption(
         known = {}
     key = json.dumps([name, prompt, endpoint.model])
     if key not in known:
-        order = torch.randperm(len(own), generator=generator(seed, "caption pairs", name)).tolist()
-        shown = [(own[i].image, own[i].target) for i in order[:PAIRS_SHOWN]]
+        shown = [(own[i].image, own[i].target) for i in pairs_shown(len(own), name, seed)]
         pairs = [
             (image, host.decode(target[None].to(host.device))[0])
             for image, target in shown
             if target is not None
         ]
-        known[key] = caption_effect(prompt, pairs, endpoint, seed)
+        known[key] = caption_vlm(endpoint, pairs, prompt)
         with atomic_write(remembered) as temporary:
             temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
     caption: str = known[key]

@@ -21,20 +21,14 @@ import torch
 from torch import Tensor
 
 from ..collection.atomic import atomic_write
-from .captions import VlmEndpoint, caption_effect, caption_template, caption_vlm
 
 __all__ = [
     "TagReport",
-    "VlmEndpoint",
     "candidate_tags",
-    "caption_effect",
-    "caption_template",
-    "caption_vlm",
     "choose_once",
     "choose_tags",
     "compose",
     "embed_over_images",
-    "mean_pool",
     "similarity",
     "student_prompt",
 ]
@@ -82,12 +76,6 @@ def candidate_tags(name: str, count: int, seed: int) -> list[str]:
     while len(tags) < count:
         tags[f"<{slug}_{''.join(draw.choices(alphabet, k=RANDOM_CHARACTERS))}>"] = None
     return list(tags)
-
-
-def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens that count. hidden (N,T,D), mask (N,T) bool or 0/1 -> (N,D) float32."""
-    weight = mask.to(torch.float32).unsqueeze(-1)
-    return (hidden.float() * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 def embed_over_images(encode: Callable[[list[str], Any], Tensor], images: Sequence[Any]) -> Embed:
@@ -154,10 +142,6 @@ class TagReport:
     """Captions alone."""
     random: Tensor
     chosen: Tensor
-
-    def prompts(self) -> dict[str, str]:
-        """Student prompts with the chosen tags."""
-        return {name: student_prompt(self.tags[name], self.captions[name]) for name in self.names}
 
     def matrices(self) -> dict[str, Tensor]:
         """Matrices by title, in the order of a reader: before, control, after."""

@@ -16,7 +16,7 @@ MAY_DIFFER = (
 do not change what a cycle computes (`micro_batch`: up to rounding; `cycles`: but for a rate that falls)."""
 
 LENGTHS = ("warm_cycles", "imitation_cycles")
-"""They may change as far as the cycles that were run would have been the same."""
+"""They may change as far as the cycles that were run would have been the same, but for when gains begin."""
 
 ONCE = {
     "anchor": "image",
@@ -75,6 +75,8 @@ def check_origin(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any])
         refuse("the run was trained with another few_step LoRA, or without one")
     if theirs.get("extend", ours["extend"]) != ours["extend"]:
         refuse("the run was begun from another collection to extend, or from none")
+    if theirs.get("size", ours["size"]) != ours["size"]:
+        refuse("the run was trained on pictures of {} x {} pixels".format(*reversed(theirs["size"])))
     if theirs.get("targets", ours["targets"]) != ours["targets"]:
         refuse(f"the run was trained with other teacher steps or guidance, {theirs['targets']}")
     for name, found in theirs.get("pictures", {}).items():

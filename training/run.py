@@ -28,6 +28,7 @@ from .distiller import BELOW, FAKE, STUDENT, Distiller
 from .encoding import encode_general, encode_lessons, prompt_encoder
 from .host import Host
 from .lora import LoraAdapter, added_up, averaged, linear_shapes, target_shapes, weights_hash, widened
+from .optimizer import require_optimizer
 from .pictures import to_pil
 from .plots import plot_losses, plot_similarity
 from .prepare import (
@@ -93,6 +94,7 @@ class DistillationRun:
         self.effects, self._samples = run.lists.effects, run.lists.samples
         check_lists(list(self.effects), self._samples, host.text_sees_image)
         run.require_few_steps()
+        require_optimizer(run.distill.optimizer)
         for name in run.titles:
             if name not in self.effects:
                 raise ConfigError(f"titles.{name}: no effect of that name{nearest(name, self.effects)}")
@@ -154,7 +156,7 @@ class DistillationRun:
         pictures = read_pictures(host, samples, self.cancelled)
         general = encode_general(host, run.lists.general, samples, pictures, self.cancelled)
         _ = self._origin  # now: files may be gone when the state is saved
-        needed = range(len(samples)) if run.needs_images else [samples.index(one) for one in shown.values()]
+        needed = sorted({*run.samples_with_images, *map(samples.index, shown.values())})
         made = make_targets(
             host,
             self.roles,
@@ -276,6 +278,7 @@ class DistillationRun:
             "few_step": self._few_step,
             "extend": self._first,
             "pictures": self.run.lists.pictures_hash(),
+            "size": [*self.host.read_image(self._samples[0].source_image).shape[1:]],
             "targets": [self.run.targets.steps, self.run.targets.guidance],
             "teachers": self._maker.teachers,
             "teacher_prompts": {name: effect.prompt for name, effect in self.effects.items()},
@@ -286,11 +289,9 @@ class DistillationRun:
 
     def _progress(self) -> dict[str, Any]:
         """What was written beside the state; nothing where it got lost: a curve is no reason to stop."""
-        try:
-            content: dict[str, Any] = json.loads(self._progress_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return content
+        with suppress(OSError, ValueError):
+            return dict(json.loads(self._progress_file.read_text(encoding="utf-8")))
+        return {}
 
     def _read_progress(self) -> None:
         """Losses up to the state. Raises CheckpointError if the student has learnt from something else."""
@@ -331,20 +332,19 @@ class DistillationRun:
             "seconds": round(run.spent["seconds"] + self.curves.seconds),
             "date": time.strftime("%Y-%m-%d"),
         }
-        few_step = run.held_few_step if run.few_step is None else run.few_step.name
-        if few_step:
+        if few_step := run.held_few_step if run.few_step is None else run.few_step.name:
             training["few_step"] = few_step
         if BELOW in self.roles.adapters:  # so that who extends the collection can take it out again
             role = STUDENT if run.distill.few_step_alone else BELOW
             training["few_step_rank"] = self.roles.adapters[role].rank
         if gains := trainer.gains.effects:  # who extends the collection goes on with them
             training["gains"] = {slug(name): round(gain, 3) for name, gain in gains.items()}
-        pictures = {**run.kept}
-        if thumbnails and run.thumbnails:
-            with suppress(Cancelled):  # the collection matters more
-                pictures |= self._thumbnails(weights)
         catalogue = replace(prepared.catalogue, training=training)
-        save_collection(run.collection, weights, with_thumbnails(catalogue, weights, pictures))
+        save_collection(run.collection, weights, with_thumbnails(catalogue, weights, run.kept))
+        if thumbnails and run.thumbnails:
+            with suppress(Cancelled):  # the collection matters more, and is there
+                pictures = {**run.kept, **self._thumbnails(weights)}
+                save_collection(run.collection, weights, with_thumbnails(catalogue, weights, pictures))
         report: dict[str, Any] = {
             "collection": run.collection.name,
             "training": training,

@@ -21,7 +21,7 @@ from ..collection.jsonl import (
 )
 from ..collection.lora_weights import LoraWeights
 from ..collection.thumbnails import Pair
-from .captions import VlmEndpoint
+from .captions import CaptionError, VlmEndpoint, pairs_shown
 from .config import ConfigError, Distillation, checked, distillation, nearest
 from .fp8 import AS_LOADED, PACKED
 
@@ -133,12 +133,31 @@ class Run:
     them."""
 
     @property
-    def needs_images(self) -> bool:
-        """Whether every sample needs its teacher's image: to learn from or to write captions by."""
-        asks = self.captions is not None and any(
-            not any(effect.own_words) for effect in self.lists.effects.values()
+    def samples_with_images(self) -> list[int]:
+        """Which samples need their teacher's image: all to learn from, or some of an effect whose caption the
+        endpoint is asked for."""
+        samples = self.lists.samples
+        if self.distill.learns_images:
+            return list(range(len(samples)))
+        asked = (
+            []
+            if self.captions is None
+            else [name for name, effect in self.lists.effects.items() if not any(effect.own_words)]
         )
-        return self.distill.learns_images or asks
+        found = []
+        for name in asked:
+            own = [i for i, sample in enumerate(samples) if sample.lora_name == name]
+            found += [own[k] for k in pairs_shown(len(own), name, self.distill.seed)]
+        return found
+
+    def require_base(self) -> None:
+        """Raises ConfigError if there is no base in its folder (yet)."""
+        files = ("model_index.json", "transformer.safetensors")
+        if self.base != "pocket" and not any((Path(self.base) / name).is_file() for name in files):
+            raise ConfigError(
+                f"base = {self.base!r}: the folder holds neither Qwen-Image-Edit as published for diffusers "
+                "(model_index.json) nor a pocket base (transformer.safetensors); correct the path"
+            )
 
     def require_few_steps(self) -> None:
         """Raises ConfigError if nothing would have taught the collection the few steps it is sampled in."""
@@ -166,7 +185,7 @@ class Run:
         return self.output / COLLECTION
 
 
-_PATHS = ("output", "effects", "data", "general", "few_step", "extend")
+_PATHS = ("output", "effects", "data", "general", "root", "few_step", "extend")
 _TABLES = ("distill", "targets", "captions", "titles")
 _TAGS = ("chosen", "random", "none")
 _KNOWN = (
@@ -204,11 +223,13 @@ def read_run(path: Path, cycles: int | None = None) -> Run:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def read_lists(effects: Path, data: Path, general: Path | None = None) -> Lists:
-    """The paper's three lists. Raises CollectionError naming file, line and field."""
-    teachers = {entry.lora_name: entry for entry in read_effects(effects)}
-    samples = read_effect_data(data, teachers)
-    return Lists(teachers, samples, read_general_data(general) if general else ())
+def read_lists(effects: Path, data: Path, general: Path | None = None, root: Path | None = None) -> Lists:
+    """The paper's three lists, by paths from `root`, else from the folder of each. Raises CollectionError
+    naming file, line and field.
+    """
+    teachers = {entry.lora_name: entry for entry in read_effects(effects, root)}
+    samples = read_effect_data(data, teachers, root)
+    return Lists(teachers, samples, read_general_data(general, root) if general else ())
 
 
 def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
@@ -253,7 +274,7 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
     distill = values.get("distill", {})
     return Run(
         output=output,
-        lists=read_lists(paths["effects"], paths["data"], paths.get("general")),
+        lists=read_lists(paths["effects"], paths["data"], paths.get("general"), paths.get("root")),
         base=base if base == "pocket" else str(folder / base),
         base_dtype=base_dtype,
         offload=offload,
@@ -303,4 +324,9 @@ def _endpoint(values: dict[str, Any]) -> VlmEndpoint:
         raise ConfigError(
             f"captions.key_variable = {variable!r}: the environment has no such variable; set it"
         )
-    return VlmEndpoint(values["url"], values["model"], os.environ[variable] if variable else "")
+    endpoint = VlmEndpoint(values["url"], values["model"], os.environ[variable] if variable else "")
+    try:
+        endpoint.address()
+    except CaptionError as error:
+        raise ConfigError(f"captions.url: {error}") from error
+    return endpoint

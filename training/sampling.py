@@ -12,10 +12,13 @@ from .bank import TeacherBank
 from .data import together
 from .flow import consistency, euler, few_step_sigmas, last
 from .host import Host, Texts
-from .lora import LoraWeights, TeacherStack
+from .lora import LoraAdapter, LoraWeights
 from .losses import guided
 from .randomness import noise_like
 from .roles import BASE, Roles
+
+COLLECTION = "collection"
+"""The role that it is sampled in."""
 
 
 @torch.no_grad()
@@ -90,7 +93,7 @@ def apply_collection(
     """Images (B,3,H,W) from images by a collection's weights of any ranks, one student prompt each."""
     texts = [host.encode_text([prompt], image)[0] for prompt, image in zip(prompts, images, strict=True)]
     sources = host.encode_image(images)
-    with _applied(host, weights, len(images)):
+    with _applied(host, weights):
         latents = _few_steps(host, together(texts), sources, generators, sigmas)
     return host.decode(latents)
 
@@ -106,7 +109,7 @@ def apply_to_each(
 
     All are sampled before any is decoded: model and autoencoder may have to take turns on the device.
     """
-    with _applied(host, weights, 1):
+    with _applied(host, weights):
         latents = [
             _few_steps(host, text[None].to(host.device), source[None].to(host.device), [draws], sigmas)
             for text, source, draws in asked
@@ -115,15 +118,11 @@ def apply_to_each(
 
 
 @contextmanager
-def _applied(host: Host, weights: LoraWeights, count: int) -> Iterator[None]:
-    """The model is that of a collection, for batches of `count`."""
-    down, up = (
-        {path: tensor.to(host.device, torch.float32) for path, tensor in part.items()}
-        for part in (weights.down, weights.up)
-    )
-    stack = TeacherStack.of({"collection": LoraWeights(down, up, weights.alpha)})
-    everyone = torch.zeros(count, dtype=torch.long)
-    with Roles(host.transformer, {}) as roles, roles.use_teachers(stack, everyone):
+def _applied(host: Host, weights: LoraWeights) -> Iterator[None]:
+    """The model is that of a collection, which is on the device once and in the model's own precision: it may
+    be held beside all that trains."""
+    adapter = LoraAdapter.of(weights).to(host.device, host.dtype)
+    with Roles(host.transformer, {COLLECTION: adapter}) as roles, roles.use(COLLECTION):
         yield
 
 

@@ -9,10 +9,15 @@ each backward on what comes next, and who has nothing of the kind to do computes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from enum import Enum
 
 import torch
 from torch import Tensor, nn
+
+PATIENCE = timedelta(days=1)
+"""How long processes wait for each other. One alone asks for captions and chooses tags, for longer than NCCL
+would let the others wait (ten minutes)."""
 
 
 class Wish(Enum):
@@ -43,7 +48,7 @@ class Pace:
         from torch.distributed.fsdp import fully_shard  # takes a second to import
 
         # of its own and not the device's: to agree must not wait for kernels
-        self._group = torch.distributed.new_group(backend="gloo")
+        self._group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
         self._tiny = tiny
         self._idle: Tensor | None = None
         for block in blocks:

@@ -60,7 +60,6 @@ class Trainer:
 
     Raises:
         ValueError: no sample has a teacher image, and the objective can learn from nothing else.
-        RuntimeError: 8-bit AdamW without bitsandbytes.
     """
 
     def __init__(

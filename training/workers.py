@@ -20,7 +20,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from .sharding import Pace, Wish
+from .sharding import PATIENCE, Pace, Wish
 
 Thing = TypeVar("Thing")
 
@@ -44,7 +44,8 @@ class Workers:
         importlib.import_module("torch.distributed.nn")  # later, its functions' defaults would hold the group
         if torch.cuda.is_available():  # what travels as an object goes over the current device
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(backend, timeout=PATIENCE)
         yield cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
         # A thread of gloo that drops a tensor while the interpreter ends aborts a process that has finished.
         # It drops the last ones during this wait, and ends with the group (which a cache of FSDP may hold).

@@ -25,3 +25,10 @@ export function t(text, values = {}) {
   const found = Object.hasOwn(words, text) ? words[text] : text;
   return found.replace(/\{(\w+)\}/g, (whole, name) => String(values[name] ?? whole));
 }
+
+/** A length of time. @param {number} seconds */
+export function inWords(seconds) {
+  if (seconds < 90) return t("{n} s", { n: Math.round(seconds) });
+  if (seconds < 5400) return t("{n} min", { n: Math.round(seconds / 60) });
+  return t("{n} h", { n: (seconds / 3600).toFixed(1) });
+}

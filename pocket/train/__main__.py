@@ -23,8 +23,7 @@ import torch
 
 from ...collection.atomic import atomic_write
 from ...training.speed import bfloat16_slowdown
-from .. import FEW_STEP
-from ..demo import FOLDER
+from .. import FEW_STEP, FOLDER
 
 PACKAGE = __package__.rsplit(".", 2)[0]
 RUNS = ("collection", "few_steps")

@@ -21,11 +21,10 @@ from ...training.config import distillation
 from ...training.hosts.pocket import PocketHost
 from ...training.lora import added_up
 from ...training.run_config import read_run
-from .. import FEW_STEP
-from ..demo import FOLDER
+from .. import FEW_STEP, FOLDER
 
 RANK, KEPT = 16, 8
-"""Trained with the first; the weaker directions are worth nothing that could be measured (docs/experiments.md)."""
+"""Trained with the first; weaker directions are worth nothing measurable (docs/experiments.md)."""
 
 
 def main() -> None:
@@ -47,7 +46,7 @@ def main() -> None:
         lists=replace(shipped.lists, effects={name: effect}, samples=[sample]),
         titles={},
         distill=distillation(
-            {"cycles": args.cycles, "warm_cycles": 0, "p_effect": 0.0, "rank": RANK, "alpha": float(RANK)},
+            {"cycles": args.cycles, "warm_cycles": 0, "p_effect": 0.0, "rank": RANK},
             "pocket",
         ),
     )

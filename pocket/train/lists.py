@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from ...collection.atomic import atomic_write
+from .. import FOLDER, PICTURES
 from ..edits import sample_edit
 from ..effects import EFFECTS
 from ..images import ImageSource
 
-FOLDER = Path(__file__).resolve().parents[1]
 COUNTS = {"train": 96, "tune": 32, "test": 40}
 GENERAL = 4800
 """Lessons of the general stream: a line each, and what is learnt of few does not hold for others."""
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="node_modules folder with the picture packages")
     args = parser.parse_args()
     images = ImageSource(args.images)
-    paths = {split: images.export(split, FOLDER / "pictures" / split, n) for split, n in COUNTS.items()}
+    paths = {split: images.export(split, PICTURES / split, n) for split, n in COUNTS.items()}
     sources = [path.relative_to(FOLDER).as_posix() for path in paths["train"]]
     rng = np.random.default_rng(41)
     write(

@@ -16,13 +16,13 @@ import torch
 
 from ...collection.atomic import atomic_write
 from ...console import Console, distil
-from ...pocket import WEIGHTS
 from ...training.hosts.pocket import PocketHost
 from ...training.run_config import read_lists, read_run
-from ..demo import FOLDER, PICTURES, teacher_files, teacher_guidance
+from .. import FOLDER, PICTURES, WEIGHTS
 from ..effects import EFFECTS
 from ..evaluate import evaluate
 from ..rows import Student
+from ..shipped import teacher_files, teacher_guidance
 
 SOURCES = 48
 """Training pictures an effect."""

@@ -130,6 +130,6 @@ def test_evaluate_says_what_is_wrong(
     assert "is not NAME=FILE" in capsys.readouterr().err
 
 
-def test_the_fresh_student_learns_effects_of_the_pocket_with_their_own_near_twins() -> None:
+def test_the_fresh_student_learns_effects_of_the_pocket_of_which_some_are_drawn_at_random() -> None:
     assert set(demo.FRESH) <= set(EFFECTS)
     assert any(EFFECTS[name].kind == "one-to-many" for name in demo.FRESH)

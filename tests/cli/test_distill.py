@@ -234,7 +234,7 @@ def empty_picture(pocket: Any) -> None:
     [
         (unknown_key, ["config.toml", "unknown key rnak", "did you mean 'rank'"]),
         (missing_list, ["data.jsonl", "cannot be read", "check the path"]),
-        (missing_base, ["elsewhere/transformer.safetensors", "no such file"]),
+        (missing_base, ["elsewhere", "holds neither", "model_index.json"]),
         (wrong_base, ["other/transformer.safetensors", "not the pocket base's"]),
         (cut_base, ["other/transformer.safetensors", "damaged"]),
         (long_prompt, ["prompt of 3", "takes 192", "shorten it"]),

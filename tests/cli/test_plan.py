@@ -13,8 +13,7 @@ import torch
 from collectionlora import cli
 from collectionlora.collection.file import load_collection, save_collection
 from collectionlora.collection.lora_weights import LoraWeights
-from collectionlora.pocket import TRANSFORMER
-from collectionlora.pocket.demo import FOLDER
+from collectionlora.pocket import FOLDER, TRANSFORMER
 from collectionlora.training.architecture import Architecture
 from collectionlora.training.cards import card
 from collectionlora.training.hosts.pocket import PocketHost

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from collectionlora.collection import atomic
 from collectionlora.collection.atomic import STALE_SECONDS, atomic_write
@@ -148,6 +150,18 @@ def test_leftovers_of_killed_writers_are_swept_and_live_ones_kept(tmp_path):
     assert not dead.exists()
     assert live.exists()
     assert foreign.exists()  # of another file
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other rights")
+def test_a_file_is_as_open_as_before_or_as_new_ones_are(tmp_path):
+    target, plain = tmp_path / "file.safetensors", tmp_path / "plain"
+    plain.touch()
+    for mode in (plain.stat().st_mode, 0o100664, 0o100600):
+        if target.exists():
+            target.chmod(mode)
+        with atomic_write(target) as temporary:
+            save_file({"a": torch.zeros(1)}, temporary)  # whose file is for its owner alone
+        assert target.stat().st_mode == mode
 
 
 def test_a_link_keeps_pointing_where_it_did(tmp_path):

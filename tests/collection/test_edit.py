@@ -127,3 +127,16 @@ def test_a_collection_on_another_base_is_edited_described_and_converted(path, tm
     assert told[name].title == "Another title"
     assert describe(file)["modules"] == len(weights.down)
     convert(file, tmp_path / "peft", "peft")
+
+
+def test_a_thumbnail_that_cannot_be_decoded_is_named(path, make_weights, catalogue):
+    large = io.BytesIO()
+    Image.effect_noise((700, 700), 100).convert("RGB").save(large, "PNG")
+    broken = large.getvalue()[: len(large.getvalue()) // 2]
+    effects = tuple(replace(effect, thumbnail=broken) for effect in catalogue.effects)
+    save_tensors(path, comfy_tensors(make_weights()), replace(catalogue, effects=effects).to_header())
+    before = path.read_bytes()
+    first = catalogue.effects[0].name
+    with pytest.raises(CollectionError, match=f"the thumbnail of effect '{first}' is a damaged picture"):
+        edit_collection(path, path, titles={first: "Another title"})
+    assert path.read_bytes() == before

@@ -115,6 +115,13 @@ class TestPaths:
         path = lines(tmp_path / "deep" / "effects.jsonl", effect)
         assert read_effects(path)[0].lora_path == tmp_path / "frost.safetensors"
 
+    def test_absolute_ones_are_taken_as_their_place_is_checked(self, tmp_path, effect):
+        (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+        (tmp_path / "elsewhere" / "frost.safetensors").touch()
+        (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "deep", target_is_directory=True)
+        path = lines(tmp_path / "l.jsonl", {**effect, "lora_path": f"{tmp_path}/link/../frost.safetensors"})
+        assert read_effects(path)[0].lora_path == tmp_path / "frost.safetensors"
+
     @pytest.mark.parametrize("escape", ["../frost.safetensors", "a/../../frost.safetensors", "..", "./../x"])
     def test_relative_ones_do_not_leave_the_folder(self, escape, tmp_path, effect):
         path = lines(tmp_path / "deep" / "effects.jsonl", {**effect, "lora_path": escape})

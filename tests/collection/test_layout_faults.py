@@ -286,6 +286,7 @@ def test_a_broken_alpha_is_refused(alpha, tmp_path):
         ({"r": 4, "lora_alpha": 4, "use_dora": True}, "DoRA"),
         ({"r": 4, "lora_alpha": 4, "peft_type": "LOKR"}, "LOKR"),
         ({"r": 4, "lora_alpha": 4, "init_lora_weights": "pissa_niter_4"}, "changes the base"),
+        ({"r": 4, "lora_alpha": 4, "init_lora_weights": "lora_ga"}, "changes the base"),
         ({"r": 4, "lora_alpha": 4, "alpha_pattern": {"to_q": "x"}}, "alpha_pattern is not a map"),
         ({"r": 4, "lora_alpha": 4, "rank_pattern": [1]}, "rank_pattern is not a map"),
         ({"r": 4, "lora_alpha": 4, "rank_pattern": {"(a+)+$": 4}}, "unsafe pattern"),
@@ -310,6 +311,19 @@ def test_yaml_is_data_not_code(tmp_path):
     with pytest.raises(LoraFormatError, match="not valid YAML"):
         read_lora(tmp_path)
     assert not (tmp_path / "owned").exists()
+
+
+def test_a_message_does_not_spell_out_what_a_few_lines_of_yaml_stand_for(tmp_path):
+    pytest.importorskip("yaml")
+    save(tmp_path / "model.safetensors", lora())
+    nested = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10) if i else 1}]\n" for i in range(6))
+    for key in ("r", "lora_alpha", "peft_type", "init_lora_weights"):
+        rest = {"r": 4, "lora_alpha": [1]} | {key: None}
+        lines = "".join(f"{name}: {value}\n" for name, value in rest.items() if value is not None)
+        (tmp_path / "adapter_config.yaml").write_text(f"{nested}{lines}{key}: *a5\n")
+        with pytest.raises(LoraFormatError) as caught:
+            read_lora(tmp_path)
+        assert len(str(caught.value)) < 500, key
 
 
 def test_broken_notes_in_the_header_are_refused(tmp_path):

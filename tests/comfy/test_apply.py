@@ -202,6 +202,15 @@ def test_a_hostile_file_is_refused_by_node_and_route(server: Any, photo: str, ki
     assert message in server.answer(f"/collectionlora/catalogue?file={path.name}")["error"]
 
 
+def test_a_file_of_a_workflow_from_windows_is_found_and_a_missing_one_named(server: Any, photo: str) -> None:
+    folder = server.base_directory / "models" / "loras" / "below"
+    folder.mkdir()
+    shutil.copy(SHIPPED, folder / "a.safetensors")
+    assert server.run(apply_effect(photo, "sketch", load={"file": r"below\a.safetensors"}))["save"]["images"]
+    missing = apply_effect(photo, "sketch", load={"file": r"below\b.safetensors"})
+    assert "no such file in models/loras" in json.dumps(server.post("/prompt", {"prompt": missing}))
+
+
 def test_thumbnails_are_served_as_pictures(server: Any) -> None:
     effects = server.get("/collectionlora/catalogue?file=pocket+(built+in)")
     assert len(effects) == 50

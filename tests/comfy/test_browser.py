@@ -64,7 +64,8 @@ def test_it_lists_collections_with_what_is_in_them_and_no_other_lora(browser: An
     catalogue = read_catalogue(SHIPPED)
     facts = browser.locator("dl").inner_text()
     assert str(catalogue.base["name"]) in facts
-    assert str(catalogue.training["cycles"]) in facts
+    assert f"Cycles\n{catalogue.training['cycles']}" in facts
+    assert f"Training time\n{catalogue.training['seconds'] / 3600:.1f} h" in facts
     titles = browser.locator('.cl-effects input[type="text"]')
     assert titles.evaluate_all("all => all.map(one => one.value)") == [e.title for e in catalogue.effects]
 
@@ -229,6 +230,28 @@ def test_a_change_is_of_the_file_it_was_made_in(other: Path, browser: Any, page:
     browser.get_by_role("status").get_by_text("Failed to fetch").wait_for()
     assert browser.locator(".cl-detail").count() == 0
     page.unroute("**/collectionlora/catalogue?*")
+
+
+def test_a_slow_copy_leaves_what_is_changed_elsewhere_meanwhile(
+    browser: Any, page: Any, server: Any, file: Path
+) -> None:
+    choose(browser, "pocket (built in)")
+    held: list[Any] = []
+    page.route("**/collectionlora/edit", held.append)
+    browser.get_by_label("Name of the copy").fill("slow copy")
+    browser.get_by_role("button", name="Save as").click()
+    browser.get_by_role("status").get_by_text("Saving …").wait_for()
+    choose(browser, "mine.safetensors")
+    browser.get_by_label("Title of sketch", exact=True).fill("Mine")
+    held[0].continue_()
+    page.unroute("**/collectionlora/edit")
+    browser.locator('button[data-file="slow copy.safetensors"]').wait_for()
+    saved(browser)
+    assert browser.get_by_label("Title of sketch", exact=True).input_value() == "Mine"
+    assert browser.locator('[aria-current="true"]').inner_text().startswith("mine.safetensors")
+    browser.get_by_role("button", name="Discard").click()
+    page.wait_for_function("() => document.activeElement?.dataset?.file === 'mine.safetensors'")
+    (server.base_directory / "models" / "loras" / "slow copy.safetensors").unlink()
 
 
 def test_after_a_lost_connection_it_goes_on(browser: Any, page: Any, file: Path) -> None:

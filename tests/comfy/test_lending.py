@@ -26,7 +26,8 @@ def test_gradients_equal_plain_autograd_on_ordinary_weights(
     ours, theirs, all_ = one["tensors"]
     assert ours == theirs > 0.8 * all_  # the text half of a last block reaches no output
     assert one["largest"] > 1e-4
-    assert one["difference"] == 0.0
+    # equal, but for how a processor's kernels round, which may depend on where in memory a weight lies
+    assert one["difference"] <= (1e-6 if dtype == "float32" else 1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -53,6 +53,17 @@ def test_a_picture_that_a_list_names_is_read_again_when_it_has_changed(server: A
         assert (sheet == np.asarray(Image.new("RGB", (1, 1), colour))[0, 0]).all(-1).any()
 
 
+def test_what_lists_and_folders_hold_is_noticed_and_contradictions_refused(
+    run_inside: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "input" / "lists").mkdir(parents=True)
+    found = run_inside("lists.py", tmp_path / "input" / "lists")
+    assert found["beside a dangling link"]
+    assert found["in a teacher's folder"]
+    assert "line 2: a has a prompt already" in found["two prompts"]
+    assert found["two results"].endswith("a.png and a.jpg are results of one source; keep one")
+
+
 def test_prompts_are_read_from_text_files_of_windows(server: Any) -> None:
     """Their folder may be a link to another disk; that of the pictures is called like the effect."""
     loras, before = server.base_directory / "another disk", server.base_directory / "input" / "noted"
@@ -146,7 +157,9 @@ def test_every_picture_and_every_instruction_is_used(
 
 def test_a_run_that_is_made_longer_keeps_its_warm_cycles(run_inside: Callable[..., dict[str, Any]]) -> None:
     """Else a finished one could not be."""
-    assert run_inside("settings.py")["warm"] == {"0": 200, "150": 100, "300": 200, "600": 200}
+    made = run_inside("settings.py")
+    assert made["warm"] == {"0": 200, "150": 100, "300": 200, "600": 200}
+    assert made["imitated"] == {"0": 5000, "50": 50, "8000": 8000}
 
 
 def test_more_says_how_many_teacher_images_are_made_at_a_time(

@@ -77,6 +77,9 @@ def test_a_run_is_watched_reloaded_saved_and_cancelled(page: Any, server: Any, w
     assert nearest.get_attribute("aria-label").startswith(in_words([one["like"] for one in firsts]))
     assert panel.locator("figcaption").all_inner_texts() == ["source", "teacher", "after 0 cycles"]
     thermal = panel.locator("img").nth(1).get_attribute("src")
+    panel.get_by_label("Curves", exact=True).press("w")  # a shortcut of the page: another tab of the sidebar
+    page.wait_for_timeout(300)
+    assert panel.is_visible()
     panel.get_by_label("Effect", exact=True).select_option("Sketch")
     assert panel.locator("img").nth(1).get_attribute("src") == thermal.replace("thermal", "sketch")
     assert panel.locator("img").nth(2).get_attribute("alt").startswith("Sketch: after ")

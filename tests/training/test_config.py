@@ -179,3 +179,22 @@ def test_micro_batches_leave_no_process_idle():
             assert batch % size == 0
             assert batch // size >= min(processes, batch)
             assert processes > 1 or size == micro
+
+
+def test_a_rank_alone_brings_its_alpha():
+    assert (distillation({"rank": 32}).rank, distillation({"rank": 32}).alpha) == (32, 32.0)
+    assert distillation({"rank": 32, "alpha": 64.0}).alpha == 64.0
+    for preset, values in PRESETS.items():
+        assert distillation(preset=preset).alpha == values.get("rank", 128)
+        assert distillation({"rank": 4}, preset).alpha == 4.0
+    with pytest.raises(ConfigError, match=r"^rank = 'x'"):
+        distillation({"rank": "x"})
+
+
+def test_a_preset_that_only_imitates_does_so_at_any_length():
+    for cycles in (50, 8000):
+        config = distillation({"cycles": cycles}, "imitation")
+        assert config.imitation_cycles == cycles
+        assert not config.needs_fake
+    assert distillation({"cycles": 6000, "imitation_cycles": 5000}, "imitation").matching_cycles == 1000
+    assert distillation({"cycles": 6000}).start_cycles == 0

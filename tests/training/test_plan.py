@@ -224,6 +224,13 @@ def test_where_nothing_fits_the_plan_says_what_is_missing() -> None:
     assert to_json(made)["hours"] is None
 
 
+def test_what_encodes_must_fit_too() -> None:
+    job = Job(distillation(RANK_32), side=512)
+    assert not plan(job, card(24)).missing
+    made = plan(replace(job, text_encoder=24 * GIB), card(24))
+    assert made.missing > 4 * GIB
+
+
 def test_a_small_card_gets_a_base_that_is_offloaded() -> None:
     job = Job(distillation(RANK_32))
     assert plan(replace(job, storages=RESIDENT), card(24)).missing

@@ -13,7 +13,13 @@ from PIL import Image
 
 from collectionlora.collection.catalogue import Effect
 from collectionlora.training import prompting
-from collectionlora.training.captions import CaptionError, VlmEndpoint, data_url
+from collectionlora.training.captions import (
+    CaptionError,
+    VlmEndpoint,
+    caption_template,
+    caption_vlm,
+    data_url,
+)
 
 NAMES = ["frost", "frost thick", "glass", "stickers", "confetti", "mirror", "sketch", "halftone"]
 CAPTIONS = {name: f"cover the subject with {name.split()[0]}" for name in NAMES}
@@ -29,6 +35,10 @@ def hashed_embed(prompts):
             row = row + torch.randn(24, generator=torch.Generator().manual_seed(seed))
         rows.append(row)
     return torch.stack(rows)
+
+
+def prompts_of(report):
+    return {name: prompting.student_prompt(report.tags[name], report.captions[name]) for name in report.names}
 
 
 def worst(matrix):
@@ -47,7 +57,7 @@ def test_chosen_tags_are_further_apart_than_random_tags_and_captions_alone():
 
 def test_reported_matrix_is_the_one_of_the_chosen_prompts():
     report = prompting.choose_tags(hashed_embed, CAPTIONS, candidates=8, seed=1)
-    prompts = report.prompts()
+    prompts = prompts_of(report)
     again = prompting.similarity(hashed_embed([prompts[name] for name in report.names]))
     torch.testing.assert_close(report.chosen, again, atol=1e-6, rtol=0)
 
@@ -63,7 +73,7 @@ def test_no_single_swap_improves_the_choice():
     report = prompting.choose_tags(hashed_embed, CAPTIONS, candidates=6, seed=2, restarts=1)
     for name in NAMES:
         for tag in prompting.candidate_tags(name, 6, 2):
-            prompts = {**report.prompts(), name: prompting.student_prompt(tag, CAPTIONS[name])}
+            prompts = {**prompts_of(report), name: prompting.student_prompt(tag, CAPTIONS[name])}
             swapped = prompting.similarity(hashed_embed([prompts[each] for each in report.names]))
             assert worst(swapped) >= worst(report.chosen) - 1e-6
 
@@ -102,8 +112,8 @@ def test_fixed_tags_stay_and_the_others_are_chosen_around_them():
     assert len(asked) == 2 + 6 * 8 + 8
     assert told == [(done, 58) for done in (10, 20, 30, 40, 50, 58)]
     assert report.tags["frost"] == report.random_tags["frost"] == "<ice>"
-    assert report.prompts()["mirror"] == CAPTIONS["mirror"]
-    again = prompting.similarity(hashed_embed([report.prompts()[name] for name in report.names]))
+    assert prompts_of(report)["mirror"] == CAPTIONS["mirror"]
+    again = prompting.similarity(hashed_embed([*prompts_of(report).values()]))
     torch.testing.assert_close(report.chosen, again, atol=1e-6, rtol=0)
     assert worst(report.chosen) < worst(report.random)
 
@@ -146,12 +156,6 @@ def test_embeddings_are_averaged_over_at_least_eight_images():
         prompting.embed_over_images(lambda prompts, image: image, images[:7])
 
 
-def test_pooling_leaves_padding_out():
-    hidden = torch.arange(12.0).view(2, 3, 2)
-    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
-    assert prompting.mean_pool(hidden, mask).tolist() == [[1.0, 2.0], [6.0, 7.0]]
-
-
 def test_composition_names_both_in_order():
     text = prompting.compose("<a_1> frost.", "<b_2> gild")
     assert text == "First turn the input into '<a_1> frost', then do '<b_2> gild'."
@@ -163,9 +167,9 @@ def test_composition_names_both_in_order():
 
 
 def test_template_keeps_the_words_of_the_teacher():
-    assert prompting.caption_template("  <sks>  Cover it\nwith frost. ") == "Cover it with frost"
+    assert caption_template("  <sks>  Cover it\nwith frost. ") == "Cover it with frost"
     with pytest.raises(ValueError, match="says nothing"):
-        prompting.caption_template("<sks> .")
+        caption_template("<sks> .")
 
 
 # --- captions from an endpoint ---
@@ -226,7 +230,7 @@ def pairs():
 
 def test_caption_shows_two_pairs_and_the_prompt(pairs):
     with Endpoint([chat('<think>hm</think>\n"Cover the subject  with frost."')]) as server:
-        caption = prompting.caption_effect("frost it", pairs, server.vlm(), seed=1)
+        caption = caption_vlm(server.vlm(), pairs[:2], "frost it")
     assert caption == "Cover the subject with frost"
     [(path, key, body)] = server.requests
     assert (path, key, body["model"]) == ("/v1/chat/completions", "Bearer secret-key", "some-vlm")
@@ -250,7 +254,7 @@ def test_pictures_survive_the_way_and_large_ones_are_reduced():
 
 def test_transient_failures_are_tried_again(pairs):
     with Endpoint([(503, "busy"), (429, "slow down"), chat("Freeze the subject")]) as server:
-        assert prompting.caption_vlm(server.vlm(), pairs, "frost it") == "Freeze the subject"
+        assert caption_vlm(server.vlm(), pairs, "frost it") == "Freeze the subject"
     assert len(server.requests) == 3
 
 
@@ -269,7 +273,7 @@ def test_transient_failures_are_tried_again(pairs):
 )
 def test_a_failing_endpoint_is_an_error_never_the_template(pairs, answer, message, requests):
     with Endpoint([answer]) as server, pytest.raises(CaptionError, match=message) as caught:
-        prompting.caption_effect("frost it", pairs, server.vlm(retries=2))
+        caption_vlm(server.vlm(retries=2), pairs, "frost it")
     assert server.url in str(caught.value)
     assert "secret-key" not in str(caught.value) + repr(server.vlm())
     assert len(server.requests) == requests
@@ -279,10 +283,6 @@ def test_an_unreachable_endpoint_is_an_error(pairs):
     with Endpoint([chat("x")]) as server:
         gone = server.vlm(retries=1)
     with pytest.raises(CaptionError, match="after 2 attempts"):
-        prompting.caption_effect("frost it", pairs, gone)
+        caption_vlm(gone, pairs, "frost it")
     with pytest.raises(CaptionError, match="not an http"):
-        prompting.caption_effect("frost it", pairs, VlmEndpoint("localhost:8000", "m"))
-
-
-def test_without_an_endpoint_the_template_serves(pairs):
-    assert prompting.caption_effect("Frost it.", pairs, None) == "Frost it"
+        caption_vlm(VlmEndpoint("localhost:8000", "m"), pairs, "frost it")

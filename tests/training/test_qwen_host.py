@@ -20,6 +20,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from collectionlora import cli
 from collectionlora.training.hosts import qwen
 from collectionlora.training.hosts.qwen import QwenEditHost
+from collectionlora.training.jobs import _text_encoder
 
 SPECIAL = [f"<|{name}|>" for name in ("endoftext", "im_start", "im_end")]
 SPECIAL += [f"<|{name}|>" for name in ("vision_start", "vision_end", "image_pad")]
@@ -195,6 +196,26 @@ def test_an_offloaded_base_computes_the_same(folder, host, picture, offload):
         source = one.encode_image(picture[None])
         found.append(one.velocity(source.flip(1), torch.full((1,), 0.5), text, source))
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
+
+
+def test_a_text_encoder_that_does_not_fit_waits_in_host_memory(folder, host, picture, monkeypatch):
+    tight = QwenEditHost(folder, dtype=torch.float32)
+    monkeypatch.setattr(tight, "_has_room", lambda part: False)
+    words = tight._pipeline.text_encoder
+    projection = words.model.language_model.layers[1].self_attn.q_proj
+    for _ in range(2):  # turns
+        text = tight.encode_text(["blue"], picture)[0]
+        torch.testing.assert_close(text, host.encode_text(["blue"], picture)[0], rtol=1e-6, atol=1e-6)
+        assert projection.weight.numel() == 0
+        source = tight.encode_image(picture[None])
+        tight.velocity(source, torch.ones(1), text[None], source)
+        assert projection.weight.numel() == DEPTH**2
+        assert tight._layers.present == ()
+
+
+def test_a_plan_knows_how_much_of_the_text_encoder_must_be_there(folder, host):
+    held = sum(p.numel() * p.element_size() for p in host._pipeline.text_encoder.parameters())
+    assert _text_encoder(folder / "text_encoder") == held  # it has two layers
 
 
 def test_a_packed_base_is_another_base_and_close(folder, host, picture):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import sys
 
 import pytest
 import torch
@@ -254,12 +253,6 @@ def test_over_teachers_the_fake_score_starts_as_they_are_and_pulls_nowhere(tiny,
     assert record.losses["bs"] == record.losses["ts"] == pytest.approx(0, abs=1e-12)
     assert record.losses["fake"] > 0
     assert not tiny.same(copied(world.trainer.trained["fake"].state_dict()), fake)
-
-
-def test_8_bit_adam_without_its_package_says_what_to_install(tiny, teachers, monkeypatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(RuntimeError, match="pip install bitsandbytes"):
-        tiny.world(teachers, {"optimizer": "adamw8bit"})
 
 
 def test_an_update_without_a_term_changes_nothing_in_any_number_of_processes(tiny, teachers, monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,11 @@ def keep_small(
     return made.attach() if made else None
 
 
-def shard(transformer: Any, device: torch.device | str) -> Pace:
-    """Split the blocks of a frozen transformer over the processes of a run."""
+def shard(transformer: Any, device: torch.device | str, ready: Callable[[], None] = lambda: None) -> Pace:
+    """Split the blocks of a frozen transformer over the processes of a run.
+
+    ready: brings the transformer to the device, where it is not always.
+    """
     config = transformer.config
     # computed in what the model is called with
     dtype = next(transformer.parameters()).dtype
@@ -65,6 +68,7 @@ def shard(transformer: Any, device: torch.device | str) -> Pace:
 
     def tiny() -> Tensor:
         """One token of noise, one of the source, one word."""
+        ready()
         tokens = torch.zeros(1, 2, config.in_channels, requires_grad=torch.is_grad_enabled(), **given)
         output: Tensor = transformer.forward(
             hidden_states=tokens,

@@ -17,7 +17,8 @@ from ...pocket.autoencoder import Autoencoder
 from ...pocket.images import load_picture
 from ...pocket.text import TextEncoder
 from ..fp8 import AS_LOADED
-from .diffusers import EditVelocity, keep_small, kept_identity, load_pocket_transformer
+from ..sharding import Pace
+from .diffusers import EditVelocity, keep_small, kept_identity, load_pocket_transformer, shard
 from .fused import fuse
 from .plain_attention import PlainAttention, attended
 
@@ -66,6 +67,10 @@ class PocketHost:
         self._velocity = EditVelocity(self.transformer)
         hashes = " ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in files.values())
         self.identity = kept_identity(hashes, base_dtype)
+
+    def shard(self) -> Pace:
+        """Split the transformer over the processes of a run, see :func:`.diffusers.shard`."""
+        return shard(self.transformer, self.device)
 
     def velocity(self, x: Tensor, sigma: Tensor, text: Tensor, source: Tensor) -> Tensor:
         """x, source (B,16,16,16), sigma (B,), text (B,32,64) -> (B,16,16,16) float32."""

@@ -16,8 +16,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from ..fp8 import AS_LOADED
 from ..host import Texts
+from ..offload import Offload
 from ..pictures import read_picture, to_pil, to_tensor
-from .diffusers import EditVelocity, keep_small, kept_identity
+from ..sharding import Pace
+from .diffusers import EditVelocity, keep_small, kept_identity, shard
 from .fused import fuse
 from .ragged import padded
 
@@ -27,13 +29,16 @@ SEEN_AREA = 384 * 384
 IMAGE_TOKEN = "<|image_pad|>"
 PARTS = ("transformer", "vae", "text_encoder")
 SAMPLES, SAMPLE = 64, 1 << 16
+ENCODING = 2**30
+"""Bytes beside the text encoder while it works, at most."""
 
 
 class QwenEditHost:
     """See :class:`~collectionlora.training.host.Host`. Latents are (16,H/8,W/8).
 
     On a GPU the text encoder and the transformer take turns on the device: a run encodes first and trains
-    then, and both together do not fit 80 GB.
+    then, and both together do not fit 80 GB. Where the text encoder alone is too large (15.4 GiB), its layers
+    wait in host memory until they run.
 
     Args:
         folder: holds `transformer`, `vae`, `text_encoder`, `tokenizer` and `processor`, as published.
@@ -78,6 +83,7 @@ class QwenEditHost:
         self._pipeline = build(None, vae.to(self.device), words, tokenizer, processor, self.transformer)
         self._velocity = EditVelocity(self.transformer)
         self._resident: Any = None
+        self._layers = Offload(words.model.language_model, self.device)
         self.identity = kept_identity(_identity(folder), base_dtype)
         to_latent = torch.tensor([vae.config.latents_mean, vae.config.latents_std], device=self.device)
         self._mean, self._std = to_latent[:, None, :, None, None]
@@ -124,13 +130,31 @@ class QwenEditHost:
         box = (left, top, left + width - width % MULTIPLE, top + height - height % MULTIPLE)
         return to_tensor(picture.crop(box))
 
+    def shard(self) -> Pace:
+        """Split the transformer over the processes of a run, see :func:`.diffusers.shard`."""
+        pace = shard(self.transformer, self.device, lambda: self._take_turn(self.transformer))
+        self._resident = self.transformer  # its blocks have come to the device
+        return pace
+
     def _take_turn(self, part: Any) -> None:
         """The text encoder or the transformer, moved to the device, after the other one has left it."""
-        if self._resident is not part:
-            if self._resident is not None and self.device.type != "cpu":
-                self._resident.to("cpu")
-            part.to(self.device)
-            self._resident = part
+        if self._resident is part:
+            return
+        if self._resident is not None and self.device.type != "cpu":
+            self._resident.to("cpu")
+        self._layers.detach()  # after the text encoder's turn: the buffers are free again
+        if part is self._pipeline.text_encoder and not self._has_room(part):
+            self._layers.attach()
+        part.to(self.device)
+        self._resident = part
+
+    def _has_room(self, part: torch.nn.Module) -> bool:
+        """Whether the device has room for all of that."""
+        if self.device.type != "cuda":
+            return True
+        torch.cuda.empty_cache()  # what it would keep for other tensors is free
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return sum(p.numel() * p.element_size() for p in part.parameters()) + ENCODING < free
 
 
 class _Processor:

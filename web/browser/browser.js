@@ -3,7 +3,6 @@ import { api } from "../../../scripts/api.js";
 import { changed, effectsOf, forget } from "../picker/catalogue.js";
 import { element, isPages } from "../element.js";
 import { t } from "../words.js";
-import { offerNewFiles } from "../new_files.js";
 import { Detail } from "./detail.js";
 
 /** @typedef {import("./detail.js").File} File */
@@ -14,7 +13,7 @@ function sizeInWords(bytes) {
 }
 
 /** @param {unknown} error */
-function inWords(error) {
+function reason(error) {
   return String(error instanceof Error ? error.message : error);
 }
 
@@ -49,7 +48,7 @@ export class Browser {
       if (!response.ok) throw new Error(response.statusText);
       files = await response.json();
     } catch (error) {
-      this.message.textContent = inWords(error); // the old list stays
+      this.message.textContent = reason(error); // the old list stays
       return;
     }
     this.message.textContent = files.length ? "" : t("No collection in models/loras yet.");
@@ -84,13 +83,22 @@ export class Browser {
     try {
       effects = await effectsOf(file.file);
     } catch (error) {
-      if (this.chosen === file.file) this.message.textContent = inWords(error);
+      if (this.chosen === file.file) this.message.textContent = reason(error);
       return;
     }
     if (this.chosen !== file.file || this.detail) return; // another one was opened meanwhile
     const write = (/** @type {string} */ saveAs) => this.#write(saveAs);
-    this.detail = new Detail(file, effects, write, () => this.#open(file));
+    const discard = async () => {
+      await this.#open(file);
+      this.#current()?.focus(); // the button that was pressed is gone
+    };
+    this.detail = new Detail(file, effects, write, discard);
     this.root.append(this.detail.root);
+  }
+
+  /** The button of the open file. @returns {HTMLElement | null} */
+  #current() {
+    return this.list.querySelector('[aria-current="true"]');
   }
 
   #close() {
@@ -102,29 +110,32 @@ export class Browser {
     for (const button of this.list.querySelectorAll("button")) {
       button.setAttribute("aria-current", String(button.dataset.file === this.chosen));
     }
+    this.#current()?.scrollIntoView({ block: "nearest" });
   }
 
   /** @param {string} saveAs */
   async #write(saveAs) {
     const { detail } = this;
     if (!detail) return;
+    const pressed = document.activeElement;
     detail.root.inert = true; // what is changed now would be lost
+    this.message.textContent = t("Saving …");
     try {
       const body = JSON.stringify(detail.request(saveAs));
       const response = await api.fetchApi("/collectionlora/edit", { method: "POST", body });
       const answer = await response.json();
       if (!response.ok) throw new Error(answer.error ?? response.statusText);
       changed(answer.file);
-      if (saveAs) offerNewFiles();
-      this.#close();
-      await this.load(answer.file);
-      const open = /** @type {HTMLElement | null} */ (this.list.querySelector('[aria-current="true"]'));
-      open?.focus(); // the button that was pressed is gone
+      if (this.detail === detail) {
+        this.#close();
+        await this.load(answer.file);
+        this.#current()?.focus(); // the button that was pressed is gone
+      } else await this.load(); // another file was opened meanwhile
       this.message.textContent = t("Saved: {file}", answer);
     } catch (error) {
-      this.message.textContent = inWords(error);
-    } finally {
+      this.message.textContent = reason(error);
       detail.root.inert = false;
+      if (pressed instanceof HTMLElement) pressed.focus();
     }
   }
 

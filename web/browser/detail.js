@@ -1,7 +1,7 @@
 // One open collection file: what is in it, and changes that are not saved yet. They are of this file alone.
 import { api } from "../../../scripts/api.js";
 import { element } from "../element.js";
-import { t } from "../words.js";
+import { inWords, t } from "../words.js";
 
 /** @typedef {import("../picker/catalogue.js").Effect} Effect */
 /**
@@ -16,6 +16,26 @@ import { t } from "../words.js";
  */
 
 const LARGEST = 512; // pixels a side that are sent of a new picture
+
+/** What a file says of its training, in the user's words where they are known. @param {Record<string, string>} training */
+function facts(training) {
+  /** @type {Record<string, string>} */
+  const names = {
+    cycles: t("Cycles"),
+    preset: t("Preset"),
+    rank: t("Rank"),
+    seed: t("Seed"),
+    skipped_cycles: t("Cycles skipped"),
+    seconds: t("Training time"),
+    date: t("Finished on"),
+    few_step: t("Few-step LoRA"),
+    few_step_rank: t("Rank of that"),
+  };
+  return Object.entries(training).map(([key, value]) => {
+    const time = key === "seconds" && Number.isFinite(Number(value));
+    return [Object.hasOwn(names, key) ? names[key] : key, time ? inWords(Number(value)) : value];
+  });
+}
 
 export class Detail {
   /**
@@ -44,14 +64,14 @@ export class Detail {
     const actions = element("div", "", { class: "cl-actions" });
     actions.append(this.save, this.discard, this.name, this.copy, element("a", t("Download"), { href: address, download: "" }));
 
-    const facts = element("dl");
+    const told = element("dl");
     // pairs: a file may call what it says of its training anything, "Base" too
-    const lines = [[t("Base"), file.base], [t("Steps"), String(file.steps)], ...Object.entries(file.training)];
-    for (const [name, value] of lines) facts.append(element("dt", name), element("dd", value));
+    const lines = [[t("Base"), file.base], [t("Steps"), String(file.steps)], ...facts(file.training)];
+    for (const [name, value] of lines) told.append(element("dt", name), element("dd", value));
     const list = element("ul", "", { class: "cl-effects", "aria-label": t("Effects") });
     list.append(...effects.map((effect) => this.#effect(effect)));
     this.root = element("div", "", { class: "cl-detail" });
-    this.root.append(facts, actions, list);
+    this.root.append(told, actions, list);
     this.#mark();
   }
 

@@ -1,20 +1,13 @@
 // The distillation panel: what the latest run does, or the latest of a node, from the server's story and its events.
 import { api } from "../../../scripts/api.js";
-import { element } from "../element.js";
-import { t } from "../words.js";
+import { element, isPages } from "../element.js";
+import { inWords, t } from "../words.js";
 import { coloursOf, drawCurves } from "./curves.js";
 import { drawMatrix, mostAlike } from "./matrix.js";
 import { Previews } from "./previews.js";
 
 const EVENT = "collectionlora.run";
 const CANCELLED = "cancelled"; // how the server says that the user stopped a run
-
-/** @param {number} seconds */
-export function inWords(seconds) {
-  if (seconds < 90) return t("{n} s", { n: Math.round(seconds) });
-  if (seconds < 5400) return t("{n} min", { n: Math.round(seconds / 60) });
-  return t("{n} h", { n: (seconds / 3600).toFixed(1) });
-}
 
 /** @param {Record<string, any>} story */
 function ending(story) {
@@ -49,6 +42,8 @@ export class Panel {
     this.nodeId = nodeId;
     this.workflowId = workflowId;
     this.root = element("div", "", { class: "cl-panel" });
+    // Letters choose in lists, and must not reach the page's shortcuts.
+    this.root.addEventListener("keydown", (event) => isPages(event) || event.stopPropagation());
     /** @type {Record<string, any> | null} */
     this.story = null;
     /** @type {Record<string, any>[] | null} */

@@ -10,6 +10,8 @@ import { isKept, noteUse, onChange, pairs, remember, togglePair } from "./memory
  * `linked`, `thenLinked`: the first, or the second, comes by a link, and is not the gallery's to choose.
  */
 
+/** @typedef {{words?: string, kind?: string, size?: string, seed?: string, mine?: string}} View */
+
 const SIZES = { min: 56, max: 192, start: 88 };
 
 /**
@@ -83,7 +85,6 @@ export class Gallery {
 
     this.chosen = element("div", "", { class: "cl-chosen", role: "group", "aria-label": t("Chosen effects") });
     this.message = element("div", "", { class: "cl-message", role: "status" });
-    this.message.hidden = true;
     this.news = element("div", "", { class: "cl-news", role: "status" });
     this.count = element("div", "", { class: "cl-unseen", role: "status" });
     this.root.append(bar, this.chosen, this.message, this.news, this.count, this.grid.root);
@@ -95,12 +96,24 @@ export class Gallery {
       event.stopPropagation(); // Delete is for nodes
       if (event.key === "Escape" && !event.isComposing) this.#leave();
     });
+    for (const kind of ["input", "change", "click"]) this.root.addEventListener(kind, () => this.#note());
+    /** @type {View} */
+    this.view = {};
     this.#resize();
     this.stop = () => {};
   }
 
-  /** The node has a place in a graph: hear of what is kept. */
-  attend() {
+  /**
+   * The node has a place in a graph: hear of what is kept.
+   * @param {View} view how the gallery was looked at there; what changes is noted in it
+   */
+  attend(view) {
+    this.view = view;
+    this.search.value = view.words ?? "";
+    this.size.value = view.size ?? String(SIZES.start);
+    this.seed.value = view.seed ?? "0";
+    this.mine.setAttribute("aria-pressed", view.mine ?? "false");
+    this.#resize();
     this.stop();
     this.stop = onChange(() => {
       this.#filter();
@@ -108,6 +121,14 @@ export class Gallery {
     });
     this.root.classList.remove("cl-retired");
     remember().catch(() => {}); // asked again when there is something to keep
+  }
+
+  #note() {
+    this.view.words = this.search.value;
+    this.view.kind = this.category.value;
+    this.view.size = this.size.value;
+    this.view.seed = this.seed.value;
+    this.view.mine = this.mine.getAttribute("aria-pressed") ?? "false";
   }
 
   /** Hear of nothing any more. The page may leave the element of a node that moves into a subgraph. */
@@ -118,11 +139,11 @@ export class Gallery {
 
   /** @param {Effect[]} effects */
   show(effects) {
-    this.message.hidden = true;
+    this.message.textContent = "";
     if (JSON.stringify(effects) === JSON.stringify(this.effects)) return;
     this.effects = effects;
     const categories = [...new Set(effects.map((effect) => effect.category).filter(Boolean))].sort();
-    const found = this.category.value;
+    const found = this.category.value || (this.view.kind ?? "");
     this.category.replaceChildren(
       ...[ALL, FAVOURITES, RECENT].map((kind) => element("option", t(kind), { value: kind })),
       ...categories.map((name) => element("option", name, { value: CATEGORY + name })),
@@ -140,7 +161,6 @@ export class Gallery {
     this.effects = [];
     this.grid.hold([], this.#asked());
     this.message.textContent = text;
-    this.message.hidden = false;
     this.#mark();
   }
 
@@ -152,6 +172,7 @@ export class Gallery {
   /** Show the effects on the user's own picture, as soon as there are some. */
   showMine() {
     this.mine.setAttribute("aria-pressed", "true");
+    this.#note();
     this.#filter();
   }
 

@@ -1,6 +1,7 @@
 """Runs in ComfyUI's Python: what Distillation Settings makes of its inputs.
 
-usage: settings.py   (prints one line of JSON: cycles -> warm cycles of the preset *preview*; what `more` says
+usage: settings.py   (prints one line of JSON: cycles -> warm cycles of the preset *preview*, cycles
+    of imitation of *imitation*; what `more` says
     of teacher images -> how these are made, or the error)
 """
 
@@ -35,4 +36,13 @@ OTHERS = ("", "[targets]\nsteps = 3", "targets = 3", 'targets = ["to_q"]')
 
 if __name__ == "__main__":
     warm = {cycles: made("preview", cycles, "").distill.warm_cycles for cycles in (0, 150, 300, 600)}
-    print(json.dumps({"warm": warm, "targets": {more: targets(more) for more in BATCHES + OTHERS}}))
+    imitated = {cycles: made("imitation", cycles, "").distill.imitation_cycles for cycles in (0, 50, 8000)}
+    print(
+        json.dumps(
+            {
+                "warm": warm,
+                "imitated": imitated,
+                "targets": {more: targets(more) for more in BATCHES + OTHERS},
+            }
+        )
+    )

@@ -42,6 +42,15 @@ def test_a_run_with_another_teacher_prompt_is_another_run(project: Any, host: An
     refused(project, host, r"was taught with the prompt 'Do .*\.', this run has .* Now!'")
 
 
+def test_a_run_on_pictures_of_another_size_is_another_run(
+    project: Any, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(project, host)
+    read = host.read_image
+    monkeypatch.setattr(host, "read_image", lambda path: read(path)[:, :2])
+    refused(project, host, "the run was trained on pictures of 6 x 4 pixels")
+
+
 @pytest.mark.parametrize("changed", ["picture", "general picture", "instruction"])
 def test_a_run_on_other_pictures_is_another_run(project: Any, host: Any, changed: str) -> None:
     begun(project, host)

@@ -14,6 +14,7 @@ from collectionlora.collection.errors import CollectionError
 from collectionlora.collection.jsonl import read_effect_data, read_effects, read_general_data
 from collectionlora.training import encoding, prepare
 from collectionlora.training.captions import CaptionError, VlmEndpoint
+from collectionlora.training.config import ConfigError
 from collectionlora.training.pictures import fitted, read_picture
 from collectionlora.training.run import DistillationRun, read_run
 from collectionlora.training.trainer import Cancelled
@@ -98,12 +99,12 @@ def test_an_endpoint_is_asked_once_for_each_effect(
 ) -> None:
     asked: list[str] = []
 
-    def answer(prompt: str, pairs: Any, *_: Any) -> str:
+    def answer(_: Any, pairs: Any, prompt: str) -> str:
         assert len(pairs) == 2
         asked.append(prompt)
         return f"answer {len(asked)}"
 
-    monkeypatch.setattr(prepare, "caption_effect", answer)
+    monkeypatch.setattr(prepare, "caption_vlm", answer)
     project.lists["effects"][0]["recaption_prompt"] = "a frosty window"
     endpoint = VlmEndpoint("http://localhost:1", "model")
     first, _ = prompts(project, host, endpoint)
@@ -117,13 +118,13 @@ def test_an_endpoint_is_asked_once_for_each_effect(
 def test_answers_before_a_failure_are_kept(project: Any, host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def answer(prompt: str, *_: Any) -> str:
+    def answer(_: Any, __: Any, prompt: str) -> str:
         asked.append(prompt)
         if len(asked) == 2:
             raise CaptionError("gone")
         return "an answer"
 
-    monkeypatch.setattr(prepare, "caption_effect", answer)
+    monkeypatch.setattr(prepare, "caption_vlm", answer)
     endpoint = VlmEndpoint("http://localhost:1", "model")
     with pytest.raises(CaptionError, match="gone"):
         prompts(project, host, endpoint)
@@ -244,7 +245,8 @@ def test_only_tags_that_can_be_chosen_are_measured(project: Any, host: Any, tags
     assert len(asked) == SOURCES * (encoded + 3)  # and the captions alone
     assert told == [(i + 1, encoded + 3) for i in range(encoded + 3)]
     assert made["neon"].student == "<glow> neon tubes"
-    assert report.prompts() == {name: words.student for name, words in made.items()}
+    tagged = {name: f"{report.tags[name]} {report.captions[name]}".strip() for name in report.names}
+    assert tagged == {name: words.student for name, words in made.items()}
 
 
 def test_tags_are_chosen_once_and_anew_when_anything_they_depend_on_has_changed(
@@ -275,7 +277,7 @@ def test_an_endpoint_is_not_asked_for_words_that_the_list_has(
     project: Any, host: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(prepare, "caption_effect", lambda prompt, *_: asked.append(prompt) or "an answer")
+    monkeypatch.setattr(prepare, "caption_vlm", lambda _, __, prompt: asked.append(prompt) or "an answer")
     project.lists["effects"][0]["recaption_prompt_with_trigword"] = "<ice>"
     project.lists["effects"][1]["recaption_prompt_with_trigword"] = "<glow> neon tubes"
     made, _ = prompts(project, host, VlmEndpoint("http://localhost:1", "model"))
@@ -360,10 +362,19 @@ def test_what_would_end_a_run_after_its_teacher_images_ends_it_before(
     assert not (project.folder / "out" / "teacher_images").exists()
 
 
+def test_8_bit_adam_without_its_package_says_what_to_install_before_anything_is_made(
+    project: Any, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    project.settings["distill"]["optimizer"] = "adamw8bit"
+    with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+        DistillationRun(read_run(project.write()), host)
+
+
 def test_a_trigger_is_enough_where_captions_are_asked_for(
     project: Any, host: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "caption_effect", lambda *_: "an answer")
+    monkeypatch.setattr(prepare, "caption_vlm", lambda *_: "an answer")
     trigger_alone(project, host)
     run = replace(read_run(project.write()), captions=VlmEndpoint("http://localhost:1", "model"))
     with DistillationRun(run, host) as job:

@@ -102,7 +102,7 @@ def test_pictures_that_a_collection_has_are_kept(project: Any, host: Any, asked:
             catalogue = read_catalogue(run.collection)
             kept = catalogue["frost"].thumbnail
             assert kept is not None
-            left, right = pair_of(kept)
+            left, right = pair_of(kept, "it")
             assert left is not None
             assert left.getpixel((9, 9))[0] > 200  # type: ignore[index]
             assert right.getpixel((9, 9))[2] > 200  # type: ignore[index]

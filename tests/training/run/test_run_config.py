@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,29 @@ def test_paths_are_relative_to_the_file(project: Any) -> None:
     assert run.collection == project.folder / "out" / "collection.safetensors"
     assert (run.base, run.long_side) == ("pocket", 1024)
     project.settings["base"] = "weights"
-    assert read_run(project.write()).base == str(project.folder / "weights")
+    run = read_run(project.write())
+    assert run.base == str(project.folder / "weights")
+    with pytest.raises(ConfigError, match=r"base = .*weights': .* holds neither .*model_index\.json.* nor a"):
+        run.require_base()
+    (project.folder / "weights").mkdir()
+    (project.folder / "weights" / "model_index.json").touch()
+    run.require_base()
+
+
+def test_lists_may_name_files_from_elsewhere(project: Any) -> None:
+    (project.folder / "lists").mkdir()
+    names = ("effects", "data", "general")
+    project.settings |= {name: f"lists/{name}.jsonl" for name in names} | {"root": "."}
+    path = project.write()
+    for name in names:
+        (project.folder / f"{name}.jsonl").rename(project.folder / "lists" / f"{name}.jsonl")
+    assert {sample.source_image.parent for sample in read_run(path).lists.samples} == {project.folder}
+
+
+def test_an_address_that_is_none_is_refused_at_once(project: Any) -> None:
+    project.settings["captions"] = {"url": "localhost:8000/v1", "model": "vlm"}
+    with pytest.raises(ConfigError, match=r"captions\.url: .*not an http"):
+        read_run(project.write())
 
 
 def test_how_the_base_is_kept_is_read(project: Any) -> None:
@@ -152,8 +175,12 @@ def test_a_run_does_not_write_over_what_it_extends(project: Any) -> None:
 
 def test_captions_need_teacher_images_where_the_list_has_no_words(project: Any) -> None:
     project.settings |= {"preset": "imitation", "captions": {"url": "http://here", "model": "vlm"}}
-    project.settings["distill"] = {"cycles": 3, "imitation_cycles": 3}
-    assert read_run(project.write()).needs_images
+    project.settings["distill"] = {"cycles": 3}
+    project.lists["data"].append({**project.lists["data"][0], "source_image": project.picture("third.png")})
+    run = read_run(project.write())
+    shown = [run.lists.samples[i] for i in run.samples_with_images]
+    assert len(shown) < len(run.lists.samples)
+    assert Counter(sample.lora_name for sample in shown) == dict.fromkeys(run.lists.effects, 2)
     for entry in project.lists["effects"]:
         entry["recaption_prompt"] = "in a style"
-    assert not read_run(project.write()).needs_images
+    assert read_run(project.write()).samples_with_images == []

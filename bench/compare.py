@@ -18,9 +18,10 @@ from typing import Any
 
 from ..collection.atomic import atomic_write
 from ..collection.layouts import read_lora
-from ..pocket.demo import PICTURES, judge_of
+from ..pocket import PICTURES
 from ..pocket.evaluate import judge_students
 from ..pocket.rows import Student
+from ..pocket.shipped import judge_of
 from ..training.config import Distillation, distillation
 from ..training.distiller import Distiller
 from ..training.hosts.pocket import PocketHost
