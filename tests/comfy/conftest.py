@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 
@@ -239,6 +240,7 @@ def picker(page: Any, request: Any) -> Any:
     vue = request.param == "vue"
     page.evaluate(f"(on) => {APP}.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", vue)
     content = json.loads((POCKET.parent / "workflows" / "apply_effect_pocket.json").read_text("utf-8"))
+    content["id"] = str(uuid4())  # the page remembers how galleries of a workflow are looked at
     page.evaluate(f"(graph) => {APP}.loadGraphData(graph)", content)
     page.evaluate(SHOW_NODE)
     page.locator(".cl-cell").first.wait_for()

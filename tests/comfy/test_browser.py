@@ -237,7 +237,7 @@ def test_a_slow_copy_leaves_what_is_changed_elsewhere_meanwhile(
 ) -> None:
     choose(browser, "pocket (built in)")
     held: list[Any] = []
-    page.route("**/collectionlora/edit", held.append)
+    page.route("**/collectionlora/edit", lambda route: held.append(route))
     browser.get_by_label("Name of the copy").fill("slow copy")
     browser.get_by_role("button", name="Save as").click()
     browser.get_by_role("status").get_by_text("Saving …").wait_for()
