@@ -221,10 +221,10 @@ def test_a_run_that_cannot_go_on_leaves_the_earlier_one_alone(server: Any) -> No
     kept = {path.name: path.read_bytes() for path in folder_of(server, "earlier").glob("*.safetensors")}
     inputs = server.base_directory / "input"
     rows = [json.loads(line) for line in (inputs / "two.jsonl").read_text().splitlines()]
-    rows[0]["prompt"] = "something else"  # the student would be asked with other words
+    rows[0]["prompt"] = "something else"
     (inputs / "reworded.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     message = server.error_of(distil("earlier", cycles=4, lists=("reworded.jsonl", "few.jsonl")))
-    assert "effect 'thermal' was trained as" in message
+    assert "effect 'thermal' was taught with the prompt" in message
     assert "start = anew" in message
     now = {path.name: path.read_bytes() for path in folder_of(server, "earlier").glob("*.safetensors")}
     assert now == kept
