@@ -35,8 +35,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         mode = _mode(target, temporary)
         yield temporary
-        temporary.chmod(mode)  # some writers let nobody but the owner read
         _flush(temporary)
+        temporary.chmod(mode)  # some writers let nobody but the owner read
         temporary.replace(target)
     except BaseException as error:
         with suppress(OSError):

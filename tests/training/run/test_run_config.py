@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from collectionlora.training.config import ConfigError
-from collectionlora.training.run_config import read_run
+from collectionlora.training.config import ConfigError, distillation
+from collectionlora.training.run_config import _KNOWN, _PATHS, _TABLES, Run, Targets, read_run
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def test_the_readme_names_every_key_with_its_default(repository: Path) -> None:
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    least, rest = map(tomllib.loads, re.findall(r"```toml\n(.*?)```", text, re.DOTALL))
+    assert {*least, *rest} == {*_KNOWN}
+    plain = {key: value for key, value in rest.items() if key not in (*_PATHS, *_TABLES)}
+    assert plain == {key: getattr(Run, key) for key in plain}
+    assert rest["targets"] == asdict(Targets())
+    assert rest["distill"].items() <= asdict(distillation()).items()
+    distillation(least["distill"], least["preset"])
 
 
 def test_paths_are_relative_to_the_file(project: Any) -> None:
