@@ -7,7 +7,7 @@ import { whileInGraph } from "./in_graph.js";
 import { changed, effectsOf, onChanged } from "./picker/catalogue.js";
 import { Gallery } from "./picker/gallery.js";
 import { drawGallery } from "./picker/own.js";
-import { fileOf, idInPrompt, nodesOf, noteOpened, widgetOf, widgetsOf } from "./picker/upstream.js";
+import { fileOf, idInPrompt, nodesOf, noteOpened, widgetOf } from "./picker/upstream.js";
 import { ready, t } from "./words.js";
 
 /** @typedef {import("./picker/upstream.js").Node} Node */
@@ -18,14 +18,15 @@ const HEIGHT = 260;
 
 wear("./picker/picker.css");
 
-/** How each gallery is looked at, until the page is left: undo makes a node and its gallery anew. */
+/** How each gallery is looked at, until the page is left: undo makes a node and its gallery anew. @type {Map<string, import("./picker/gallery.js").View>} */
 const views = new Map();
 
 /** @param {Node} node */
 function viewOf(node) {
   const key = `${node.graph.id}:${node.id}`;
-  if (!views.has(key)) views.set(key, {});
-  return views.get(key);
+  const view = views.get(key) ?? {};
+  views.set(key, view);
+  return view;
 }
 
 /** @param {Node} node */
@@ -74,7 +75,8 @@ const messageOf = (error) => String(error instanceof Error ? error.message : err
 function offer(node, effects) {
   const names = effects.map((one) => one.name);
   for (const [name, values] of Object.entries({ effect: names, then: [NONE, ...names] })) {
-    for (const widget of widgetsOf(node, name)) if (widget.options) widget.options.values = values;
+    const own = node.widgets?.find((/** @type {Node} */ one) => one.name === name);
+    for (const widget of [own, widgetOf(node, name)]) if (widget?.options) widget.options.values = values;
   }
   node.collectionLoraGallery.show(effects);
   node.collectionLoraGallery.choose(choiceOf(node));

@@ -78,6 +78,7 @@ export class Browser {
     this.chosen = file.file;
     this.message.textContent = "";
     this.#mark();
+    this.#current()?.scrollIntoView({ block: "nearest" });
     forget(file.file); // another page may have changed it
     let effects;
     try {
@@ -110,7 +111,6 @@ export class Browser {
     for (const button of this.list.querySelectorAll("button")) {
       button.setAttribute("aria-current", String(button.dataset.file === this.chosen));
     }
-    this.#current()?.scrollIntoView({ block: "nearest" });
   }
 
   /** @param {string} saveAs */
@@ -130,7 +130,7 @@ export class Browser {
         this.#close();
         await this.load(answer.file);
         this.#current()?.focus(); // the button that was pressed is gone
-      } else await this.load(); // another file was opened meanwhile
+      } else await this.load(""); // another file was opened meanwhile, and stays as it is
       this.message.textContent = t("Saved: {file}", answer);
     } catch (error) {
       this.message.textContent = reason(error);

@@ -10,7 +10,7 @@ import { isKept, noteUse, onChange, pairs, remember, togglePair } from "./memory
  * `linked`, `thenLinked`: the first, or the second, comes by a link, and is not the gallery's to choose.
  */
 
-/** @typedef {{words?: string, kind?: string, size?: string, seed?: string, mine?: string}} View */
+/** @typedef {{size?: string, seed?: string, mine?: string}} View what hides no effect: two nodes may have one place */
 
 const SIZES = { min: 56, max: 192, start: 88 };
 
@@ -109,7 +109,6 @@ export class Gallery {
    */
   attend(view) {
     this.view = view;
-    this.search.value = view.words ?? "";
     this.size.value = view.size ?? String(SIZES.start);
     this.seed.value = view.seed ?? "0";
     this.mine.setAttribute("aria-pressed", view.mine ?? "false");
@@ -124,8 +123,6 @@ export class Gallery {
   }
 
   #note() {
-    this.view.words = this.search.value;
-    this.view.kind = this.category.value;
     this.view.size = this.size.value;
     this.view.seed = this.seed.value;
     this.view.mine = this.mine.getAttribute("aria-pressed") ?? "false";
@@ -143,7 +140,7 @@ export class Gallery {
     if (JSON.stringify(effects) === JSON.stringify(this.effects)) return;
     this.effects = effects;
     const categories = [...new Set(effects.map((effect) => effect.category).filter(Boolean))].sort();
-    const found = this.category.value || (this.view.kind ?? "");
+    const found = this.category.value;
     this.category.replaceChildren(
       ...[ALL, FAVOURITES, RECENT].map((kind) => element("option", t(kind), { value: kind })),
       ...categories.map((name) => element("option", name, { value: CATEGORY + name })),

@@ -21,14 +21,9 @@ export function* nodesOf(graph) {
   }
 }
 
-/** The subgraph nodes that stand for a graph, if it is a subgraph. @param {Node} graph @returns {Node[]} */
-function holdersOf(graph) {
-  return [...nodesOf(graph.rootGraph ?? graph)].filter((node) => node.subgraph === graph);
-}
-
-/** The one of them that is looked into, else the first. @param {Node} graph @returns {Node | null} */
+/** The subgraph node that stands for a graph, if it is a subgraph. @param {Node} graph @returns {Node | null} */
 function holderOf(graph) {
-  const holders = holdersOf(graph);
+  const holders = [...nodesOf(graph.rootGraph ?? graph)].filter((node) => node.subgraph === graph);
   return holders.find((node) => node === opened.get(graph)) ?? holders[0] ?? null;
 }
 
@@ -77,20 +72,6 @@ function widgetAt(node, slot, name) {
   }
   const holder = Number(link.origin_id) === OUTSIDE ? holderOf(node.graph) : null;
   return holder && widgetAt(holder, link.origin_slot, name);
-}
-
-/**
- * All widgets that an input is chosen in: the node's own, and those that nodes of its subgraph show in its place.
- * @param {Node} node @param {string} name @param {number} [slot]
- * @returns {Generator<Node>}
- */
-export function* widgetsOf(node, name, slot = node.findInputSlot(name)) {
-  const input = node.inputs?.[slot];
-  const own = (input && node.getWidgetFromSlot?.(input)) ?? node.widgets?.find((/** @type {Node} */ one) => one.name === name);
-  if (own) yield own;
-  const link = node.graph?.getLink(input?.link);
-  if (Number(link?.origin_id) !== OUTSIDE) return;
-  for (const holder of holdersOf(node.graph)) yield* widgetsOf(holder, name, link.origin_slot);
 }
 
 /**
