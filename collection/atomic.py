@@ -36,7 +36,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         mode = _mode(target, temporary)
         yield temporary
         _flush(temporary)
-        temporary.chmod(mode)  # some writers let nobody but the owner read
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:  # some writers let nobody but the owner read
+            with suppress(OSError):  # and some disks know no such thing
+                temporary.chmod(mode)
         temporary.replace(target)
     except BaseException as error:
         with suppress(OSError):

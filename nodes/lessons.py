@@ -7,6 +7,7 @@ from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from os.path import normpath
 from pathlib import Path
 from typing import Any
 
@@ -300,7 +301,7 @@ def _listed(path: Path) -> list[Path]:
             content = json.loads(line)
             values |= {value for value in content.values() if isinstance(value, str)}
     found = []
-    for file in (path.parent / value for value in values):
+    for file in (path.parent / value for value in values if normpath(value) not in (".", "..")):
         with suppress(OSError, ValueError):  # too long for a name: a prompt
             if file.exists():
                 found += [file, *(file.rglob("*") if file.is_dir() else ())]

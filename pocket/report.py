@@ -55,6 +55,8 @@ def full_report(
     rows: dict[str, Student] = {}
     for name, path in beside.items():
         other = Student.read(path, shapes)
+        if not other.prompts.keys() & prompts.keys():
+            raise ValueError(f"{path}: none of its effects is judged here, which are {', '.join(prompts)}")
         rows[f"{name}@8"] = replace(other, sigmas=sigmas_of(other, 8))
         if few_step:
             rows[f"{name} + few-step@8"] = replace(rows[f"{name}@8"], loras=[*other.loras, few_step])

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from ..collection.errors import LoraFormatError
 from ..collection.layouts import read_lora
 from ..collection.tensors import read_header
 from ..pocket import TRANSFORMER
@@ -76,10 +77,17 @@ def job_on(architecture: Architecture, run: Run) -> Job:
 
 
 def _text_encoder(folder: Path) -> int:
-    """Bytes of a text encoder with two of its layers: the least that is on the device while it works."""
+    """Bytes of a text encoder with two of its layers: the least that is on the device while it works. Where the
+    files are not there yet, those of the published one."""
     rest, layers = 0, Counter[str]()
-    for file in folder.glob("*.safetensors"):
-        for name, tensor in read_header(file).tensors.items():
+    try:
+        headers = [read_header(file) for file in folder.glob("*.safetensors")]
+    except LoraFormatError:
+        headers = []
+    if not headers:
+        return TEXT_ENCODER
+    for header in headers:
+        for name, tensor in header.tensors.items():
             start, end = tensor["data_offsets"]
             layer = LAYER.search(name)
             if layer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from typing import Any
 
 import torch
@@ -13,11 +13,15 @@ from .lora import LoraAdapter
 
 def require_optimizer(name: OptimizerName) -> None:
     """Raises ConfigError saying what to install where bitsandbytes is missing."""
-    if name == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
+    if name != "adamw8bit":
+        return
+    try:
+        importlib.import_module("bitsandbytes")
+    except ImportError as error:
         raise ConfigError(
             'optimizer = "adamw8bit" needs the package bitsandbytes: pip install bitsandbytes, or set '
             'optimizer = "adamw"'
-        )
+        ) from error
 
 
 def make_optimizer(adapter: LoraAdapter, lr: float, config: Distillation) -> torch.optim.Optimizer:

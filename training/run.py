@@ -271,14 +271,14 @@ class DistillationRun:
 
     @cached_property
     def _origin(self) -> dict[str, Any]:
-        """What a student that goes on must have been trained on, but for its prompts, which may have to be
-        chosen first."""
+        """What a student that goes on must have been trained on, but for prompts, which may be chosen later."""
+        first = next(one for one in self._samples if one.lora_name == next(iter(self.effects)))
         return {
             "base": self.host.identity,
             "few_step": self._few_step,
             "extend": self._first,
             "pictures": self.run.lists.pictures_hash(),
-            "size": [*self.host.read_image(self._samples[0].source_image).shape[1:]],
+            "size": [*self.host.read_image(first.source_image).shape[1:]],
             "targets": [self.run.targets.steps, self.run.targets.guidance],
             "teachers": self._maker.teachers,
             "teacher_prompts": {name: effect.prompt for name, effect in self.effects.items()},

@@ -60,6 +60,7 @@ def test_what_lists_and_folders_hold_is_noticed_and_contradictions_refused(
     found = run_inside("lists.py", tmp_path / "input" / "lists")
     assert found["beside a dangling link"]
     assert found["in a teacher's folder"]
+    assert not found["beside a list"]
     assert "line 2: a has a prompt already" in found["two prompts"]
     assert found["two results"].endswith("a.png and a.jpg are results of one source; keep one")
 

@@ -133,7 +133,7 @@ class QwenEditHost:
     def shard(self) -> Pace:
         """Split the transformer over the processes of a run, see :func:`.diffusers.shard`."""
         pace = shard(self.transformer, self.device, lambda: self._take_turn(self.transformer))
-        self._resident = self.transformer  # its blocks have come to the device
+        self._take_turn(self.transformer)  # its blocks have come to the device: the rest follows
         return pace
 
     def _take_turn(self, part: Any) -> None:

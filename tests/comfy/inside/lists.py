@@ -44,19 +44,22 @@ def refusal(prompts: str) -> str:
 
 
 def main() -> None:
-    """Two things that change, two that are contradictory."""
+    """Two things that change, one that does not matter, two that are contradictory."""
     pictures, teacher = folder / "pictures", folder / "teacher"
     for one in (pictures, teacher, folder / "before" / "fx", folder / "after" / "fx"):
         one.mkdir(parents=True)
     (pictures / "a.png").write_bytes(b"a")
     (pictures / ".#a.png").symlink_to("user@machine.1234")  # an editor's lock
     (teacher / "adapter_model.safetensors").write_bytes(b"a")
-    (folder / "effects.jsonl").write_text(json.dumps({"lora_name": "a", "lora_path": "teacher"}))
+    (folder / "effects.jsonl").write_text(
+        json.dumps({"lora_name": "a", "lora_path": "teacher", "data_type": ""})
+    )
     for name in ("before/fx/a.png", "after/fx/a.png", "after/fx/a.jpg"):
         Image.new("RGB", (8, 8)).save(folder / name)
     found = {
         "beside a dangling link": changes(pictures, pictures / "a.png"),
         "in a teacher's folder": changes(folder / "effects.jsonl", teacher / "adapter_model.safetensors"),
+        "beside a list": changes(folder / "effects.jsonl", pictures / "a.png"),
         "two prompts": refusal("a: one\na: two"),
         "two results": refusal(""),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -365,7 +366,7 @@ def test_what_would_end_a_run_after_its_teacher_images_ends_it_before(
 def test_8_bit_adam_without_its_package_says_what_to_install_before_anything_is_made(
     project: Any, host: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     project.settings["distill"]["optimizer"] = "adamw8bit"
     with pytest.raises(ConfigError, match="pip install bitsandbytes"):
         DistillationRun(read_run(project.write()), host)
