@@ -77,8 +77,8 @@ def job_on(architecture: Architecture, run: Run) -> Job:
 
 
 def _text_encoder(folder: Path) -> int:
-    """Bytes of a text encoder with two of its layers: the least that is on the device while it works. Where the
-    files are not there yet, those of the published one."""
+    """Bytes of a text encoder with two of its layers, the least that is on the device while it works; those
+    of the published one where its files are not there yet."""
     rest, layers = 0, Counter[str]()
     try:
         headers = [read_header(file) for file in folder.glob("*.safetensors")]

@@ -271,7 +271,7 @@ class DistillationRun:
 
     @cached_property
     def _origin(self) -> dict[str, Any]:
-        """What a student that goes on must have been trained on, but for prompts, which may be chosen later."""
+        """What a student that goes on must have been trained on, but for prompts: they may come later."""
         first = next(one for one in self._samples if one.lora_name == next(iter(self.effects)))
         return {
             "base": self.host.identity,

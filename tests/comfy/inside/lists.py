@@ -51,9 +51,8 @@ def main() -> None:
     (pictures / "a.png").write_bytes(b"a")
     (pictures / ".#a.png").symlink_to("user@machine.1234")  # an editor's lock
     (teacher / "adapter_model.safetensors").write_bytes(b"a")
-    (folder / "effects.jsonl").write_text(
-        json.dumps({"lora_name": "a", "lora_path": "teacher", "data_type": ""})
-    )
+    entry = {"lora_name": "a", "lora_path": "teacher", "data_type": ""}
+    (folder / "effects.jsonl").write_text(json.dumps(entry))
     for name in ("before/fx/a.png", "after/fx/a.png", "after/fx/a.jpg"):
         Image.new("RGB", (8, 8)).save(folder / name)
     found = {
