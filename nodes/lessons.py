@@ -7,7 +7,6 @@ from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from os.path import normpath
 from pathlib import Path
 from typing import Any
 
@@ -293,18 +292,22 @@ def changed(text: str | None, built_in: str) -> Any:
 
 
 def _listed(path: Path) -> list[Path]:
-    """Files and what is in the folders that the lines of a list name, whatever the fields; what is no list
-    names none."""
-    values: set[str] = set()
+    """Files that the lines of a list name, whatever the fields, and those of teachers that are folders; what
+    is no list names none."""
+    named, teachers = set[Path](), set[Path]()
     for line in path.read_bytes().removeprefix(BOM_UTF8).split(b"\n"):
-        with suppress(ValueError, AttributeError):
+        with suppress(ValueError, AttributeError, TypeError):
             content = json.loads(line)
-            values |= {value for value in content.values() if isinstance(value, str)}
+            named |= {path.parent / value for value in content.values() if isinstance(value, str)}
+            teachers |= {path.parent / content.get("lora_path", "")} & named
     found = []
-    for file in (path.parent / value for value in values if normpath(value) not in (".", "..")):
+    for file in named:
         with suppress(OSError, ValueError):  # too long for a name: a prompt
-            if file.exists():
-                found += [file, *(file.rglob("*") if file.is_dir() else ())]
+            if file.is_file():
+                found.append(file)
+            elif file in teachers and file != path.parent and file.is_dir():
+                _check_listed(path, [file])  # or a list could have the whole disk looked through
+                found += file.rglob("*")
     return found
 
 

@@ -52,7 +52,8 @@ def main() -> None:
     (pictures / ".#a.png").symlink_to("user@machine.1234")  # an editor's lock
     (teacher / "adapter_model.safetensors").write_bytes(b"a")
     entry = {"lora_name": "a", "lora_path": "teacher", "data_type": ""}
-    (folder / "effects.jsonl").write_text(json.dumps(entry))
+    elsewhere = {"lora_name": "b", "lora_path": "/"}  # the whole disk is not looked through
+    (folder / "effects.jsonl").write_text(f"{json.dumps(entry)}\n{json.dumps(elsewhere)}\n")
     for name in ("before/fx/a.png", "after/fx/a.png", "after/fx/a.jpg"):
         Image.new("RGB", (8, 8)).save(folder / name)
     found = {
