@@ -308,9 +308,14 @@ def ram_bytes(job: Job, setting: Setting) -> Bytes:
     return {
         "offloaded base": round(waiting * architecture.block_weights * storage.weight),
         "state of the last cycle": state,
-        "teachers": min(c.bank_ram, job.effects) * storage.item * job.teacher,
+        "teachers": min(c.bank_ram, job.effects) * locked_bytes(job.taught, job.teacher_rank, storage.item),
         "lessons": prompts + latents + job.images * job.path,
     }
+
+
+def locked_bytes(shapes: Shapes, rank: int, item: int) -> int:
+    """A LoRA's matrices in page-locked memory, of which PyTorch gives each a power of two."""
+    return sum(1 << (rank * side * item - 1).bit_length() for shape in shapes.values() for side in shape)
 
 
 def kept_bytes(job: Job, setting: Setting) -> int:

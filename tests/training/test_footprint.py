@@ -35,7 +35,9 @@ from collectionlora.training.footprint import (
     device_bytes,
     disk_bytes,
     kept_bytes,
+    locked_bytes,
     moment_bytes,
+    ram_bytes,
     ways_bytes,
 )
 from collectionlora.training.hosts.diffusers import EditVelocity, pocket_transformer
@@ -249,6 +251,16 @@ def test_teachers_on_the_device_are_as_large_as_the_banks_stack(tmp_path: Path) 
     phases = device_bytes(work, Setting(FLOAT32, micro_batch=2))
     assert phases["backward"]["teachers"] == stacked
     assert phases["scoring"]["teachers"] == 2 * stacked
+
+
+def test_a_matrix_in_locked_memory_takes_a_power_of_two() -> None:
+    work = job()
+    shapes = {"a": (3, 4), "b": (8, 5)}  # bytes, at rank 2 and two a number: 12, 16 and 32, 20
+
+    assert locked_bytes(shapes, 2, 2) == 16 + 16 + 32 + 32
+    assert ram_bytes(work, Setting())["teachers"] >= 2 * work.teacher * min(
+        work.config.bank_ram, work.effects
+    )
 
 
 def test_a_teachers_image_is_as_large_as_its_latent_and_the_states_of_its_path() -> None:
