@@ -39,10 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explained(error: Exception) -> tuple[str, int]:
     """One line for a person, and the exit code."""
+    import torch
+
     from .training.captions import CaptionError
     from .training.trainer import Cancelled, DivergedError
 
     text = " ".join(str(error).split())
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory; `collectionlora plan CONFIG.toml --gpu GB` names settings that fit", BAD_INPUT
     if isinstance(error, Cancelled):
         return text, CANCELLED
     if isinstance(error, DivergedError):
@@ -74,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     model = argparse.ArgumentParser(add_help=False)
     what = "a Qwen-Image-Edit folder, or pocket weights; by default the shipped ones"
     model.add_argument("--base", type=Path, metavar="DIR", help=what)
+    pocket = argparse.ArgumentParser(add_help=False)
+    pocket.add_argument("--base", type=Path, metavar="DIR", help="pocket weights (the shipped ones)")
     parser = argparse.ArgumentParser(
         prog="collectionlora", description="Many effect LoRAs in one few-step LoRA."
     )
@@ -97,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = add("plan", "predict memory, hours and disk of a run on a card, and the fastest settings that fit")
     one.add_argument("config", type=Path, nargs="?", metavar="CONFIG.toml", help="default: the paper's model")
-    one.add_argument("--gpu", type=int, required=True, metavar="GB", help="memory of the card: 16 to 80")
+    one.add_argument("--gpu", type=int, required=True, metavar="GB", help="of 16, 24, 32, 48 or 80")
     one.add_argument(
         "--gpus", type=int, default=1, metavar="N", help="so many of it, one torchrun process each (1)"
     )
@@ -122,13 +128,15 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(command=_sample)
 
     one = add(
-        "evaluate", "judge a pocket collection beside its teachers, the truth, their sum and merges", model
+        "evaluate", "judge a pocket collection beside its teachers, the truth, their sum and merges", pocket
     )
-    one.add_argument("collection", type=Path, nargs="?", metavar="COLLECTION")
+    one.add_argument(
+        "collection", type=Path, nargs="?", metavar="COLLECTION", help="default: the one among the weights"
+    )
     one.add_argument("--images", type=int, default=32, metavar="N", help="test pictures an effect (32)")
     more = "another collection as a row of the table; may be given more than once"
     one.add_argument("--beside", type=_named, action="append", default=[], metavar="NAME=FILE", help=more)
-    one.add_argument("--out", type=Path, default=Path("out/evaluate"), metavar="DIR")
+    one.add_argument("--out", type=Path, default=Path("out/evaluate"), metavar="DIR", help="(out/evaluate)")
     one.set_defaults(command=_evaluate)
 
     one = add("inspect", "say what is in a LoRA or collection")
@@ -143,11 +151,11 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(command=_convert)
 
     one = add(
-        "demo", "distil four pocket effects, then judge the shipped collection; some ten minutes", model
+        "demo", "distil four pocket effects, then judge the shipped collection; some ten minutes", pocket
     )
     one.add_argument("--image", type=Path, metavar="FILE", help="a picture of yours, for a sheet of its own")
     one.add_argument("--cycles", type=int, metavar="N", help="length of the distillation")
-    one.add_argument("--out", type=Path, default=Path("out/demo"), metavar="DIR")
+    one.add_argument("--out", type=Path, default=Path("out/demo"), metavar="DIR", help="(out/demo)")
     one.set_defaults(command=_demo)
     return parser
 
@@ -248,7 +256,8 @@ def _distil_among(workers: Workers, run: Run, args: argparse.Namespace) -> int:
             again += [] if args.cycles is None else ["--cycles", str(args.cycles)]
             again += [f"--{name}" for name in ("bfloat16", "compile") if getattr(args, name)]
             again += ["--resume"] if run.checkpoint.exists() else []
-            raise type(error)(f"{error}; go on with: {' '.join(again)}") from error
+            then = "with these lowered" if isinstance(error, DivergedError) else "go on with"
+            raise type(error)(f"{error}; {then}: {' '.join(again)}") from error
         if not workers.leads:
             return OK
         if "plots" in report:

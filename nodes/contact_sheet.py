@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..training.pictures import to_pil, to_tensor
-from ..training.plots import named_grid
+from ..training.sheets import named_grid
 from .effect import LONG_SIDE, SHAPE, encode, multiple_for, resized
 from .gallery import keep_own_picture, tell_progress
 from .sampling import STEPS, collection_sigmas, sample_latent

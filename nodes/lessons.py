@@ -23,7 +23,7 @@ from ..collection.jsonl import (
     read_general_data,
 )
 from ..training.pictures import fitted, read_picture, to_tensor
-from ..training.plots import SheetRow, contact_sheet
+from ..training.sheets import SheetRow, contact_sheet
 from .files import BUILT_IN, lora_changed
 from .places import allowed, check_places
 from .sockets import TRAINING, EffectImagesSocket, GeneralImagesSocket, TeachersSocket

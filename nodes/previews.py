@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from ..training.nearest import SIDE, likeness
 from ..training.pictures import to_pil
-from ..training.plots import SheetRow, contact_sheet
 from ..training.run import DistillationRun
+from ..training.sheets import SheetRow, contact_sheet
 from .events import RunEvents
 
 EACH = 6

@@ -36,7 +36,7 @@ class DistillationSettings(io.ComfyNode):
             node_id="CollectionLoraSettings",
             display_name="Distillation Settings",
             category=TRAINING,
-            description="Everything that can be set about a distillation. Without this node: preset default.",
+            description="The numbers of a distillation. Without this node: preset default.",
             search_aliases=["training settings", "hyperparameters", "learning rate", "rank"],
             inputs=[
                 io.Combo.Input(
@@ -44,10 +44,11 @@ class DistillationSettings(io.ComfyNode):
                     options=list(PRESETS),
                     default="default",
                     tooltip="default: the paper's numbers with shared rollouts. paper: the same with fresh "
-                    "ones. one-gpu: a day or two on one H100 at a long_side of 512 to 768. preview: an "
-                    "hour, to see whether all is right. imitation: with a few_step LoRA, a sixth of the work "
-                    "a cycle. few-steps: afterwards, on the collection to extend: trains its few-step LoRA "
-                    "alone, for fewer steps still. pocket: minutes on a CPU.",
+                    "ones and trajectory-anchored flow matching as published. one-gpu: a day or two on one "
+                    "H100 at a long_side of 512 to 768. preview: an hour, to see whether all is right. "
+                    "imitation: with a few_step LoRA, a sixth of the work a cycle. few-steps: afterwards, on "
+                    "the collection to extend: trains its few-step LoRA alone, for fewer steps still. "
+                    "pocket: minutes on a CPU.",
                 ),
                 io.Int.Input(
                     "cycles", default=0, min=0, max=10**6, tooltip="Student updates; 0: the preset's."
@@ -89,8 +90,8 @@ class DistillationSettings(io.ComfyNode):
                     default="",
                     multiline=True,
                     advanced=True,
-                    tooltip="Any other setting, as in a TOML file: micro_batch = 4, then [targets] and batch "
-                    "= 8, or [objective] and shift = 2.0.",
+                    tooltip="Any other key of [distill], as in a run file: micro_batch = 4, then [targets] "
+                    "and batch = 8, or [objective] and shift = 2.0.",
                 ),
             ],
             outputs=[SettingsSocket.Output(display_name="settings", tooltip="For Distil Collection.")],

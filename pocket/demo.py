@@ -16,10 +16,10 @@ from ..collection.file import load_collection
 from ..console import Console, distil
 from ..training.host import Host
 from ..training.lora import linear_shapes
-from ..training.plots import SheetRow, contact_sheet
 from ..training.randomness import generator
 from ..training.run_config import read_run
 from ..training.sampling import apply_collection
+from ..training.sheets import SheetRow, contact_sheet
 from . import FOLDER, PICTURES
 from .effects import EFFECTS
 from .evaluate import evaluate

@@ -28,8 +28,9 @@ from ..training.host import Host
 from ..training.judge_report import JudgeReport, judge_rows
 from ..training.judges import Judge
 from ..training.lora import LoraWeights, linear_shapes
-from ..training.plots import SheetRow, contact_sheet, named_grid, plot_confusion
+from ..training.plots import plot_confusion
 from ..training.roles import Roles
+from ..training.sheets import SheetRow, contact_sheet, named_grid
 from .effects import EFFECTS
 from .kept_latents import KeptLatents
 from .rows import Made, Progress, Rows, Student, adapter_of, add_to_each, first_pictures, sigmas_of

@@ -8,12 +8,10 @@ from collections.abc import Mapping, Sequence
 from PIL import Image, ImageDraw
 
 from .fonts import font_for
-from .plots import COLOURS, INK, QUIET
+from .plots import COLOURS, INK, QUIET, SMOOTH
 
 PAPER = "#ffffff"
 GRID = "#e4e7eb"
-SMOOTH = 40
-"""The thick line of a loss averages over this part of a run, at least 5 cycles."""
 
 
 def draw_losses(

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SubjectKind = Literal["luma", "edges", "inverse", "mirror", "quarter", "flip"]
+SubjectKind = Literal["luma", "edges", "inverse", "mirror", "quarter"]
 """How the source can still be recognised in a result: by its coarse brightness; by its contours; by its
 coarse brightness whatever the sign; by the coarse brightness of its upper half (the lower half mirrors it),
-of its upper left quarter (the others mirror it), of its left-right mirror image."""
+or of its upper left quarter (the others mirror it)."""
 SUBJECT_KINDS: tuple[str, ...] = get_args(SubjectKind)
 
 COARSE = 16
@@ -48,8 +48,6 @@ def subject_score(results: Tensor, sources: Tensor, kind: SubjectKind) -> Tensor
     if kind == "quarter":
         half = slice(COARSE // 2)
         return correlation(left[..., half, half], right[..., half, half])
-    if kind == "flip":
-        return correlation(left, right.flip(3))
     raise ValueError(f"unknown subject kind {kind!r}; there are {', '.join(SUBJECT_KINDS)}")
 
 

@@ -42,8 +42,6 @@ class JudgeReport:
     """Row -> effect -> measure."""
     confusion: dict[str, Tensor]
     """Row -> (effects, classes): share of outputs recognised as each class; NaN for effects it lacks."""
-    verdicts: dict[str, dict[str, Verdict]]
-    """Row -> effect -> the verdict on each output."""
     resamples: Resamples
     replicates: dict[str, dict[str, dict[str, Tensor]]]
     """Row -> measure -> effect -> (R+1,)."""
@@ -164,7 +162,6 @@ def judge_rows(
             for row, measures in found.items()
         },
         confusion={row: _confusion(judge, effects, verdicts[row]) for row in rows},
-        verdicts=verdicts,
         resamples=resamples,
         replicates=found,
     )

@@ -160,16 +160,13 @@ def calibrate(
     sources: Pictures,
     kinds: Mapping[str, SubjectKind],
     others: Mapping[str, tuple[Tensor, Tensor]] | None = None,
-    images: Images | None = None,
-    seed: int = 0,
 ) -> Judge:
     """Set thresholds and measure accuracy on held-out true pictures.
 
     truths, sources: for every effect of the classifier at least 100 pairs it was not trained on, truths as
     the host's autoencoder shows them. others: (results, sources) of the classes `source` and `broken`, for
-    accuracy only. images: which image each picture was made from (default: the k-th of every effect shares
-    one image). Raises ValueError naming the effect for missing or too few pictures, and if an effect cannot
-    be told from its source at all.
+    accuracy only. The k-th picture of every effect is taken to be made from one image. Raises ValueError
+    naming the effect for missing or too few pictures, and if an effect cannot be told from its source.
     """
     effects = [name for name in classifier.classes if name not in (SOURCE, BROKEN)]
     pictures = {effect: (truths[effect], sources[effect]) for effect in effects if effect in truths}
@@ -180,10 +177,7 @@ def calibrate(
                 f"{effect}: {count} held-out true pictures, at least {PICTURES_AT_LEAST} are needed"
             )
     pictures |= others or {}
-    images = images or {name: range(len(results)) for name, (results, _) in pictures.items()}
-    resamples = Resamples(
-        {name: images.get(name, range(len(pictures[name][0]))) for name in pictures}, seed=seed
-    )
+    resamples = Resamples({name: range(len(results)) for name, (results, _) in pictures.items()})
     right, confidence, subject, features = {}, {}, {}, {}
     for name, (results, origin) in pictures.items():
         probabilities, features[name] = classifier.judge(results, origin)

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
@@ -86,14 +87,17 @@ def targeted(shapes: Shapes, targets: Sequence[str], owner: str) -> dict[str, tu
             for).
     """
     found: dict[str, tuple[int, int]] = {}
-    missed = set(targets)
+    missed = dict.fromkeys(targets)
     for path, shape in shapes.items():
         hits = [target for target in targets if path == target or path.endswith(f".{target}")]
         if hits:
             found[path] = shape
-            missed.difference_update(hits)
-    if missed:
-        raise ValueError(f"no Linear of {owner} is named {', '.join(sorted(missed))}")
+            for hit in hits:
+                missed.pop(hit, None)
+    for target in missed:
+        names = dict.fromkeys(path.rpartition(".")[2] for path in shapes)
+        near = ", ".join(get_close_matches(target, names, 3, 0.5) or list(names)[:8])
+        raise ValueError(f"targets: no Linear of {owner} is named {target!r}; there are, say, {near}")
     return found
 
 

@@ -54,7 +54,7 @@ def check_settings(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any
     for part, where in (("config", ""), ("lessons", "lessons.")):
         if (wrong := difference(ours[part], theirs.get(part), theirs.get("cycle", 0))) is not None:
             raise CheckpointError(
-                f"{path}: made with {where}{wrong}; restore that, or start again without resuming"
+                f"{path}: made with {where}{wrong}; restore that, or delete the state to start again"
             )
 
 
@@ -67,7 +67,7 @@ def check_origin(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any])
         return
 
     def refuse(what: str) -> NoReturn:
-        raise CheckpointError(f"{path}: {what}; restore that, or start again without resuming")
+        raise CheckpointError(f"{path}: {what}; restore that, or delete the state to start again")
 
     if theirs.get("base", ours["base"]) != ours["base"]:
         refuse("the run was trained on another base, or with another base_dtype")

@@ -109,8 +109,8 @@ class Trainer:
                 if self._in_a_row + 1 >= MAX_SKIPPED:
                     raise DivergedError(
                         f"{', '.join(error.args)} not finite in {MAX_SKIPPED} cycles in a row, up to cycle "
-                        f"{self.cycle}; the last good state is kept. Lower lr and fake_lr, or raise "
-                        "objective.floor, and start again"
+                        f"{self.cycle}; the last good state is kept. Lower lr and fake_lr and go on, or "
+                        "raise objective.floor and start anew"
                     ) from None
                 record = Record(self.cycle, lr=record.lr, not_finite=error.args)
                 self.skipped += 1
@@ -387,7 +387,7 @@ class Trainer:
         if dropped and state["cycle"] > start:
             raise CheckpointError(
                 f"{path}: some of its {state['cycle']} cycles match distributions, and this run would drop "
-                f"the fake score; let cycles be more than {start}, or start again without resuming"
+                f"the fake score; let cycles be more than {start}, or delete the state to start again"
             )
         try:
             self._restore(state)

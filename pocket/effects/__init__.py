@@ -8,6 +8,6 @@ cannot tell the effects of a pair apart, which is what tags are for.
 """
 
 from . import colour, drawing, lens, light, paint, party, pieces, weather  # noqa: F401  # they register
-from .registry import EFFECTS, Kind, PocketEffect, Subject
+from .registry import EFFECTS, Kind, PocketEffect
 
-__all__ = ["EFFECTS", "Kind", "PocketEffect", "Subject"]
+__all__ = ["EFFECTS", "Kind", "PocketEffect"]

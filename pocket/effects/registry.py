@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..draw import Apply
 
+if TYPE_CHECKING:
+    from ...training.judge_metrics import SubjectKind
+
 Kind = Literal["colour", "structural", "one-to-many"]
-Subject = Literal["luma", "edges", "inverse", "mirror", "quarter"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class PocketEffect:
     category: str
     teacher_prompt: str
     kind: Kind
-    subject: Subject
+    subject: SubjectKind
     apply: Apply
 
 
@@ -38,7 +40,7 @@ EFFECTS: dict[str, PocketEffect] = {}
 
 
 def effect(
-    title: str, category: str, teacher_prompt: str, kind: Kind, subject: Subject
+    title: str, category: str, teacher_prompt: str, kind: Kind, subject: SubjectKind
 ) -> Callable[[Apply], Apply]:
     """Register a function as the effect of the same name."""
 

@@ -31,7 +31,6 @@ PRESERVING = {
     "inverse": lambda x: 1 - x,
     "mirror": lambda x: torch.cat([x[:, :, :32], x[:, :, :32].flip(2)], 2),
     "quarter": lambda x: torch.cat([x[..., :32], x[..., :32].flip(3)], 3),
-    "flip": lambda x: x.flip(3),
 }
 
 

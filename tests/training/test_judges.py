@@ -14,9 +14,9 @@ from collectionlora.training.judges import Judge, calibrate
 from collectionlora.training.randomness import generator
 
 SIZE = 32
-EFFECTS = ["heat", "bars", "dots", "turn"]
+EFFECTS = ["heat", "bars", "dots", "invert"]
 CLASSES = [*EFFECTS, SOURCE, BROKEN]
-KINDS = {"heat": "luma", "bars": "luma", "dots": "luma", "turn": "flip"}
+KINDS = {"heat": "luma", "bars": "luma", "dots": "luma", "invert": "inverse"}
 
 
 # -- toy effects -----------------------------------------------------------------------------------------
@@ -49,11 +49,11 @@ def dots(images, draw):
     return torch.where(F.max_pool2d(seeds, 3, 1, 1) > 0, 1.0, images)
 
 
-def turn(images, draw):
-    return images.flip(3)
+def invert(images, draw):
+    return 1 - images
 
 
-APPLY = {"heat": heat, "bars": bars, "dots": dots, "turn": turn}
+APPLY = {"heat": heat, "bars": bars, "dots": dots, "invert": invert}
 
 
 def true(effect, images, seed):
@@ -112,7 +112,7 @@ def report(judge, bench):
         "wrong subject": {effect: truths[effect].roll(1, 0) for effect in EFFECTS},
         "two effects": {effect: truths[effect] for effect in EFFECTS[:2]},
     }
-    return judge_rows(judge, rows, sources, truths, unique=["heat", "turn"], replicates=300)
+    return judge_rows(judge, rows, sources, truths, unique=["heat", "invert"], replicates=300)
 
 
 # -- the classifier --------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_subject_detail_and_psnr_say_what_they_should(report):
     assert rows["truth"]["detail"].mean == pytest.approx(1, abs=0.1)
     assert rows["blurred"]["detail"].high < 0.6
     assert rows["truth"]["psnr"].mean == 100
-    assert set(report.replicates["truth"]["psnr"]) == {"heat", "turn"}
+    assert set(report.replicates["truth"]["psnr"]) == {"heat", "invert"}
 
 
 def test_confusion_rows_are_shares_and_lacking_effects_are_blank(report):
@@ -277,7 +277,7 @@ def test_missing_or_unequal_pictures_are_named(judge, bench):
     sources, truths = bench
     with pytest.raises(ValueError, match="row 'r', effect 'bars'"):
         judge_rows(judge, {"r": {"bars": truths["bars"][:3]}}, sources, truths)
-    with pytest.raises(ValueError, match="row 'truths' lacks 'turn'"):
+    with pytest.raises(ValueError, match="row 'truths' lacks 'invert'"):
         judge_rows(judge, {}, sources, {effect: truths[effect] for effect in EFFECTS[:3]})
     with pytest.raises(ValueError, match="row 'r' has 'frost'"):
         judge_rows(judge, {"r": {"frost": truths["bars"]}}, sources, truths)

@@ -162,7 +162,7 @@ def test_rank_zero_is_refused() -> None:
 def test_target_shapes_finds_linears_by_the_end_of_their_path() -> None:
     net = nn.ModuleDict({"a": network(), "b": network(), "x0": nn.Linear(1, 1)})
     assert target_shapes(net, ["0"]) == {"a.0": (16, 8), "b.0": (16, 8)}
-    with pytest.raises(ValueError, match="no Linear of ModuleDict is named 1, to_q"):
+    with pytest.raises(ValueError, match="no Linear of ModuleDict is named 'to_q'; there are, say, 0"):
         target_shapes(net, ["0", "to_q", "1"])
 
 

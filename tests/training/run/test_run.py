@@ -350,7 +350,7 @@ def unknown_target(project: Any) -> None:
         (same_file_name, CollectionError, "effects 1 and 2 have the same name 'frost'; rename one"),
         (same_tag, DataError, "effects 'frost' and 'neon' have the same tag 'make'"),
         (empty_data, CollectionError, r"data\.jsonl: the list is empty"),
-        (unknown_target, ValueError, "no Linear of Net is named to_q"),
+        (unknown_target, ValueError, "targets: no Linear of Net is named .to_q.; there are, say, "),
     ],
 )
 def test_bad_input_is_named_before_the_first_cycle(
