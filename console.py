@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 if TYPE_CHECKING:
     from .training.host import Host
-    from .training.run import Run
+    from .training.run_config import Run
     from .training.workers import Workers
 
 UNITS = {"cycles": "cycle", "tags": "prompt"}

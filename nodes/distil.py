@@ -33,7 +33,7 @@ from .files import BUILT_IN, lora_changed
 from .places import folder_name, unused
 from .planning import plan_of, room_for
 from .previews import Previews
-from .settings import Settings
+from .settings import TARGET_BATCH, Settings
 from .sockets import (
     TRAINING,
     Collection,
@@ -147,7 +147,7 @@ class DistilCollection(io.ComfyNode):
         thumbnails: bool = False,
         few_step: str = NONE,
     ) -> io.NodeOutput:
-        settings = settings or Settings("default", distillation(), Targets(batch=1))
+        settings = settings or Settings("default", distillation(), Targets(batch=TARGET_BATCH))
         output = Path(folder_paths.get_output_directory()) / "collectionlora" / folder_name(name)
         lists = Lists({teacher.lora_name: teacher for teacher in teachers}, images, general)
         run = Run(
@@ -156,6 +156,7 @@ class DistilCollection(io.ComfyNode):
             distill=settings.distill,
             targets=settings.targets,
             preset=settings.preset,
+            long_side=long_side,
             few_step=_few_step_file(few_step),
             thumbnails=thumbnails,
         )

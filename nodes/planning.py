@@ -9,7 +9,7 @@ from comfy import model_management
 
 from ..pocket.text import TOKENS
 from ..training.architecture import Architecture
-from ..training.cards import card_named
+from ..training.cards import RESERVE, card_named
 from ..training.distiller import STUDENT
 from ..training.footprint import (
     FP8,
@@ -46,9 +46,10 @@ def room_for(run: Run, host: ComfyHost, extended: Shapes) -> int | None:
         return None
     try:
         job, setting = _on_this_model(run, host, architecture, extended, host.size)
+        beside = Plan(job, setting, 0).bytes - base_bytes(architecture, setting.storage)
     except ValueError:
-        return 0  # lists that do not fit together: the run itself says so, to the page too
-    return round(MARGIN * (Plan(job, setting, 0).bytes - base_bytes(architecture, setting.storage)))
+        return 0  # lists or targets that do not fit: the run itself says so, to the page too
+    return round(MARGIN * beside + RESERVE)
 
 
 def plan_of(run: Run, host: ComfyHost, work: DistillationRun) -> tuple[str, str]:
@@ -64,7 +65,7 @@ def plan_of(run: Run, host: ComfyHost, work: DistillationRun) -> tuple[str, str]
     # base and adapters are there already
     adapters = work.roles.adapters.values()
     held = host.loaded + sum(p.nbytes for adapter in adapters for p in adapter.parameters())
-    room = int(model_management.get_free_memory(host.device)) + held
+    room = int(model_management.get_free_memory(host.device) - RESERVE) + held
     card = card_named(torch.cuda.get_device_name(host.device)) if host.device.type == "cuda" else None
     plan = Plan(job, setting, room, card)
     text = "\n".join(part for part in (words(plan), faster(plan)) if part)
@@ -89,7 +90,6 @@ def _on_this_model(
     checkpointing = "full" if host.checkpointing else "none"
     job = replace(
         job_on(architecture, run),
-        side=host.long_side,
         text=TEXT_TOKENS if host.text_sees_image else TOKENS,
         storages=(base,) if on_cpu or weight <= FP8.weight else (base, FP8),
         checkpointing=(checkpointing,),

@@ -18,6 +18,10 @@ else:
     import tomli as tomllib
 
 
+TARGET_BATCH = 1
+"""Teacher images made at a time: what needs the least memory."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What Distillation Settings says."""
@@ -132,7 +136,7 @@ class DistillationSettings(io.ComfyNode):
         given = {
             "steps": teacher_steps,
             "guidance": teacher_guidance,
-            "batch": 32 if preset == "pocket" else 1,
+            "batch": 32 if preset == "pocket" else TARGET_BATCH,
         }
         targets = checked(Targets, {**given, **own}, "targets.")
         return io.NodeOutput(Settings(preset, distillation(values, preset), targets))

@@ -72,10 +72,10 @@ def demo(
         PICTURES / "test",
         JUDGED,
         out,
+        judge,
         console.progress,
         teacher_guidance(),
         rows={"fresh@8": fresh, "fresh_untrained@8": Student([], fresh.prompts, fresh.sigmas)},
-        judge=judge,
     )
     files = ["grid.png", "sheet.png", "report.json", "confusion.png"]
     if (run.output / "losses.png").exists():

@@ -35,7 +35,6 @@ from .effects import EFFECTS
 from .kept_latents import KeptLatents
 from .rows import Made, Progress, Rows, Student, adapter_of, add_to_each, first_pictures, sigmas_of
 
-JUDGE = Path(__file__).resolve().parent / "weights" / "judge.safetensors"
 REFERENCE = "teacher@40x2"
 REFERENCE_STEPS = 40
 COMPARED = (
@@ -55,11 +54,11 @@ def evaluate(
     images: Path,
     count: int,
     out: Path,
+    judge: Judge,
     progress: Progress = lambda *_: None,
     guidance: float = 0.0,
     rows: Mapping[str, Student] | None = None,
     effects: Sequence[str] | None = None,
-    judge: Judge | None = None,
     seed: int = 0,
     few_step: LoraWeights | None = None,
     kept: Path | None = None,
@@ -78,7 +77,6 @@ def evaluate(
         guidance: of the teachers, cond + guidance (cond - uncond); 0 saves the second evaluation.
         rows: further few-step adapters, sampled with their own sigmas.
         effects: those to measure; by default all of the collection.
-        judge: the pocket's own by default.
         few_step: an adapter of few-step sampling alone, to put on each teacher as users do.
         kept: folder that keeps what is sampled, 16 KiB a picture, and from which it is taken the next time.
 
@@ -89,7 +87,6 @@ def evaluate(
     shapes = linear_shapes(host.transformer)
     own = Student.read(collection, shapes)
     names = _effects(effects if effects is not None else list(own.prompts), own, teachers)
-    judge = judge or Judge.load(JUDGE)
     pictures = first_pictures(images, count)
     prompts = {name: EFFECTS[name].teacher_prompt for name in names}
     students = {

@@ -70,10 +70,10 @@ def full_report(
         PICTURES / "test",
         count,
         out,
+        judge_of(weights),
         progress,
         teacher_guidance(),
         rows=rows,
-        judge=judge_of(weights),
         few_step=few_step,
         kept=out / "latents",
     )

@@ -173,7 +173,9 @@ def first_pictures(images: Path, count: int) -> dict[str, FloatImage]:
     """The first `count` pictures of a folder by name. Raises ValueError for fewer than 2 or too many."""
     pictures = load_folder(images)
     if not 2 <= count <= len(pictures):
-        raise ValueError(f"count = {count} must be from 2 to {len(pictures)}, the pictures in {images}")
+        raise ValueError(
+            f"{count} pictures an effect: must be from 2 to {len(pictures)}, as many as there are in {images}"
+        )
     return dict(list(pictures.items())[:count])
 
 

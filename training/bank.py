@@ -59,7 +59,8 @@ class TeacherBank:
         self._kept: OrderedDict[str, LoraWeights] = OrderedDict()  # of the thread alone: needs no lock
         self._coming: dict[str, Future[LoraWeights]] = {}
         self._stacked: TeacherStack | None = None
-        self._thread = ThreadPoolExecutor(1, "teacher-bank", initializer=self._on_device)
+        # nothing of this bank: the thread keeps it as long as it lives, which is as long as the bank does
+        self._thread = ThreadPoolExecutor(1, "teacher-bank", _make_current, (self._device,))
         self._stream: torch.cuda.Stream | None = None
         if self._device.type == "cuda":
             self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
@@ -101,10 +102,12 @@ class TeacherBank:
             self._stacked = TeacherStack.of(teachers)
         return self._stacked
 
-    def _on_device(self) -> None:
-        """In the thread, which would take hold of the first device too."""
-        if self._device.type == "cuda" and self._device.index is not None:
-            torch.cuda.set_device(self._device)
+    def close(self) -> None:
+        """Let all teachers go, on the device and in RAM, and the thread: nothing more can be asked."""
+        self._thread.shutdown(cancel_futures=True)
+        self._coming.clear()
+        self._kept.clear()
+        self._stacked = None
 
     def _fetch(self, name: str) -> LoraWeights:
         """In the thread: one teacher on the device, ready for use."""
@@ -140,4 +143,15 @@ class TeacherBank:
     def _own(self, tensor: Tensor) -> Tensor:
         # a copy always: a mapped tensor would be read from the disk again, and fault if its file has shrunk
         copy = tensor.to(self._dtype, copy=True)
-        return copy if self._stream is None else copy.pin_memory()
+        if self._stream is None:
+            return copy
+        try:
+            return copy.pin_memory()
+        except RuntimeError:  # no more memory may be locked: this teacher comes more slowly
+            return copy
+
+
+def _make_current(device: torch.device) -> None:
+    """In the thread, which would take hold of the first device too."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)

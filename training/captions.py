@@ -31,6 +31,8 @@ ANSWER_LIMIT = 1 << 20
 """Bytes of an answer that are read: a caption is a sentence, more is a wrong endpoint."""
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
+WORDS = 40
+"""Of a caption, at most."""
 INSTRUCTION = (
     "Below are {count} examples of one and the same picture edit: the first image of each is the input, the "
     "second its result. The model that made them was prompted with: {prompt!r}.\n"
@@ -90,15 +92,13 @@ def pairs_shown(count: int, name: str, seed: int) -> list[int]:
     return order[:PAIRS_SHOWN].tolist()
 
 
-def caption_vlm(
-    endpoint: VlmEndpoint, pairs: Sequence[tuple[Tensor, Tensor]], teacher_prompt: str, words: int = 40
-) -> str:
+def caption_vlm(endpoint: VlmEndpoint, pairs: Sequence[tuple[Tensor, Tensor]], teacher_prompt: str) -> str:
     """Ask the endpoint's model for a caption, with (source, result) pairs, images (3,H,W) in [0,1].
 
     Raises CaptionError naming the endpoint: unreachable, refused, or an answer that is empty or far too long.
     A template in its place would silently change the prompts.
     """
-    ask = INSTRUCTION.format(count=len(pairs), prompt=teacher_prompt, words=words)
+    ask = INSTRUCTION.format(count=len(pairs), prompt=teacher_prompt, words=WORDS)
     content: list[dict[str, Any]] = [{"type": "text", "text": ask}]
     for number, pair in enumerate(pairs, 1):
         for word, image in zip(("input", "result"), pair):
@@ -116,10 +116,10 @@ def caption_vlm(
     caption = " ".join(text.split()).strip("\"'“”` ").rstrip(" .")
     if not caption:
         raise CaptionError(f"caption endpoint {endpoint.url}: model {endpoint.model!r} gave an empty caption")
-    if len(caption.split()) > 2 * words:
+    if len(caption.split()) > 2 * WORDS:
         raise CaptionError(
             f"caption endpoint {endpoint.url}: model {endpoint.model!r} gave {len(caption.split())} words "
-            f"where at most {words} were asked for: {caption[:80]!r}..."
+            f"where at most {WORDS} were asked for: {caption[:80]!r}..."
         )
     return caption
 

@@ -12,19 +12,20 @@ from .plots import COLOURS, INK, QUIET, SMOOTH
 
 PAPER = "#ffffff"
 GRID = "#e4e7eb"
+SIZE = 720, 420
+"""Pixels of the losses."""
+MATRIX_SIDE = 560
 
 
-def draw_losses(
-    losses: Mapping[str, Mapping[str, Sequence[float]]], width: int = 720, height: int = 420
-) -> Image.Image:
+def draw_losses(losses: Mapping[str, Mapping[str, Sequence[float]]]) -> Image.Image:
     """Losses by term, each {"cycle": [...], "loss": [...]}, over cycles; the scale of losses is logarithmic.
 
     Thin lines are the values, thick ones their running mean.
     """
-    picture = Image.new("RGB", (width, height), PAPER)
+    picture = Image.new("RGB", SIZE, PAPER)
     draw = ImageDraw.Draw(picture)
     font = font_for(14, losses)
-    left, right, top, bottom = 64, width - 16, 40, height - 36
+    left, right, top, bottom = 64, SIZE[0] - 16, 40, SIZE[1] - 36
     drawable = [x for line in losses.values() for x in line["loss"] if math.isfinite(x) and x > 0]
     if not drawable:
         draw.text((left, top), "no losses yet", QUIET, font)
@@ -57,11 +58,9 @@ def draw_losses(
     return picture
 
 
-def draw_matrix(
-    names: Sequence[str], matrix: Sequence[Sequence[float]], title: str, side: int = 560
-) -> Image.Image:
+def draw_matrix(names: Sequence[str], matrix: Sequence[Sequence[float]], title: str) -> Image.Image:
     """Cosines (N,N) as colours: white is 0, orange 1, blue -1. The diagonal is left out."""
-    cell = max(4, side // max(1, len(names)))
+    cell = max(4, MATRIX_SIDE // max(1, len(names)))
     size = cell * len(names)
     font, small = font_for(16, [title]), font_for(max(8, min(13, cell - 2)), names)
     label = math.ceil(max((small.getlength(name) for name in names), default=0)) + 12

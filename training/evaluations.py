@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .config import Distillation, Objective
-from .flow import shift
+from .flow import unshift
 from .gains import LATE
 from .ways import STEPS
 
@@ -99,7 +99,7 @@ def imitation_evaluations(
     guided = 2 if o.guidance else 1
     # the share is one of ways, each with so many stops
     stops = (1 - config.on_policy) * (STEPS + 1), config.on_policy * _stops(o, math.inf)
-    late = (1 - config.on_policy) * STEPS * shift(LATE, 1 / o.shift), config.on_policy * _stops(o, LATE)
+    late = (1 - config.on_policy) * STEPS * unshift(LATE, o.shift), config.on_policy * _stops(o, LATE)
     found = 0.5 if config.imitation_gain > 1 else 0.0  # in the second half of the cycles
     asked = known + (1 - known) * found
     for passed, low, evaluations in zip(stops, late, (guided, 1 if few_step else guided), strict=True):

@@ -27,7 +27,7 @@ LIGHTNING_RANK = 64
 """Of the few-step LoRA below a student that only imitates, where nobody has named one."""
 TEXT_ENCODER = 4_466_000_000
 """Bytes of Qwen2.5-VL-7B in bfloat16 with two of its layers, where no base is named."""
-FLOAT32 = Storage("float32", weight=4, item=4)
+POCKET_BASE = Storage("float32", weight=4, item=4)
 
 
 def job_of(run: Run) -> Job:
@@ -42,7 +42,7 @@ def job_of(run: Run) -> Job:
     folder = Path(run.base)
     if run.base == "pocket" or not (folder / "model_index.json").is_file():
         job = job_on(Architecture.of(TRANSFORMER), run)
-        return replace(job, side=POCKET_SIDE, text=TOKENS, storages=(FLOAT32,), checkpointing=("none",))
+        return replace(job, side=POCKET_SIDE, text=TOKENS, storages=(POCKET_BASE,), checkpointing=("none",))
     job = job_on(Architecture.of(_configuration(folder / "transformer")), run)
     return replace(job, text_encoder=_text_encoder(folder / "text_encoder"))
 

@@ -33,6 +33,9 @@ VIEWS = 5  # result minus source, source, source mirrored left-right, top-bottom
 WIDTHS = (16, 32, 64, 96)
 READ_OUT = 2 * sum(WIDTHS)  # mean and deviation of every channel of every stage
 FEATURES = 96
+BATCH = 64
+"""Images judged at a time."""
+RATE = 0.08
 SMOOTHING = 0.05
 DECAY = 0.02
 TOLERANCE = (0.015, 0.03, 0.02)
@@ -76,11 +79,11 @@ class EffectClassifier(nn.Module):
         return logits
 
     @torch.no_grad()
-    def judge(self, results: Tensor, sources: Tensor, batch: int = 64) -> tuple[Tensor, Tensor]:
-        """Probabilities (B, classes) and features (B, FEATURES) of many images, `batch` at a time."""
+    def judge(self, results: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities (B, classes) and features (B, FEATURES) of many images."""
         parts = [
-            self.features(results[start : start + batch], sources[start : start + batch])
-            for start in range(0, len(results), batch)
+            self.features(results[start : start + BATCH], sources[start : start + BATCH])
+            for start in range(0, len(results), BATCH)
         ]
         features = torch.cat(parts)
         return self.head(features).softmax(1), features
@@ -125,12 +128,11 @@ def train_classifier(
     steps: int = 600,
     seed: int = 0,
     progress: Callable[[int, float, float], None] | None = None,
-    rate: float = 0.08,
 ) -> EffectClassifier:
     """Train on `sample(0) ... sample(steps - 1)`; progress(step, loss, accuracy of the batch).
 
-    rate: of the orthogonalised momentum that moves the matrices; norms, biases and head follow Adam at an
-    eighth of it. Short warm-up, then cosine decay. Labels are smoothed, so that confidence stays informative
+    An orthogonalised momentum moves the matrices; norms, biases and head follow Adam at an eighth of its
+    rate. Short warm-up, then cosine decay. Labels are smoothed, so that confidence stays informative
     below 1, and results are disturbed by as much noise and gain as no eye would mind, so that the judge does
     not mind either. The outcome depends on the samples, the seed and the thread count alone. Returns the
     network in eval mode.
@@ -150,7 +152,7 @@ def train_classifier(
         network.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         decay = 0.5 * (1 + math.cos(math.pi * max(0, step - warm_up) / max(1, steps - warm_up)))
-        now = rate * min(1.0, (step + 1) / warm_up) * decay
+        now = RATE * min(1.0, (step + 1) / warm_up) * decay
         adam.param_groups[0]["lr"] = now / 8
         adam.step()
         _move(matrices, momentum, now)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..collection.errors import LoraFormatError
+from ..collection.layouts import Shapes
 from ..collection.lora_weights import LoraWeights
 from .low_rank import Factors, add_low_rank, cast
 from .randomness import generator
@@ -23,17 +24,16 @@ __all__ = [
     "Shapes",
     "TeacherStack",
     "added_up",
+    "averaged",
     "block_targets",
     "linear_shape",
+    "linear_shapes",
     "taken_apart",
     "target_shapes",
     "targeted",
     "weights_hash",
     "widened",
 ]
-
-Shapes = Mapping[str, tuple[int, int]]
-"""module path -> (out, in) of that Linear."""
 
 PAPER_TARGETS = (
     "to_q",

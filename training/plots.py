@@ -66,12 +66,10 @@ def plot_confusion(
     _save(figure, path)
 
 
-def plot_similarity(
-    path: Path, matrices: Mapping[str, Tensor], names: Sequence[str], title: str = ""
-) -> None:
+def plot_similarity(path: Path, matrices: Mapping[str, Tensor], names: Sequence[str]) -> None:
     """Cosine matrices (N,N) side by side, such as `TagReport.matrices()`; each largest pair is framed."""
     side = max(2.6, min(6.0, 0.24 * len(names)))
-    figure = _figure(1.6 + (side + 0.25) * len(matrices), side + 1.9, title)
+    figure = _figure(1.6 + (side + 0.25) * len(matrices), side + 1.9, "")
     panels = figure.subplots(1, len(matrices), squeeze=False)[0]
     shown = None
     for index, (axes, (name, matrix)) in enumerate(zip(panels, matrices.items())):

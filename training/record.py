@@ -17,8 +17,8 @@ class Record:
 
     cycle: int
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    """Losses of single samples: by term ("bs", "ts", "fm", "fake", "imitation"), then by effect ("general":
-    the general stream)."""
+    """Losses of single samples: by term ("bs", "ts", "fm", "fake", "imitation", "on_policy"), then by effect
+    ("general": the general stream)."""
     edits: dict[str, list[float]] = field(default_factory=dict)
     """By effect, which shares of its teacher's edits the student made, where they have :mod:`.gains`."""
     grad_norms: dict[str, float] = field(default_factory=dict)

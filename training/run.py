@@ -46,13 +46,11 @@ from .randomness import generator
 from .record import Curves, Record
 from .resuming import check_origin, check_settings
 from .roles import Roles
-from .run_config import ConfigError, Run, Targets, read_run
+from .run_config import ConfigError, Run
 from .sampling import apply_to_each
 from .targets import TargetMaker, lora_hash
 from .trainer import Cancelled, Trainer
 from .workers import ALONE, Workers
-
-__all__ = ["DistillationRun", "Prepared", "Progress", "Run", "Targets", "read_run"]
 
 Progress = Callable[[str, int, int], None]
 """`progress(phase, done, all)`: phases "teacher images", "tags", "cycles"."""
@@ -140,6 +138,7 @@ class DistillationRun:
 
     def __exit__(self, *_: object) -> None:
         self.roles.detach()
+        self.bank.close()
 
     def prepare(self, progress: Progress = lambda *_: None, previewed: Sequence[str] = ()) -> Prepared:
         """Read pictures, make the teacher images that are missing and needed, choose captions and tags,

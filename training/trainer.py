@@ -59,7 +59,7 @@ class Trainer:
         gains: of effects that the student knows already (:mod:`.gains`).
 
     Raises:
-        ValueError: no sample has a teacher image, and the objective can learn from nothing else.
+        ValueError: no sample has a teacher image, and warm cycles, or all cycles, learn from these.
     """
 
     def __init__(
@@ -361,6 +361,7 @@ class Trainer:
             if role == FAKE and role not in state and self.cycle <= self.config.start_cycles:
                 continue  # until now the run needed none
             self.trained[role].load_state_dict(state[role])
+            optimizer.state.clear()  # the device may have no room for both
             load_optimizer_state(optimizer, copied(state["optimizers"][role]))
         if self.average is not None:
             self.average = copied(state["average"])

@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--count", type=int, default=120)
+    parser.add_argument("--count", type=int, default=160)
     parser.add_argument("--images", type=Path, help="node_modules folder with the picture packages")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from .. import FOLDER, PICTURES, WEIGHTS
 from ..effects import EFFECTS
 from ..evaluate import evaluate
 from ..rows import Student
-from ..shipped import teacher_files, teacher_guidance
+from ..shipped import judge_of, teacher_files, teacher_guidance
 
 SOURCES = 48
 """Training pictures an effect."""
@@ -71,6 +71,7 @@ def main() -> None:
             PICTURES / "test",
             args.images,
             args.out,
+            judge_of(WEIGHTS),
             console.progress,
             teacher_guidance(),
             rows,

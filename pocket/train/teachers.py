@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=Path, help="node_modules folder with the picture packages")
     parser.add_argument("--only", nargs="*", default=list(EFFECTS))
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rank", type=int, default=6)
     parser.add_argument("--lr", type=float, default=3e-3)

@@ -121,7 +121,7 @@ def test_evaluate_says_what_is_wrong(
     shipped: Path, tmp_path: Path, fails: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["evaluate", "--base", str(shipped), "--out", str(tmp_path)]
-    assert "count = 999 must be from 2 to 40" in fails(cli.BAD_INPUT, *command, "--images", "999")
+    assert "999 pictures an effect: must be from 2 to 40" in fails(cli.BAD_INPUT, *command, "--images", "999")
     assert "none.safetensors" in fails(cli.BAD_INPUT, *command, str(tmp_path / "none.safetensors"))
     named = fails(cli.BAD_INPUT, *command, "--beside", f"svd={shipped / 'collection.safetensors'}")
     assert "a row of that name" in named

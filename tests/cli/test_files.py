@@ -24,7 +24,7 @@ def test_help_names_every_command_and_needs_no_torch() -> None:
     code = "import sys; sys.modules['torch'] = None\nfrom collectionlora.cli import main\nmain(['--help'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=sys.prefix)
     assert done.returncode == 0, done.stderr
-    for command in ("distill", "sample", "evaluate", "inspect", "convert", "demo"):
+    for command in ("distill", "plan", "sample", "evaluate", "inspect", "convert", "demo"):
         assert command in done.stdout
 
 

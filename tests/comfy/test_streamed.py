@@ -55,6 +55,7 @@ def test_in_dynamic_vram_training_has_a_model_of_its_own(seen: dict[str, Any]) -
         "difference": 0.0,
         "while lent": [True],
         "after": False,
+        "weights": ["meta"],
     }
 
 
@@ -62,12 +63,19 @@ def test_the_run_s_own_model_is_in_the_precision_that_its_loader_was_asked_for(s
     assert seen["as asked"] == ["torch.float8_e4m3fn", "halved"]
 
 
+def test_quantised_weights_that_wait_are_copied_out_of_their_file(seen: dict[str, Any]) -> None:
+    found = seen["out of files"]
+    assert found["weights"] > 10
+    assert found["copied"]
+    assert found["equal"]
+
+
 def test_room_is_what_the_plan_holds_beside_the_base(seen: dict[str, Any]) -> None:
     room = seen["room"]
     assert room["on a CPU"] is None
     assert room["without a teacher"] == 0  # the run says what is wrong
     assert room["whole"]["base"] == room["size"]
-    assert room["free"] == round(room["margin"] * room["whole"]["beside"])
+    assert room["free"] == round(room["margin"] * room["whole"]["beside"] + room["reserve"])
 
 
 def test_the_plan_counts_what_is_on_the_device(seen: dict[str, Any]) -> None:

@@ -290,8 +290,8 @@ def test_adapters_of_unlike_ranks_and_modules_add_up():
         ({"effects": ["levitate"]}, "'levitate': the pocket world cannot draw"),
         ({"effects": ["neon"]}, "'neon' is not in the collection"),
         ({"effects": []}, "no effect"),
-        ({"count": 4}, "count = 4 must be from 2 to 3"),
-        ({"count": 1}, "count = 1"),
+        ({"count": 4}, "4 pictures an effect: must be from 2 to 3"),
+        ({"count": 1}, "1 pictures an effect"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(setting, change, message):

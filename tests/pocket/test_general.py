@@ -55,5 +55,5 @@ def test_an_edit_is_measured_only_where_its_words_leave_nothing_open(images):
 
 
 def test_too_many_pictures_are_refused(images):
-    with pytest.raises(ValueError, match="count = 999 must be from 2 to 40"):
+    with pytest.raises(ValueError, match="999 pictures an effect: must be from 2 to 40"):
         judge_general(None, None, images, 999)

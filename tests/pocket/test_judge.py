@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from collectionlora.pocket import WEIGHTS
 from collectionlora.pocket.effects import EFFECTS
-from collectionlora.pocket.evaluate import JUDGE
 from collectionlora.pocket.images import load_folder
+from collectionlora.pocket.shipped import judge_of
 from collectionlora.pocket.train.judge import AVERAGED, CLASSES, PLACED, Pool, reconstruct
 from collectionlora.training.judge_broken import blend, blur
 from collectionlora.training.judge_classifier import BROKEN, SOURCE
 from collectionlora.training.judge_metrics import psnr
-from collectionlora.training.judges import Judge
 from collectionlora.training.randomness import generator
 
 
@@ -111,7 +111,7 @@ def examined(pictures):
     truths = {
         name: tensor([effect.apply(source, rng) for source in sources]) for name, effect in EFFECTS.items()
     }
-    return Judge.load(JUDGE), tensor(sources), truths
+    return judge_of(WEIGHTS), tensor(sources), truths
 
 
 def bad_share(judge, pictures, sources):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -156,6 +158,26 @@ def test_unknown_teachers_and_no_room_are_refused(files: dict[str, Path]) -> Non
         TeacherBank(files, SHAPES).stack(["frost", "rain"])
     with pytest.raises(ValueError, match="ram must be at least 1"):
         TeacherBank(files, SHAPES, ram=0)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_bank_that_is_done_with_leaves_neither_teachers_nor_thread(
+    files: dict[str, Path], closed: bool
+) -> None:
+    """In ComfyUI the next run finds the memory that this one took."""
+    bank = TeacherBank(files, SHAPES)
+    stack = weakref.ref(bank.stack(["frost"]))
+    bank.prefetch(["neon"])
+    thread, kept = next(iter(bank._thread._threads)), weakref.ref(bank)
+    if closed:
+        bank.close()
+    else:
+        del bank
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert stack() is None
+    assert closed or kept() is None
 
 
 def test_stacked_teachers_are_no_inference_tensors(files: dict[str, Path]) -> None:

@@ -51,6 +51,6 @@ def test_similarity_draws_the_matrices_of_a_tag_report(tmp_path, count):
         return torch.stack([torch.randn(8, generator=generator(0, prompt)) for prompt in prompts])
 
     report = choose_tags(embed, {name: f"make it {name}" for name in NAMES[:count]}, candidates=4)
-    plots.plot_similarity(tmp_path / "similarity.png", report.matrices(), report.names, "prompts")
+    plots.plot_similarity(tmp_path / "similarity.png", report.matrices(), report.names)
     width, height = size_of(tmp_path / "similarity.png")
     assert width > 2 * height

@@ -132,8 +132,9 @@ class ComfyHost:
         """
         before = model_management.in_training
         self._room, self._foreign = room, None
-        # Nodes run in inference mode, where nothing can be trained.
-        with torch.inference_mode(False), torch.enable_grad():
+        # Nodes run in inference mode, where nothing can be trained; core's streams are the current device's.
+        current = model_management.cuda_device_context(self.device)
+        with torch.inference_mode(False), torch.enable_grad(), current:
             try:
                 self._load()
                 model_management.in_training = True
@@ -143,7 +144,7 @@ class ComfyHost:
             finally:
                 model_management.in_training = before
                 if self._own:
-                    _unload(self._patcher)
+                    _discard(self._patcher)
 
     def _load(self) -> None:
         patcher, room = self._patcher, self._room
@@ -158,6 +159,9 @@ class ComfyHost:
                 others = allocated_memory(self.device) - self.loaded
                 if self._foreign is None:
                     self._foreign = others
+                    free = model_management.get_free_memory(self.device)
+                    if self._own and free < self.size - self.loaded + room:
+                        _out_of_files(self.transformer)
                 held = max(0, others - self._foreign)  # adapters and their moments are there by now
                 model_management.load_models_gpu([patcher], memory_required=max(0, room - held))
         self._loaded = self._moved = True
@@ -273,7 +277,7 @@ class ComfyHost:
 def not_dynamic(patcher: Any) -> Any:
     """The same model once more, loaded without dynamic VRAM. Raises UnsupportedModelError."""
     with torch.inference_mode():  # as a loader node
-        model_management.unload_model_and_clones(patcher)
+        model_management.unload_model_and_clones(patcher, all_devices=True)
         try:
             own = patcher.clone(disable_dynamic=True)
         except (RuntimeError, TypeError) as error:  # its loader has not said how it loads
@@ -306,9 +310,19 @@ def _waits_for_a_lora(module: nn.Module) -> bool:
     return any(isinstance(function, LowVramPatch) for function in functions)
 
 
-def _unload(patcher: Any) -> None:
-    """Take a model that nobody else uses from the device."""
+def _out_of_files(transformer: nn.Module) -> None:
+    """Quantised weights of which some will wait in host memory, copied there from their mapped file: what is
+    mapped to be read only cannot be locked, and may have to be read again each time."""
+    for module in transformer.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(parameter, ops.QuantizedTensor):
+                setattr(module, name, nn.Parameter(parameter.clone(), requires_grad=False))
+
+
+def _discard(patcher: Any) -> None:
+    """Take a model that nobody else uses from the device, and its weights from memory."""
     with torch.inference_mode():
+        patcher.offload_device = torch.device("meta")  # or all of it would be copied back first
         for one in [one for one in model_management.current_loaded_models if one.model is patcher]:
             one.model_unload()
             model_management.current_loaded_models.remove(one)

@@ -1,4 +1,4 @@
-"""The diffusers host: lends `QwenImageTransformer2DModel` to the method, without any user interface."""
+"""What the hosts on diffusers have in common: its Qwen-Image transformer, made or loaded, small, sharded."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ from collectionlora.collection.jsonl import EffectEntry, EffectSample, GeneralSa
 from collectionlora.nodes.planning import MARGIN, _on_this_model, room_for  # noqa: E402
 from collectionlora.pocket import WEIGHTS  # noqa: E402
 from collectionlora.training.architecture import Architecture  # noqa: E402
+from collectionlora.training.cards import RESERVE  # noqa: E402
 from collectionlora.training.config import distillation  # noqa: E402
 from collectionlora.training.footprint import base_bytes  # noqa: E402
 from collectionlora.training.hosts import comfy as hosts_comfy  # noqa: E402
@@ -128,19 +129,21 @@ def dynamic() -> dict[str, Any]:
     own, loaded = host._patcher, model_management.current_loaded_models
     twice = any(one.model is patcher for one in loaded)
     with host.lend():
-        found = gradients(host, own, adapter_for(own), True)
+        found, identity = gradients(host, own, adapter_for(own), True), host.identity
         while_lent = [one.model is own for one in loaded]
     after = any(one.model is own for one in loaded)
+    gone = {parameter.device.type for parameter in own.model.parameters()}
     with plain.lend():
         expected = gradients(plain, plain._patcher, adapter_for(plain._patcher), True)
     return {
         "twice": twice,
         "its own": own is not patcher and own.model is not patcher.model,
         "name": host.name,
-        "identity": host.identity == plain.identity,
+        "identity": identity == plain.identity,
         "difference": max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True)),
         "while lent": while_lent,
         "after": after,
+        "weights": sorted(gone),
     }
 
 
@@ -156,6 +159,24 @@ def as_asked() -> list[str]:
     found = {one.weight.dtype for one in linears(own.model)}
     halved = own.model_size() < 0.6 * patcher.model_size()
     return [*map(str, found), "halved" if halved else "as large"]
+
+
+def out_of_files() -> dict[str, Any]:
+    """Of quantised weights: whether they are copies now, and the same."""
+    with torch.inference_mode():
+        module = random_model("qwen", "fp8 scaled").model.diffusion_model
+        before = {name: one._qdata for name, one in quantised(module).items()}
+        hosts_comfy._out_of_files(module)
+    after = {name: one._qdata for name, one in quantised(module).items()}
+    return {
+        "weights": len(before),
+        "copied": all(before[name].data_ptr() != after[name].data_ptr() for name in before),
+        "equal": all(torch.equal(before[name].float(), after[name].float()) for name in before),
+    }
+
+
+def quantised(module: torch.nn.Module) -> dict[str, Any]:
+    return {n: p for n, p in module.named_parameters() if isinstance(p, ops.QuantizedTensor)}
 
 
 def norms() -> dict[str, Any]:
@@ -211,6 +232,7 @@ def room() -> dict[str, Any]:
         "free": free,
         "without a teacher": without,
         "margin": MARGIN,
+        "reserve": RESERVE,
         "size": host.size,
         **seen,
     }
@@ -220,6 +242,5 @@ if __name__ == "__main__":
     result: dict[str, Any] = {f"{kind} {dtype}": half(kind, dtype) for kind in KINDS for dtype in DTYPES}
     cases = ("as a whole", "with room", "with a LoRA", "overwritten")
     result |= {case: lent(case) for case in cases}
-    print(
-        json.dumps(result | {"dynamic": dynamic(), "as asked": as_asked(), "norms": norms(), "room": room()})
-    )
+    result |= {"dynamic": dynamic(), "as asked": as_asked(), "out of files": out_of_files()}
+    print(json.dumps(result | {"norms": norms(), "room": room()}))

@@ -23,8 +23,8 @@ from collectionlora.collection.lora_weights import LoraWeights
 from collectionlora.training.checkpoint import CheckpointError
 from collectionlora.training.extend import extended, read_extended
 from collectionlora.training.lora import linear_shapes
-from collectionlora.training.run import DistillationRun, read_run
-from collectionlora.training.run_config import ConfigError, Run
+from collectionlora.training.run import DistillationRun
+from collectionlora.training.run_config import ConfigError, Run, read_run
 
 KNOWN = Effect("frost", "Frosted glass", "<frost_1>", "<frost_1> cover it with ice")
 

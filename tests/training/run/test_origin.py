@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from collectionlora.training.checkpoint import CheckpointError
-from collectionlora.training.run import DistillationRun, read_run
+from collectionlora.training.run import DistillationRun
+from collectionlora.training.run_config import read_run
 
 
 def begun(project: Any, host: Any, resume: bool = False) -> None:

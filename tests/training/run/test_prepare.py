@@ -17,7 +17,8 @@ from collectionlora.training import encoding, prepare
 from collectionlora.training.captions import CaptionError, VlmEndpoint
 from collectionlora.training.config import ConfigError
 from collectionlora.training.pictures import fitted, read_picture
-from collectionlora.training.run import DistillationRun, read_run
+from collectionlora.training.run import DistillationRun
+from collectionlora.training.run_config import read_run
 from collectionlora.training.trainer import Cancelled
 
 

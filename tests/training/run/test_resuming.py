@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from collectionlora.training.checkpoint import CheckpointError
-from collectionlora.training.run import DistillationRun, read_run
+from collectionlora.training.run import DistillationRun
+from collectionlora.training.run_config import read_run
 
 
 def whole(project: Any, host: Any, resume: bool = False) -> None:
