@@ -11,7 +11,7 @@ from .catalogue import HEADER_KEY, Catalogue
 from .errors import CollectionError
 from .layouts import check_layout, open_source, read_lora, write_lora
 from .lora_weights import LoraWeights
-from .names import block_index
+from .names import block_index, is_qwen_image_module
 
 _QWEN_IMAGE_WIDTH, _QWEN_IMAGE_BLOCKS = 3072, 60
 
@@ -40,6 +40,8 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     if HEADER_KEY in source.metadata:
         catalogue = Catalogue.from_header(source.metadata, str(source.path))
         description["catalogue"] = _catalogue(catalogue)
+        if not _on_qwen_image(weights):  # the tensors tell nothing of another base
+            description["base"]["name"] = str(catalogue.base.get("name", "unknown"))
     return description
 
 
@@ -82,7 +84,17 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str], layout: st
     notes = {
         key: value for key, value in source.metadata.items() if key not in ("format", "lora_adapter_metadata")
     }
-    write_lora(read_lora(src), dst, layout, notes)
+    weights = read_lora(src)
+    if layout == "kohya" and not _on_qwen_image(weights):
+        raise CollectionError(
+            f"{src}: the kohya layout does not keep the names of modules, and its base is no Qwen-Image; "
+            "convert it to comfy or peft"
+        )
+    write_lora(weights, dst, layout, notes)
+
+
+def _on_qwen_image(weights: LoraWeights) -> bool:
+    return all(map(is_qwen_image_module, weights.down))
 
 
 def _base(weights: LoraWeights) -> dict[str, Any]:

@@ -131,11 +131,12 @@ def read_lora(
 
 
 def _own_modules(source: Source) -> set[str] | None:
-    """Module paths of a collection, which names them as its base does; None of another LoRA."""
-    if HEADER_KEY not in source.metadata or source.layout != "comfy":
+    """Module paths of a collection, which names them as its base does; None of another LoRA, and in the kohya
+    layout, whose names do not tell."""
+    if HEADER_KEY not in source.metadata or source.layout == "kohya":
         return None
-    keys = filter(None, map(parse_key, source.keys))
-    return {key.module.removeprefix("diffusion_model.") for key in keys}
+    prefix = "base_model.model." if source.layout == "peft" else "diffusion_model."
+    return {key.module.removeprefix(prefix) for key in filter(None, map(parse_key, source.keys))}
 
 
 def _collect(source: Source, names: ModuleNames, shapes: Shapes | None) -> dict[str, dict[str, Key]]:

@@ -12,6 +12,7 @@ from server import PromptServer
 from ..collection.catalogue import Catalogue
 from ..collection.errors import CollectionError
 from ..collection.file import read_catalogue
+from ..collection.peft_config import find_config
 from ..pocket import WEIGHTS
 
 BUILT_IN = "pocket (built in)"
@@ -51,7 +52,12 @@ def tell_saved() -> None:
 
 
 def lora_changed(name: str | None) -> Any:
-    """Something that differs once a file of models/loras has been written anew. None comes for a linked
-    input, and is what a name gives that is no file's."""
+    """Something that differs once a file of models/loras has been written anew, or an adapter_config beside
+    it. None comes for a linked input, and is what a name gives that is no file's."""
     path = name and folder_paths.get_full_path("loras", name)
-    return path and Path(path).stat().st_mtime_ns
+    return path and [file.stat().st_mtime_ns for file in with_config(Path(path))]
+
+
+def with_config(lora: Path) -> list[Path]:
+    """The file, and an adapter_config that may belong to it."""
+    return [lora, *filter(None, [find_config(lora)])]

@@ -24,7 +24,7 @@ from ..collection.jsonl import (
 )
 from ..training.pictures import fitted, read_picture, to_tensor
 from ..training.sheets import SheetRow, contact_sheet
-from .files import BUILT_IN, lora_changed
+from .files import BUILT_IN, lora_changed, with_config
 from .places import allowed, check_places
 from .sockets import TRAINING, EffectImagesSocket, GeneralImagesSocket, TeachersSocket
 
@@ -304,7 +304,7 @@ def _listed(path: Path) -> list[Path]:
     for file in named:
         with suppress(OSError, ValueError):  # too long for a name: a prompt
             if file.is_file():
-                found.append(file)
+                found += with_config(file) if file in teachers else [file]
             elif file in teachers and file != path.parent and file.is_dir():
                 _check_listed(path, [file])  # or a list could have the whole disk looked through
                 found += file.rglob("*")

@@ -126,7 +126,12 @@ def test_a_collection_on_another_base_is_edited_described_and_converted(path, tm
     assert_equal(after, other)
     assert told[name].title == "Another title"
     assert describe(file)["modules"] == len(weights.down)
+    assert describe(file)["base"]["name"] == catalogue.base.get("name", "unknown")
     convert(file, tmp_path / "peft", "peft")
+    convert(tmp_path / "peft", tmp_path / "back.safetensors", "comfy")
+    assert_equal(load_collection(tmp_path / "back.safetensors")[0], other)
+    with pytest.raises(CollectionError, match="convert it to comfy or peft"):
+        convert(file, tmp_path / "kohya.safetensors", "kohya")
 
 
 def test_a_thumbnail_that_cannot_be_decoded_is_named(path, make_weights, catalogue):

@@ -102,6 +102,10 @@ def test_a_second_effect_can_be_removed_where_the_first_comes_by_a_link(picker: 
     picker.wait_for_timeout(300)
     assert chosen(picker)[1] == "none"
     assert picker.locator(".cl-chosen .cl-drop").count() == 0
+    picker.locator(".cl-add").click()
+    cell(picker, "neon").click()
+    picker.wait_for_timeout(300)
+    assert chosen(picker)[1] == "neon"
 
 
 def test_a_missing_file_is_named_and_the_choice_kept(picker: Any) -> None:

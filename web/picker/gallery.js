@@ -197,7 +197,8 @@ export class Gallery {
   #pick(name, asSecond = false) {
     const { first, second, linked, thenLinked } = this.choice;
     if (asSecond && thenLinked) return;
-    const isSecond = (asSecond || this.choosesSecond) && first && first !== name; // no effect after itself
+    // no effect after itself, as far as the first is known
+    const isSecond = (asSecond || this.choosesSecond) && (linked || (first && first !== name));
     this.choosesSecond = false;
     if (isSecond) this.#set({ first, second: name });
     else if (!linked) this.#set({ first: name, second: second === name ? null : second });
@@ -258,10 +259,10 @@ export class Gallery {
     this.chosen.replaceChildren(
       linked ? element("span", t("The effect comes by a link.")) : this.#chip(first, t("Effect"), null),
     );
-    if (linked || thenLinked) {
-      this.pairs.hidden = true; // it would choose both
-      if (thenLinked) this.chosen.append(element("span", t("The second effect comes by a link.")));
-      else if (second) this.chosen.append(this.#chip(second, t("Then"), drop));
+    if (thenLinked) {
+      this.chosen.append(element("span", t("The second effect comes by a link.")));
+    } else if (second && linked) {
+      this.chosen.append(this.#chip(second, t("Then"), drop));
     } else if (second) {
       const swap = element("button", "⇄", { class: "cl-swap", type: "button", title: t("Swap the two") });
       swap.setAttribute("aria-label", t("Swap the two effects"));
@@ -282,7 +283,8 @@ export class Gallery {
       });
       this.chosen.append(add);
     }
-    if (!linked && !thenLinked) this.#listPairs();
+    if (linked || thenLinked) this.pairs.hidden = true; // it would choose both
+    else this.#listPairs();
     if (had === null) return; // else the focus was on a button that is a new one now
     const buttons = [...this.chosen.querySelectorAll("button")];
     (buttons.find((one) => one.className === had) ?? buttons[0] ?? this.search).focus();
