@@ -171,6 +171,8 @@ def _host(
     compiled: bool = False,
 ) -> PocketHost | QwenEditHost:
     """The base of a folder, by default the pocket's; with it what every computing command needs."""
+    if sys.platform == "linux":  # or what one length of prompts leaves would not do for another
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     import torch
 
     try:

@@ -51,6 +51,7 @@ class EffectSample:
 
     source_image: Path
     instruction: str
+    """what the teacher is asked for with this source, "" for its own prompt."""
     lora_name: str
     base_pred_image: Path | None
     """a teacher's output for this source, None where not made yet."""

@@ -37,7 +37,8 @@ class Objective:
     ts_weight: float = 1.0
     """L_DMD_TS: distribution matching on one student step from a noised teacher image."""
     fm_weight: float = 1.0
-    """L_TA-FM: velocity regression on the teacher's image, above the time of the BS term."""
+    """L_TA-FM: velocity regression on the teacher's image, above the time of the BS term or along its path
+    (`anchor`)."""
     guidance: float = 4.0
     """Classifier-free guidance of the real score, cond + guidance (cond - uncond)."""
     floor: float = 0.0
@@ -135,8 +136,8 @@ class Distillation:
     if there is one (a teacher on top of that does without guidance). Beyond the paper."""
     imitation_gain: float = 1.0
     """Largest factor by which imitation asks for more of an effect's edit than its teacher makes, where the
-    student's comes out smaller (:mod:`.gains`); 1 is off. Costs up to half a forward-equivalent a sample.
-    Beyond the paper."""
+    student's comes out smaller (:mod:`.gains`); 1 finds none, but those of an extended collection hold. Costs
+    up to half a forward-equivalent a sample. Beyond the paper."""
     start_share: float = 0.0
     """Share that the weights which an extension starts from have in what is saved, A and B by themselves
     (weight-space ensembling, Wortsman et al. 2022). May be changed afterwards. Beyond the paper."""
@@ -178,6 +179,8 @@ class Distillation:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
+    # But that effects are drawn equally often, whatever the number of their pictures, and that none of the
+    # five updates of the fake score repeats the student's batch, as the first of the released code does.
     "paper": {"share_rollouts": False, "objective": {"anchor": "image"}},
     "default": {},
     # A day or two on one H100 for fifty effects of twenty pictures, of 512 to 768 pixels, and less with more

@@ -78,7 +78,8 @@ def encode_lessons(
         if cancelled():
             raise Cancelled("cancelled while encoding prompts")
         words = prompts[sample.lora_name]
-        student, teacher = encode(words.student, picture.pixels), encode(words.teacher, picture.pixels)
+        asked = sample.instruction or words.teacher
+        student, teacher = encode(words.student, picture.pixels), encode(asked, picture.pixels)
         empty = encode("", picture.pixels)
         effects[sample.lora_name].append(
             Sample(sample.lora_name, picture.source, student, teacher, empty, picture.target, picture.path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..collection.catalogue import Catalogue, slug
@@ -41,8 +41,8 @@ def extended(run: Run, name: str, weights: LoraWeights, catalogue: Catalogue) ->
     where it is (of an earlier version) it is trained as a part of the student; the new file names it.
 
     Raises:
-        ConfigError: an effect that has no teacher here, a second few-step LoRA, or a rank of the first, or
-            gains, that cannot be; a new effect where the few-step LoRA learns alone.
+        ConfigError: an effect that has no teacher here, a second few-step LoRA, other times than the first's,
+            or a rank of it, or gains, that cannot be; a new effect where the few-step LoRA learns alone.
     """
     teachers = {slug(teacher): teacher for teacher in run.lists.effects}
     for effect in catalogue.effects:
@@ -55,6 +55,11 @@ def extended(run: Run, name: str, weights: LoraWeights, catalogue: Catalogue) ->
     if held and run.few_step is not None:
         raise ConfigError(f"{name} holds few-step sampling already ({held}): extend it without few_step")
     student, below = _parts(name, weights, catalogue) if held else (weights, None)
+    if below is not None and not _same_times(run.distill.objective.sigmas, catalogue.sigmas):
+        raise ConfigError(
+            f"{name} is sampled in {len(catalogue.sigmas) - 1} steps, the first to "
+            f"{catalogue.sigmas[1]:.4g}: set objective.steps, ts_steps and shift as it was made with"
+        )
     known = {teachers[effect.name]: effect for effect in catalogue.effects}
     if run.distill.few_step_alone:
         student, below = _learning_alone(run, name, catalogue, below), student
@@ -99,12 +104,11 @@ def _learning_alone(run: Run, name: str, catalogue: Catalogue, few_step: LoraWei
             f"few_step_alone learns no effects, and {name} lacks {min(new)!r}: add it first, by a run of its "
             "own"
         )
-    if len(run.distill.objective.sigmas) != len(catalogue.sigmas):
-        raise ConfigError(
-            f"{name} is sampled in {len(catalogue.sigmas) - 1} steps: set objective.steps to as many, and "
-            "ts_steps to no more"
-        )
     return few_step
+
+
+def _same_times(first: Sequence[float], second: Sequence[float]) -> bool:
+    return len(first) == len(second) and max(abs(a - b) for a, b in zip(first, second)) < 1e-3
 
 
 def _gains(name: str, catalogue: Catalogue, teachers: Mapping[str, str]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 import torch
@@ -284,6 +284,8 @@ class TeacherStack:
     """module path -> A (E, r, in)."""
     up: dict[str, Tensor]
     """module path -> B (E, out, r)."""
+    key: object = field(default_factory=object)
+    """Tells this stack from others, and outlives its tensors."""
 
     @classmethod
     def of(cls, teachers: Mapping[str, LoraWeights]) -> TeacherStack:

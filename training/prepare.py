@@ -202,7 +202,7 @@ def make_targets(
     for i in missing:
         if cancelled():
             break  # this ends below, when the other processes have been met
-        prompt, picture = effects[samples[i].lora_name].prompt, pictures[i]
+        prompt, picture = samples[i].instruction or effects[samples[i].lora_name].prompt, pictures[i]
         text, empty = encode(prompt, picture.pixels), encode("", picture.pixels)
         wanted.append(Wanted(samples[i].lora_name, prompt, text, empty, picture.pixels, picture.source))
     if workers.count > 1:  # each makes a share and all then find them on the disk

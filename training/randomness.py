@@ -19,7 +19,8 @@ def generator(seed: int, *key: int | str) -> torch.Generator:
     """A fresh CPU generator for one purpose, the same on every machine and in every process.
 
     ``key`` is whatever names the draw, by convention ``(cycle, sample, purpose)``. Two keys that differ
-    anywhere give unrelated streams: ``(1, 23)``, ``(12, 3)`` and ``("1", 23)`` are all different.
+    anywhere give unrelated streams: ``(1, 23)``, ``(12, 3)`` and ``("1", 23)`` are all different. (One
+    of 2^32: torch takes no more bits of a seed.)
     """
     # int(): a numpy integer prints otherwise and would name another stream
     plain = tuple(part if isinstance(part, str) else int(part) for part in (seed, *key))

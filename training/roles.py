@@ -7,7 +7,7 @@ weights and refuses per-sample adapters in training mode.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -190,11 +190,9 @@ class _Delta:
 class _Role:
     """The base: adds nothing anywhere. Two uses of one name are the same role."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def same(self, other: _Role) -> bool:
-        return self.name == other.name
+    def __init__(self, name: str, key: Hashable = None) -> None:
+        self.name, self.key = name, key or name
+        """The key is equal for what is the same role, and holds none of its tensors."""
 
     def products(self, path: str, x: Tensor) -> tuple[LowRank, ...]:
         """What this role adds to what the Linear at `path` makes of x."""
@@ -218,20 +216,13 @@ class _TeacherRole(_Role):
         numbers = index.tolist()  # once: on a device this waits for it
         if any(not -1 <= n < len(stack.names) for n in numbers):
             raise RoleError(f"teacher index {numbers} is out of range: the stack holds {len(stack.names)}")
-        super().__init__("teachers " + ", ".join(BASE if n < 0 else stack.names[n] for n in numbers))
+        name = "teachers " + ", ".join(BASE if n < 0 else stack.names[n] for n in numbers)
+        super().__init__(name, (stack.key, *numbers))
         self._stack = stack
         self._index = index
-        self._numbers = numbers
         self._shared = numbers[0] if len(set(numbers)) == 1 else None
         only = {} if self._shared is None or self._shared < 0 else stack.factors(self._shared)
         self._cast = _Cast(only)
-
-    def same(self, other: _Role) -> bool:
-        return (
-            isinstance(other, _TeacherRole)
-            and self._stack is other._stack
-            and self._numbers == other._numbers
-        )
 
     def products(self, path: str, x: Tensor) -> tuple[LowRank, ...]:
         samples = len(self._index)
@@ -278,11 +269,8 @@ class _SumRole(_Role):
     """Two roles at once."""
 
     def __init__(self, *parts: _Role) -> None:
-        super().__init__(PLUS.join(part.name for part in parts))
+        super().__init__(PLUS.join(part.name for part in parts), tuple(part.key for part in parts))
         self._parts = parts
-
-    def same(self, other: _Role) -> bool:
-        return isinstance(other, _SumRole) and all(a.same(b) for a, b in zip(self._parts, other._parts))
 
     def products(self, path: str, x: Tensor) -> tuple[LowRank, ...]:
         return tuple(product for part in self._parts for product in part.products(path, x))
@@ -291,15 +279,16 @@ class _SumRole(_Role):
 class _Guard(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, roles: Roles, role: _Role) -> Tensor:
-        ctx.roles, ctx.role = roles, role
+        # not the role: its cast factors, or its teachers, would stay as long as this graph
+        ctx.roles, ctx.key, ctx.name = roles, role.key, role.name
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         active = ctx.roles._active
-        if not ctx.role.same(active):
+        if ctx.key != active.key:
             raise RoleError(
-                f"backward under role {active.name!r} of an output computed under {ctx.role.name!r}: "
+                f"backward under role {active.name!r} of an output computed under {ctx.name!r}: "
                 "call backward() inside the same role"
             )
         return grad, None, None

@@ -69,14 +69,15 @@ class Lists:
     """The general stream's edits; without them every sample is an effect's."""
 
     def pictures_hash(self) -> dict[str, str]:
-        """sha256 of the pictures of each effect, as their files are, and under "" of the general edits, with
-        their words."""
+        """sha256 of the pictures of each effect, as their files are, with what a teacher is asked for if it
+        is not its prompt, and under "" of the general edits, with their words."""
         known = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in self._files()}
         general = [[known[one.source_image], one.instruction] for one in self.general]
         seen: dict[str, list[object]] = {"": [*general]}
         for one in self.samples:
             made = one.base_pred_image and known[one.base_pred_image]
-            seen.setdefault(one.lora_name, []).append([known[one.source_image], made])
+            own = {one.instruction} - {"", self.effects[one.lora_name].prompt}
+            seen.setdefault(one.lora_name, []).append([known[one.source_image], made, *own])
         return {name: hashlib.sha256(json.dumps(some).encode()).hexdigest() for name, some in seen.items()}
 
     def _files(self) -> set[Path]:

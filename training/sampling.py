@@ -36,13 +36,14 @@ def sample_teachers(
     fresh_noise: bool = False,
     visit: Callable[[float, Tensor], object] | None = None,
 ) -> Tensor:
-    """One latent (B,C,h,w) a sample from its own teacher: the paper's "40 x 2 evaluations" by default.
+    """One latent (B,C,h,w) a sample from its own teacher, by default in the paper's 40 x 2 evaluations.
 
     Args:
         names: each sample's teacher, None for the base alone.
         texts, empty: teacher prompts, and the empty prompt for each.
         sources: (B,C,h,w).
-        guidance: cond + guidance (cond - uncond); 0 saves the second evaluation.
+        guidance: cond + guidance (cond - uncond), which ComfyUI and diffusers call a scale of guidance + 1;
+            0 saves the second evaluation.
         fresh_noise: consistency sampling (noise anew at each step) instead of Euler.
         visit: called with each sigma and the state (B,C,h,w) there, before the step.
     """

@@ -45,14 +45,14 @@ class Pace:
     """
 
     def __init__(self, module: nn.Module, blocks: Iterable[nn.Module], tiny: Callable[[], Tensor]) -> None:
-        from torch.distributed.fsdp import fully_shard  # takes a second to import
+        from torch.distributed.fsdp import fully_shard, share_comm_ctx  # takes a second to import
 
         # of its own and not the device's: to agree must not wait for kernels
         self._group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
         self._tiny = tiny
         self._idle: Tensor | None = None
-        for block in blocks:
-            fully_shard(block, reshard_after_forward=True)
+        # or each block, a root of its own, would have streams of its own, and keep what others could use
+        share_comm_ctx([fully_shard(block, reshard_after_forward=True) for block in blocks])
         module.register_forward_pre_hook(lambda *_: self.agree(Wish.EVALUATE))
 
     def agree(self, wish: Wish) -> None:

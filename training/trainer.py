@@ -1,8 +1,8 @@
 """The run: a generator of one record a cycle. A cycle is one student update and the fake score's updates.
 
 What is kept is always the state after the last finished cycle: cancel, failure and kill discard the open one.
-Every random number is named by (seed, cycle, ...), so going on from there repeats an uninterrupted run bit
-for bit.
+Every random number is named by (seed, cycle, ...), so going on from there repeats an uninterrupted run, bit
+for bit but for a GPU's kernels that add up in no fixed order.
 """
 
 from __future__ import annotations

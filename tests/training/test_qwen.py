@@ -36,7 +36,8 @@ VALUES = {
 }
 
 
-def transformer() -> nn.Module:
+def transformer(by_token: bool = False) -> nn.Module:
+    """`by_token`: one that modulates the source's tokens by themselves, as later editions do."""
     model: nn.Module = diffusers.QwenImageTransformer2DModel(
         patch_size=2,
         in_channels=4 * CHANNELS,
@@ -46,6 +47,7 @@ def transformer() -> nn.Module:
         num_attention_heads=2,
         joint_attention_dim=DEPTH,
         axes_dims_rope=(4, 6, 6),
+        zero_cond_t=by_token,
     )
     for name, parameter in model.named_parameters():
         nn.init.normal_(parameter, std=0.1, generator=generator(0, name))
@@ -178,3 +180,19 @@ def test_a_resumed_run_is_bit_identical(files, tiny, tmp_path):
     second.resume(tmp_path / "state.safetensors")
     list(second.run())
     assert tiny.same(tiny.live(second), tiny.live(whole))
+
+
+@pytest.mark.parametrize("by_token", [False, True])
+def test_the_model_is_told_times_as_they_are(by_token: bool) -> None:
+    """In ComfyUI it is; diffusers rounds them to the model's precision first."""
+    from collectionlora.training.hosts.diffusers import EditVelocity
+
+    model = transformer(by_token).bfloat16()
+    told: list[Tensor] = []
+    embed = model.time_text_embed.time_proj.register_forward_hook(lambda _, given, __: told.append(given[0]))
+    sigma = torch.tensor([0.9545, 0.3])
+    x, text = draw("x", shape=(2, CHANNELS, 4, 6)).bfloat16(), draw("t", shape=(2, 3, DEPTH)).bfloat16()
+    EditVelocity(model)(x, sigma, text, x)
+    embed.remove()
+    expected = torch.cat([sigma, 0 * sigma]) if by_token else sigma
+    assert torch.equal(told[0], expected)

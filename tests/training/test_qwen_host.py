@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[])
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL[1:]})
     tokenizer.save_pretrained(root / "tokenizer")
-    Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=56 * 56).save_pretrained(root / "processor")
+    Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=112 * 112).save_pretrained(root / "processor")
     ids = tokenizer.convert_tokens_to_ids
     text = {
         "vocab_size": len(vocabulary) + 8,
@@ -112,6 +112,28 @@ def test_prompts_depend_on_the_picture_and_have_their_own_length(host, picture):
     assert not torch.allclose(other, short)
     alone = host.encode_text(["blue"], None)[0]
     assert len(alone) < len(short)
+
+
+def test_a_picture_has_rows_and_columns_and_words_follow_it(host, picture):
+    """As in ComfyUI and in what the encoder was trained with: words have the place after the largest side."""
+    seen: list[torch.Tensor] = []
+    rotary = host._pipeline.text_encoder.model.language_model.rotary_emb
+    hook = rotary.register_forward_pre_hook(
+        lambda _, given, named: seen.append([*given, *named.values()][1]), with_kwargs=True
+    )
+    host.encode_text(["blue"], picture)
+    host.encode_text(["blue"], None)
+    hook.remove()
+    with_picture, alone = (places[-3:, 0] for places in seen)
+    time, rows, columns = with_picture
+    inside = (rows != columns).nonzero()
+    first, last = int(inside.min()), int(inside.max())
+    assert len(time[first : last + 1].unique()) == 1
+    sides = [int(axis[first : last + 1].max() - time[first] + 1) for axis in (rows, columns)]
+    assert sides[1] > sides[0] > 1  # of a picture that is wider than high
+    assert torch.equal(with_picture[:, -1], torch.full((3,), int(with_picture.max())))
+    assert int(with_picture.max()) < len(time) - 1
+    assert torch.equal(alone, torch.arange(alone.shape[1]).expand(3, -1))
 
 
 def test_an_image_survives_the_change_to_latents_as_in_the_pipeline(host, picture):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ SEEN_AREA = 384 * 384
 IMAGE_TOKEN = "<|image_pad|>"
 PARTS = ("transformer", "vae", "text_encoder")
 SAMPLES, SAMPLE = 64, 1 << 16
-ENCODING = 2**30
-"""Bytes beside the text encoder while it works, at most."""
+ENCODING = 3 * 2**30
+"""Bytes beside the text encoder, at most, while it and the autoencoder work: 2.3 GiB for 1024 x 1024."""
+VERSION = 2
+"""Of what the model is told: 1 rounded times, and gave words after a picture other positions."""
 
 
 class QwenEditHost:
@@ -79,6 +82,7 @@ class QwenEditHost:
             part.eval().requires_grad_(False)
         self.offload = keep_small(self.transformer, self.device, base_dtype, offload)
         fuse(self.transformer, checkpointing, compiled)
+        words.register_forward_pre_hook(partial(_with_types, words.config.image_token_id), with_kwargs=True)
         build: Any = QwenImageEditPlusPipeline
         self._pipeline = build(None, vae.to(self.device), words, tokenizer, processor, self.transformer)
         self._velocity = EditVelocity(self.transformer)
@@ -92,8 +96,8 @@ class QwenEditHost:
         """x, source (B,16,h,w), sigma (B,), text of B prompts -> (B,16,h,w) float32."""
         self._take_turn(self.transformer)
         words, lengths = padded(text)
-        given = (tensor.to(self.device, self.dtype) for tensor in (x, sigma, words, source))
-        output: Tensor = self._velocity(*given, lengths)
+        x, words, source = (tensor.to(self.device, self.dtype) for tensor in (x, words, source))
+        output: Tensor = self._velocity(x, sigma.to(self.device), words, source, lengths)
         return output.float()
 
     @torch.no_grad()
@@ -142,6 +146,8 @@ class QwenEditHost:
             return
         if self._resident is not None and self.device.type != "cpu":
             self._resident.to("cpu")
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # or what comes would lie about in the gaps of what has left
         self._layers.detach()  # after the text encoder's turn: the buffers are free again
         if part is self._pipeline.text_encoder and not self._has_room(part):
             self._layers.attach()
@@ -182,6 +188,15 @@ class _Processor:
         return BatchFeature({**words, **pixels})
 
 
+def _with_types(
+    image_token: int, _: Any, given: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Which tokens are the picture's. Only if told so transformers 5 gives them rows and columns for places,
+    and the pipeline does not tell."""
+    types = (named["input_ids"] == image_token).int()
+    return given, {**named, "mm_token_type_ids": types}
+
+
 def _small_copy(image: Tensor) -> Image.Image:
     """(3,H,W) in [0,1] as a picture of SEEN_AREA pixels, sides of multiples of 32."""
     ratio = image.shape[2] / image.shape[1]
@@ -202,7 +217,7 @@ def _part(kind: Any, folder: Path, settings: dict[str, Any]) -> Any:
 
 def _identity(folder: Path) -> str:
     """A hash of samples of all weights: whole files of 57 GB would take minutes at every start."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"{VERSION}".encode())
     for path in sorted(path for part in PARTS for path in (folder / part).glob("*.safetensors")):
         size = path.stat().st_size
         digest.update(f"{path.parent.name}/{path.name} {size}".encode())

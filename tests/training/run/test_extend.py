@@ -214,7 +214,7 @@ def test_a_few_step_lora_learns_alone_where_it_is_known_and_in_as_many_steps(pro
     finished(project, shapes, few_step="lightning.safetensors", few_step_rank=1)
     weights, catalogue = load_collection(project.folder / "finished.safetensors", shapes)
     run = read_run(project.write())
-    with pytest.raises(ConfigError, match=r"sampled in 2 steps: set objective\.steps"):
+    with pytest.raises(ConfigError, match=r"sampled in 2 steps, the first to 0\.5: set objective\.steps"):
         extended(run, "finished.safetensors", weights, catalogue)
 
 

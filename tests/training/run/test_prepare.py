@@ -18,7 +18,7 @@ from collectionlora.training.captions import CaptionError, VlmEndpoint
 from collectionlora.training.config import ConfigError
 from collectionlora.training.pictures import fitted, read_picture
 from collectionlora.training.run import DistillationRun
-from collectionlora.training.run_config import read_run
+from collectionlora.training.run_config import Lists, read_run
 from collectionlora.training.trainer import Cancelled
 
 
@@ -83,6 +83,23 @@ def test_where_the_encoder_sees_the_image_each_pair_is_encoded_with_its_own(proj
     assert all(image is not None for image in seen)
     first, second = lessons.effects["frost"]
     assert not torch.equal(first.student, second.student)
+
+
+def test_a_sample_is_asked_of_its_teacher_in_the_words_of_its_line(project: Any, host: Any) -> None:
+    """As released: the effects' list only gives a prompt to those that have none."""
+    effects, data, _ = lists(project)
+    data[0] = replace(data[0], instruction="Do frost, but lightly.")
+    data[1] = replace(data[1], instruction="")
+    pictures = prepare.read_pictures(host, data)
+    words = {name: prepare.EffectPrompts(name, name, effects[name].prompt) for name in effects}
+    lessons = encoding.encode_lessons(encoding.prompt_encoder(host), words, data, pictures, [])
+    first, second = lessons.effects["frost"]
+    asked = host.encode_text(["Do frost, but lightly.", effects["frost"].prompt], None)
+    assert torch.equal(first.teacher, asked[0])
+    assert torch.equal(second.teacher, asked[1])
+    assert torch.equal(first.student, second.student)
+    changed, plain = (Lists(effects, some).pictures_hash() for some in (data, lists(project)[1]))
+    assert {name for name in changed if changed[name] != plain[name]} == {"frost"}
 
 
 def test_the_lists_own_words_are_taken_first(project: Any, host: Any) -> None:
