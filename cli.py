@@ -54,10 +54,7 @@ def _explained(error: Exception) -> tuple[str, int]:
     # Whatever reads a user's file raises a ValueError of its own kind, and the system an OSError.
     if isinstance(error, ValueError | OSError | CaptionError):
         return text, BAD_INPUT
-    return (
-        f"unexpected {type(error).__name__}: {text}; run again with --debug for the whole story",
-        UNEXPECTED,
-    )
+    return f"unexpected {type(error).__name__}: {text}; run again with --debug", UNEXPECTED
 
 
 def _fail(text: str, code: int) -> int:
