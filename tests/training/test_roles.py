@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -248,6 +250,21 @@ def test_backward_under_other_teachers_is_refused(net: Net, roles: Roles) -> Non
         pytest.raises(RoleError, match=r"teachers frost, base.*teachers frost, neon"),
     ):
         output.sum().backward()
+
+
+def test_a_graph_that_has_been_gone_back_through_keeps_no_teachers(net: Net, roles: Roles) -> None:
+    """A loss of the last micro-batch lives until the next one is computed, beside the next teachers."""
+    stack = TeacherStack.of({"frost": adapter(net, 3).weights(), "neon": adapter(net, 4).weights()})
+    x, vector = batch(2)
+    x.requires_grad_()
+    with roles.use_teachers(stack, stack.index(["frost", "neon"])):
+        loss = roles.guard(net(x, vector)).sum()
+        loss.backward()
+    kept = weakref.ref(stack)
+    del stack
+    gc.collect()
+    assert kept() is None
+    assert loss.grad_fn is not None
 
 
 def test_roles_restore_the_one_they_found_even_after_an_error(roles: Roles) -> None:
