@@ -280,7 +280,7 @@ class DistillationRun:
             "size": [*self.host.read_image(first.source_image).shape[1:]],
             "targets": [self.run.targets.steps, self.run.targets.guidance],
             "teachers": self._maker.teachers,
-            "teacher_prompts": {name: effect.prompt for name, effect in self.effects.items()},
+            "teacher_prompts": self.run.lists.teacher_prompts(),
         }
 
     def _prompts(self) -> dict[str, str]:

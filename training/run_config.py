@@ -69,16 +69,25 @@ class Lists:
     """The general stream's edits; without them every sample is an effect's."""
 
     def pictures_hash(self) -> dict[str, str]:
-        """sha256 of the pictures of each effect, as their files are, with what a teacher is asked for if it
-        is not its prompt, and under "" of the general edits, with their words."""
+        """sha256 of the pictures of each effect, as their files are, and under "" of the general edits, with
+        their words."""
         known = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in self._files()}
         general = [[known[one.source_image], one.instruction] for one in self.general]
         seen: dict[str, list[object]] = {"": [*general]}
         for one in self.samples:
             made = one.base_pred_image and known[one.base_pred_image]
-            own = {one.instruction} - {"", self.effects[one.lora_name].prompt}
-            seen.setdefault(one.lora_name, []).append([known[one.source_image], made, *own])
+            seen.setdefault(one.lora_name, []).append([known[one.source_image], made])
         return {name: hashlib.sha256(json.dumps(some).encode()).hexdigest() for name, some in seen.items()}
+
+    def teacher_prompts(self) -> dict[str, str]:
+        """What each teacher is asked for; several instructions as a hash of them, in their order."""
+        asked: dict[str, list[str]] = {name: [] for name in self.effects}
+        for one in self.samples:
+            asked[one.lora_name].append(one.instruction or self.effects[one.lora_name].prompt)
+        return {
+            name: some[0] if len(set(some)) == 1 else hashlib.sha256(json.dumps(some).encode()).hexdigest()
+            for name, some in asked.items()
+        }
 
     def _files(self) -> set[Path]:
         made = {one.base_pred_image for one in self.samples if one.base_pred_image is not None}

@@ -223,7 +223,12 @@ def test_a_run_that_cannot_go_on_leaves_the_earlier_one_alone(server: Any) -> No
     rows = [json.loads(line) for line in (inputs / "two.jsonl").read_text().splitlines()]
     rows[0]["prompt"] = "something else"
     (inputs / "reworded.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    message = server.error_of(distil("earlier", cycles=4, lists=("reworded.jsonl", "few.jsonl")))
+    asked = [json.loads(line) for line in (inputs / "few.jsonl").read_text().splitlines()]
+    asked = [
+        row | {"instruction": "something else"} if row["lora_name"] == "thermal" else row for row in asked
+    ]
+    (inputs / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    message = server.error_of(distil("earlier", cycles=4, lists=("reworded.jsonl", "asked.jsonl")))
     assert "effect 'thermal' was taught with the prompt" in message
     assert "start = anew" in message
     now = {path.name: path.read_bytes() for path in folder_of(server, "earlier").glob("*.safetensors")}

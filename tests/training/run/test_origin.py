@@ -39,8 +39,11 @@ def test_a_run_with_another_teacher_prompt_is_another_run(project: Any, host: An
     for entry in project.lists["effects"]:
         entry["recaption_prompt"] = "in a style"
     begun(project, host)
-    project.lists["effects"][0]["prompt"] += " Now!"
-    refused(project, host, r"was taught with the prompt 'Do .*\.', this run has .* Now!'")
+    name = project.lists["effects"][0]["lora_name"]
+    for row in project.lists["data"]:
+        if row["lora_name"] == name:
+            row["instruction"] += " now!"
+    refused(project, host, "was taught with the prompt 'do it', this run has 'do it now!'")
 
 
 def test_a_run_on_pictures_of_another_size_is_another_run(

@@ -98,8 +98,9 @@ def test_a_sample_is_asked_of_its_teacher_in_the_words_of_its_line(project: Any,
     assert torch.equal(first.teacher, asked[0])
     assert torch.equal(second.teacher, asked[1])
     assert torch.equal(first.student, second.student)
-    changed, plain = (Lists(effects, some).pictures_hash() for some in (data, lists(project)[1]))
+    changed, plain = (Lists(effects, some).teacher_prompts() for some in (data, lists(project)[1]))
     assert {name for name in changed if changed[name] != plain[name]} == {"frost"}
+    assert plain == dict.fromkeys(effects, "do it")
 
 
 def test_the_lists_own_words_are_taken_first(project: Any, host: Any) -> None:
