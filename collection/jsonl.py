@@ -51,7 +51,7 @@ class EffectSample:
 
     source_image: Path
     instruction: str
-    """what the teacher is asked for with this source, "" for its own prompt."""
+    """what the teacher is asked for with this source: its prompt."""
     lora_name: str
     base_pred_image: Path | None
     """a teacher's output for this source, None where not made yet."""

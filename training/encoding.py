@@ -77,9 +77,8 @@ def encode_lessons(
     for sample, picture in zip(samples, pictures, strict=True):
         if cancelled():
             raise Cancelled("cancelled while encoding prompts")
-        words = prompts[sample.lora_name]
-        asked = sample.instruction or words.teacher
-        student, teacher = encode(words.student, picture.pixels), encode(asked, picture.pixels)
+        student = encode(prompts[sample.lora_name].student, picture.pixels)
+        teacher = encode(sample.instruction, picture.pixels)
         empty = encode("", picture.pixels)
         effects[sample.lora_name].append(
             Sample(sample.lora_name, picture.source, student, teacher, empty, picture.target, picture.path)

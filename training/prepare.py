@@ -48,11 +48,10 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class EffectPrompts:
-    """What an effect is asked for with."""
+    """What the student is asked for an effect with; a teacher, by its samples' instructions."""
 
     tag: str
     student: str
-    teacher: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +201,7 @@ def make_targets(
     for i in missing:
         if cancelled():
             break  # this ends below, when the other processes have been met
-        prompt, picture = samples[i].instruction or effects[samples[i].lora_name].prompt, pictures[i]
+        prompt, picture = samples[i].instruction, pictures[i]
         text, empty = encode(prompt, picture.pixels), encode("", picture.pixels)
         wanted.append(Wanted(samples[i].lora_name, prompt, text, empty, picture.pixels, picture.source))
     if workers.count > 1:  # each makes a share and all then find them on the disk
@@ -265,7 +264,7 @@ def _prompts(
         owners[tag] = name
         whole = effect.recaption_prompt_with_trigword
         student = whole if whole.strip() else student_prompt(tags[name], captions[name])
-        prompts[name] = EffectPrompts(tag, student, effect.prompt)
+        prompts[name] = EffectPrompts(tag, student)
     return prompts
 
 

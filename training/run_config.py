@@ -83,7 +83,7 @@ class Lists:
         """What each teacher is asked for; several instructions as a hash of them, in their order."""
         asked: dict[str, list[str]] = {name: [] for name in self.effects}
         for one in self.samples:
-            asked[one.lora_name].append(one.instruction or self.effects[one.lora_name].prompt)
+            asked[one.lora_name].append(one.instruction)
         return {
             name: some[0] if len(set(some)) == 1 else hashlib.sha256(json.dumps(some).encode()).hexdigest()
             for name, some in asked.items()

@@ -44,7 +44,7 @@ def test_a_picture_of_many_effects_is_read_once(project: Any, host: Any) -> None
     pictures = prepare.read_pictures(host, data)
     assert len(pictures) == 6
     assert len(host.pictures_read) == 2
-    words = {name: prepare.EffectPrompts(name, name, name) for name in effects}
+    words = {name: prepare.EffectPrompts(name, name) for name in effects}
     others = encoding.encode_general(host, general, data, pictures)
     lessons = encoding.encode_lessons(encoding.prompt_encoder(host), words, data, pictures, others)
     assert len(host.pictures_read) == 2
@@ -77,7 +77,7 @@ def test_where_the_encoder_sees_the_image_each_pair_is_encoded_with_its_own(proj
     host.text_sees_image, host.encode_text = True, encode
     effects, data, general = lists(project)
     pictures = prepare.read_pictures(host, data)
-    words = {name: prepare.EffectPrompts(name, name, name) for name in effects}
+    words = {name: prepare.EffectPrompts(name, name) for name in effects}
     others = encoding.encode_general(host, general, data, pictures)
     lessons = encoding.encode_lessons(encoding.prompt_encoder(host), words, data, pictures, others)
     assert all(image is not None for image in seen)
@@ -86,15 +86,14 @@ def test_where_the_encoder_sees_the_image_each_pair_is_encoded_with_its_own(proj
 
 
 def test_a_sample_is_asked_of_its_teacher_in_the_words_of_its_line(project: Any, host: Any) -> None:
-    """As released: the effects' list only gives a prompt to those that have none."""
+    """As released."""
     effects, data, _ = lists(project)
     data[0] = replace(data[0], instruction="Do frost, but lightly.")
-    data[1] = replace(data[1], instruction="")
     pictures = prepare.read_pictures(host, data)
-    words = {name: prepare.EffectPrompts(name, name, effects[name].prompt) for name in effects}
+    words = {name: prepare.EffectPrompts(name, name) for name in effects}
     lessons = encoding.encode_lessons(encoding.prompt_encoder(host), words, data, pictures, [])
     first, second = lessons.effects["frost"]
-    asked = host.encode_text(["Do frost, but lightly.", effects["frost"].prompt], None)
+    asked = host.encode_text(["Do frost, but lightly.", "do it"], None)
     assert torch.equal(first.teacher, asked[0])
     assert torch.equal(second.teacher, asked[1])
     assert torch.equal(first.student, second.student)
@@ -110,7 +109,7 @@ def test_the_lists_own_words_are_taken_first(project: Any, host: Any) -> None:
     assert report.tags["neon"] == report.random_tags["neon"] == "<glow>"
     assert report.captions["neon"] == "neon tubes"
     assert chosen["frost"].student == f"{report.tags['frost']} a frosty window"
-    assert chosen["neon"] == prepare.EffectPrompts("<glow>", "<glow> neon tubes", "Do neon.")
+    assert chosen["neon"] == prepare.EffectPrompts("<glow>", "<glow> neon tubes")
     assert chosen["comic"].student == f"{report.tags['comic']} Do comic"
 
 
@@ -156,7 +155,7 @@ def test_reading_and_encoding_can_be_cancelled(project: Any, host: Any) -> None:
     effects, data, general = lists(project)
     with pytest.raises(Cancelled):
         prepare.read_pictures(host, data, lambda: True)
-    words = {name: prepare.EffectPrompts(name, name, name) for name in ("frost", "neon", "comic")}
+    words = {name: prepare.EffectPrompts(name, name) for name in ("frost", "neon", "comic")}
     pictures = prepare.read_pictures(host, data)
     with pytest.raises(Cancelled):
         encoding.encode_general(host, general, data, pictures, lambda: True)
@@ -234,7 +233,7 @@ def test_a_result_of_nearly_the_same_proportions_takes_the_size_of_its_source(
     assert target.shape == pictures[0].source.shape
     assert (target[0, :, :15] > 1.9).all()
     assert (target[0, :, 17:] < -1.9).all()
-    words = {name: prepare.EffectPrompts(name, name, name) for name in effects}
+    words = {name: prepare.EffectPrompts(name, name) for name in effects}
     encoding.encode_lessons(encoding.prompt_encoder(host), words, data, pictures, [])
 
 
@@ -302,7 +301,7 @@ def test_an_endpoint_is_not_asked_for_words_that_the_list_has(
     project.lists["effects"][1]["recaption_prompt_with_trigword"] = "<glow> neon tubes"
     made, _ = prompts(project, host, VlmEndpoint("http://localhost:1", "model"))
     assert asked == ["Do comic."]
-    assert made["frost"] == prepare.EffectPrompts("<ice>", "<ice>", "Do frost.")
+    assert made["frost"] == prepare.EffectPrompts("<ice>", "<ice>")
 
 
 @pytest.mark.parametrize("seen", [3, 3 * SOURCES])
