@@ -184,7 +184,6 @@ def make_targets(
     host: Host,
     roles: Roles,
     maker: TargetMaker,
-    effects: Mapping[str, EffectEntry],
     samples: Sequence[EffectSample],
     pictures: Sequence[Pictures],
     progress: Callable[[int, int], None] = lambda *_: None,

@@ -160,7 +160,6 @@ class DistillationRun:
             host,
             self.roles,
             self._maker,
-            self.effects,
             [samples[i] for i in needed],
             [pictures[i] for i in needed],
             lambda done, all_: progress("teacher images", done, all_),

@@ -273,3 +273,12 @@ def test_distill_extends_a_finished_collection(pocket: Any, collection: Path, ca
         read_catalogue(path) for path in (pocket.folder / "out/collection.safetensors", collection)
     )
     assert [(one.tag, one.prompt) for one in made.effects] == [(one.tag, one.prompt) for one in known.effects]
+
+
+def test_a_full_card_is_told_what_to_do(pocket: Any, fails: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(cli, "_host", full)
+    line = fails(cli.BAD_INPUT, "distill", pocket.config)
+    assert "out of memory; `collectionlora plan CONFIG.toml --gpu GB` names settings that fit" in line
