@@ -91,7 +91,9 @@ def main(folder: Path, kind: str) -> dict[str, Any]:
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(number))
         write_lora(adapter.weights(), folder / f"{name}.safetensors", "comfy", {})
         effects[name] = EffectEntry(name, folder / f"{name}.safetensors", f"make it {name}", "", "", "")
-    samples = [EffectSample(path, "", name, None) for name in effects for path in pictures]
+    samples = [
+        EffectSample(path, effect.prompt, name, None) for name, effect in effects.items() for path in pictures
+    ]
     lists = Lists(effects, samples, [GeneralSample(pictures[0], "blur it")])
     run = Run(folder / "out", lists, distill=distillation(SETTINGS), targets=Targets(2, 1.0, 2))
     with torch.inference_mode():
