@@ -275,9 +275,7 @@ def _plan(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from .training.cards import card
-    from .training.config import distillation
-    from .training.footprint import Job
-    from .training.jobs import LIGHTNING_RANK, TEXT_ENCODER, job_of
+    from .training.jobs import job_of, job_of_preset
     from .training.plan import plan, to_json, verdict, words
     from .training.run_config import read_run
 
@@ -294,20 +292,8 @@ def _plan(args: argparse.Namespace) -> int:
     if args.config:
         job = job_of(read_run(args.config))
     else:
-        effects, samples = args.effects or 50, (args.effects or 50) * (args.pictures or 20)
-        config = distillation(preset=args.preset or "default")
-        if config.few_step_alone:
-            raise ValueError(f"--preset {args.preset} goes on from a collection: name a run file, with it")
-        missing = None if config.learns_images else 0
-        few_step = LIGHTNING_RANK if config.imitation_cycles and not config.matching_cycles else 0
-        job = Job(
-            config,
-            effects=effects,
-            samples=samples,
-            general=args.general or 0,
-            missing=missing,
-            few_step_rank=few_step,
-            text_encoder=TEXT_ENCODER,
+        job = job_of_preset(
+            args.preset or "default", args.effects or 50, args.pictures or 20, args.general or 0
         )
     job = replace(job, devices=args.gpus, side=args.size or job.side)
     made = plan(job, card(args.gpu))

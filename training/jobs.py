@@ -15,6 +15,7 @@ from ..collection.tensors import read_header
 from ..pocket import TRANSFORMER
 from ..pocket.text import TOKENS
 from .architecture import Architecture
+from .config import ConfigError, distillation
 from .extend import read_extended
 from .footprint import Job, Storage
 from .lora import Shapes
@@ -45,6 +46,26 @@ def job_of(run: Run) -> Job:
         return replace(job, side=POCKET_SIDE, text=TOKENS, storages=(POCKET_BASE,), checkpointing=("none",))
     job = job_on(Architecture.of(_configuration(folder / "transformer")), run)
     return replace(job, text_encoder=_text_encoder(folder / "text_encoder"))
+
+
+def job_of_preset(preset: str, effects: int, pictures: int, general: int) -> Job:
+    """A preset on the paper's model, without a run file; `pictures` of each effect.
+
+    Raises:
+        ConfigError: an unknown preset, or one that goes on from a collection.
+    """
+    config = distillation(preset=preset)
+    if config.few_step_alone:
+        raise ConfigError(f"--preset {preset} goes on from a collection: name a run file, with it")
+    return Job(
+        config,
+        effects=effects,
+        samples=effects * pictures,
+        general=general,
+        missing=None if config.learns_images else 0,
+        few_step_rank=LIGHTNING_RANK if config.imitation_cycles and not config.matching_cycles else 0,
+        text_encoder=TEXT_ENCODER,
+    )
 
 
 def job_on(architecture: Architecture, run: Run) -> Job:
