@@ -14,7 +14,7 @@ from torch import Tensor
 from .atomic import atomic_write
 from .catalogue import Catalogue
 from .errors import CollectionError
-from .layouts import Shapes, check_weights, comfy_tensors, read_lora
+from .layouts import Shapes, check_weights, comfy_tensors, read_lora, weights_file
 from .lora_weights import LoraWeights
 from .tensors import read_header, save_tensors
 from .thumbnails import Pair, fit_thumbnails, pair_of
@@ -60,7 +60,7 @@ def load_collection(
 
 def read_catalogue(path: str | os.PathLike[str]) -> Catalogue:
     """Read only the header of a collection. Headers above 8 MiB are refused unparsed."""
-    return Catalogue.from_header(read_header(Path(path)).metadata, str(path))
+    return Catalogue.from_header(read_header(weights_file(Path(path))).metadata, str(path))
 
 
 def with_thumbnails(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ class Source:
 
 def open_source(path: str | os.PathLike[str]) -> Source:
     """Find the weights of a LoRA file or folder and open them. Raises LoraFormatError."""
-    file = _weights_file(Path(path))
+    file = weights_file(Path(path))
     in_folder = file != Path(path)
     if file.suffix in (".pt", ".pth", ".bin"):
         tensors = read_checkpoint(file)
@@ -81,7 +82,8 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     return Source(file, list(opened.header.tensors), opened.get, opened.header.metadata, in_folder)
 
 
-def _weights_file(path: Path) -> Path:
+def weights_file(path: Path) -> Path:
+    """The file that holds the weights of a LoRA file (itself) or folder. Raises LoraFormatError."""
     if not path.is_dir():
         return path
     for name in _FOLDER_FILES:
@@ -109,8 +111,8 @@ def read_lora(
         .safetensors stay memory-mapped until they are used.
 
     Tensors keep their dtype and bits: down (r, in), up (out, r). alpha is, in this order: the `.alpha`
-    tensor, the adapter_config beside the file, diffusers' metadata in the header, else the rank (scale 1).
-    Modules are in natural order.
+    tensor, diffusers' metadata in the header, the adapter_config that belongs to the file (`files_of`), else
+    the rank (scale 1), in the PEFT layout with a warning. Modules are in natural order.
     Raises LoraFormatError naming the file, the first offending key, what was expected, and the remedy.
     """
     source = open_source(path)
@@ -255,15 +257,19 @@ def _check_finite(path: Path, key: str, tensor: Tensor) -> None:
         )
 
 
-def config_beside(path: str | os.PathLike[str]) -> Path | None:
-    """The adapter_config that `read_lora` heeds for a LoRA file or folder. Raises LoraFormatError."""
-    return _config_beside(open_source(path))
+def files_of(path: str | os.PathLike[str]) -> list[Path]:
+    """The files that `read_lora` reads: the weights, and the adapter_config that belongs to them if there is
+    one. Raises LoraFormatError."""
+    source = open_source(path)
+    return [source.path, *filter(None, [_config_beside(source)])]
 
 
 def _config_beside(source: Source) -> Path | None:
-    # In a folder of many LoRAs a stray adapter_config belongs to none of the others: heed it for known names.
-    known = source.path.name in (*_FOLDER_FILES, "adapter_model.bin")
-    return find_config(source.path) if source.in_folder or known or source.layout == "peft" else None
+    """In a folder of many LoRAs a stray adapter_config belongs to none of them but one of PEFT's own name."""
+    ours = source.in_folder or source.path.name in (*_FOLDER_FILES, "adapter_model.bin")
+    alone = source.layout == "peft" and len(list(source.path.parent.glob("*.safetensors"))) == 1
+    noted = "lora_adapter_metadata" in source.metadata
+    return find_config(source.path) if (ours or alone) and not noted else None
 
 
 def _config_of(source: Source) -> AdapterConfig | None:
@@ -276,6 +282,13 @@ def _alpha(
     source: Source, keys: dict[str, Key], module: str, rank: int, config: AdapterConfig | None
 ) -> float:
     if "alpha" not in keys:
+        if config is None and source.layout == "peft":
+            # published files of this layout came without it, and meant this; a guess none the less
+            warnings.warn(
+                f"{source.path}: PEFT keeps the strength of a LoRA in an adapter_config.json, which is not"
+                " there: read as alpha = rank; if it has another, put the two into a folder of their own",
+                stacklevel=2,
+            )
         return config.alpha_of(module, rank) if config else float(rank)
     tensor = source.get(keys["alpha"].text)
     value = float(tensor) if tensor.numel() == 1 else math.nan
@@ -291,9 +304,9 @@ def write_lora(
 ) -> None:
     """Write a LoRA atomically, bit for bit. `path` is a .safetensors file; for "peft" a folder.
 
-    layout: "comfy" (`diffusion_model.<path>.lora_A.weight`; `.alpha` only where alpha is not the rank, so
-        that programs which know no alpha agree), "peft" (adapter_model.safetensors and adapter_config.json)
-        or "kohya".
+    layout: "comfy" (`diffusion_model.<path>.lora_A.weight`; `lora_down` and `.alpha` only where an alpha is
+        not the rank, so that programs which know no alpha agree), "peft" (adapter_model.safetensors and
+        adapter_config.json) or "kohya".
     metadata: text entries for the header.
     """
     check_layout(layout)
@@ -344,12 +357,19 @@ def check_weights(weights: LoraWeights) -> None:
 
 
 def comfy_tensors(weights: LoraWeights) -> dict[str, Tensor]:
-    """The tensors of the layout that ComfyUI and diffusers load, also that of the collection file."""
-    tensors = dict(_pairs(weights, "diffusion_model.", "lora_A", "lora_B"))
-    for module, alpha in weights.alpha.items():
-        if alpha != weights.rank(module):
-            tensors[f"diffusion_model.{module}.alpha"] = _scalar(alpha)
-    return tensors
+    """The tensors of the layout that ComfyUI and diffusers load, also that of the collection file.
+
+    With an alpha that is not the rank, all are named `lora_down` and `lora_up`: beside `lora_A` diffusers of
+    2025 drops it.
+    """
+    prefix = "diffusion_model."
+    alphas = {
+        f"{prefix}{module}.alpha": _scalar(alpha)
+        for module, alpha in weights.alpha.items()
+        if alpha != weights.rank(module)
+    }
+    names = ("lora_down", "lora_up") if alphas else ("lora_A", "lora_B")
+    return dict(_pairs(weights, prefix, *names)) | alphas
 
 
 def _pairs(weights: LoraWeights, prefix: str, down: str, up: str) -> Iterable[tuple[str, Tensor]]:

@@ -54,7 +54,10 @@ _PARTS = {
     "alpha": re.compile(r"(?P<module>.+)\.alpha"),
 }
 
-_EXPORT = "export it again as a plain LoRA, or extract one (ComfyUI: node 'Extract and Save Lora')"
+_EXPORT = (
+    "export it again as a plain LoRA, or extract one (ComfyUI: node 'Extract and Save Lora', bias_diff off, a"
+    " rank of 64 or more)"
+)
 _UNSUPPORTED = (
     (r"\.lokr_", "a LoKr (Kronecker) adapter, not a LoRA", _EXPORT),
     (r"\.hada_", "a LoHa (Hadamard) adapter, not a LoRA", _EXPORT),

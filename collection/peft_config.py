@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -15,6 +16,7 @@ from .errors import LoraFormatError
 from .lora_weights import LoraWeights
 
 _CONFIG_LIMIT = 4 * 2**20
+Patterns = list[tuple[re.Pattern[str], Any]]
 _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -34,22 +36,32 @@ class AdapterConfig:
 
         Raises LoraFormatError when the tensors have another rank than the configuration says.
         """
-        expected = _by_pattern(self.rank_pattern, module, self.r)
+        expected = _by_pattern(self._ranks, module, self.r)
         if expected != rank:
             raise LoraFormatError(
                 f"{self.source}: says rank {expected} for '{module}', its tensors have rank {rank}; the"
                 " configuration belongs to another file: put the right one beside the weights"
             )
-        alpha = float(_by_pattern(self.alpha_pattern, module, self.alpha))
+        alpha = float(_by_pattern(self._alphas, module, self.alpha))
         return alpha * math.sqrt(rank) if self.use_rslora else alpha
 
+    # compiled once: `re` remembers fewer than the 840 modules of a LoRA whose ranks differ
+    @cached_property
+    def _ranks(self) -> Patterns:
+        return _compiled(self.rank_pattern)
 
-def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    @cached_property
+    def _alphas(self) -> Patterns:
+        return _compiled(self.alpha_pattern)
+
+
+def _compiled(patterns: Mapping[str, Any]) -> Patterns:
+    return [(re.compile(rf"(.*\.)?({pattern})$"), value) for pattern, value in patterns.items()]
+
+
+def _by_pattern(patterns: Patterns, module: str, default: Any) -> Any:
     """PEFT's rule: the first pattern that matches the end of the module name decides."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+    return next((value for pattern, value in patterns if pattern.match(module)), default)
 
 
 def find_config(weights: Path) -> Path | None:
@@ -67,7 +79,7 @@ def read_config(path: Path) -> AdapterConfig:
         raise LoraFormatError(
             f"{path}: larger than {_CONFIG_LIMIT} bytes, no adapter configuration; remove it"
         )
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
     if path.suffix == ".json":
         return config_from_json(text, str(path))
     try:

@@ -118,18 +118,29 @@ class TensorFile:
             ) from error
 
     def get(self, key: str) -> Tensor:
-        """The tensor of one key, as stored."""
-        tensor: Tensor = self._file.get_tensor(key)
+        """The tensor of one key, as stored. Raises LoraFormatError for a dtype that torch lacks."""
+        try:
+            tensor: Tensor = self._file.get_tensor(key)
+        except SafetensorError as error:
+            raise LoraFormatError(
+                f"{self.path}: '{key}' cannot be read ({error}); save it as bf16, or fetch it again"
+            ) from error
         return tensor
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The student's tensors of the released code's `model.pt`: its "generator", or the file itself if flat.
 
-    The restricted reader of torch (weights_only) is used: a file that wants to run code is refused.
+    The restricted reader of torch (weights_only) is used: a file that wants to run code is refused. So is
+    every file where that reader has known holes (CVE-2025-32434, CVE-2026-24747).
     """
     if not path.is_file():
         raise LoraFormatError(f"{path}: no such file; check the path")
+    if torch.__version__ < "2.10":  # compared as versions, not as texts
+        raise LoraFormatError(
+            f"{path}: torch {torch.__version__} reads such files unsafely; update it to 2.10 or newer, or ask"
+            " for a .safetensors"
+        )
     try:
         # mapped where the container allows it, so that the critic beside the generator is never read
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

@@ -9,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from urllib.parse import quote
 
-import folder_paths
 from aiohttp import web
 from PIL import Image, ImageOps
 from server import PromptServer
@@ -19,7 +19,7 @@ from ..collection.edit import edit_collection
 from ..collection.errors import CollectionError
 from ..collection.file import read_catalogue
 from .files import BUILT_IN, collection_names, collection_path, tell_saved
-from .places import inside, unused
+from .places import new_file
 
 PLAIN = (str, int, float, bool)
 FORMATS = ("PNG", "WEBP", "JPEG")
@@ -60,8 +60,9 @@ def add_browser_routes() -> None:
             read_catalogue(path)  # other models are none of this page's business
         except (CollectionError, OSError) as error:
             return web.json_response({"error": str(error)}, status=404)
-        name = path.name if path.name.isascii() and '"' not in path.name else "collection.safetensors"
-        return web.FileResponse(path, headers={"Content-Disposition": f'attachment; filename="{name}"'})
+        name = f"filename=\"collection.safetensors\"; filename*=UTF-8''{quote(path.name, safe='')}"
+        headers = {"Content-Disposition": f"attachment; {name}", "Cache-Control": "no-cache"}
+        return web.FileResponse(path, headers=headers)
 
 
 def _all() -> list[dict[str, Any]]:
@@ -71,7 +72,7 @@ def _all() -> list[dict[str, Any]]:
             path = collection_path(name)
             summary = _summary(path, path.stat().st_mtime_ns)
         except (CollectionError, OSError):
-            continue  # went away meanwhile
+            continue  # gone meanwhile, or out of reach for now
         if summary:
             found.append({"file": name, "editable": name != BUILT_IN, **summary})
     return found
@@ -79,10 +80,13 @@ def _all() -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=8192)
 def _summary(path: Path, changed: int) -> dict[str, Any] | None:
-    """None for a LoRA without catalogue, remembered too: there are many more of them."""
+    """None for a LoRA without catalogue, remembered too: there are many more of them. Raises CollectionError
+    for one that cannot be read now."""
     try:
         catalogue = read_catalogue(path)
-    except CollectionError:
+    except CollectionError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
         return None
     base = catalogue.base
     return {
@@ -111,10 +115,8 @@ def _asked(content: Any) -> dict[str, Any]:
 def _edit(file: str, titles: dict[str, str], pictures: dict[str, str], drop: list[str], save_as: str) -> str:
     with _editing:  # of two pages the later one would drop what the earlier has changed
         source = collection_path(file)
-        root = Path(folder_paths.get_folder_paths("loras")[0])
         if save_as:
-            target = unused(inside(root, save_as))
-            file = str(target.relative_to(root))  # as ComfyUI lists it
+            target, file = new_file(save_as)
         elif file == BUILT_IN:
             raise ValueError("the built-in collection is not changed; give the copy a name")
         else:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
-import folder_paths
 from comfy import sd
 from comfy_api.latest import io, ui
 
@@ -17,7 +15,7 @@ from ..collection.layouts import comfy_tensors, read_lora
 from ..collection.tensors import read_header
 from ..training.lora import linear_shapes
 from .files import BUILT_IN, catalogue_of, collection_names, collection_path, tell_saved
-from .places import inside, unused
+from .places import new_file
 from .sockets import ATTACHMENT, CATEGORY, Collection, CollectionSocket
 
 
@@ -157,7 +155,7 @@ class SaveCollection(io.ComfyNode):
 
     @classmethod
     def execute(cls, collection: Collection, filename: str) -> io.NodeOutput:
-        path = unused(inside(Path(folder_paths.get_folder_paths("loras")[0]), filename))
+        path, _ = new_file(filename)
         catalogue = fitted(collection.catalogue, collection.weights, collection.others)
         save_collection(path, collection.weights, catalogue, collection.others)
         tell_saved()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import folder_paths
@@ -35,13 +35,25 @@ def folder_name(name: str) -> str:
     return words or slug(name)
 
 
-def unused(path: Path, between: str = " ") -> Path:
-    """`path`, or the first of `path 2`, `path 3`, ... that does not exist, with a space `between` or that."""
+def unused(path: Path, between: str = " ", taken: Callable[[Path], bool] = Path.exists) -> Path:
+    """`path`, or the first of `path 2`, `path 3`, ... that is not `taken`, with a space `between` or that."""
     number, free = 2, path
-    while free.exists():
+    while taken(free):
         free = path.with_name(f"{path.stem}{between}{number}{path.suffix}")
         number += 1
     return free
+
+
+def new_file(name: str) -> tuple[Path, str]:
+    """Where a collection of that name is written, and what ComfyUI will call it: below the first folder of
+    LoRAs, under a name that hides no file of another one. Raises ValueError as `inside`."""
+    root = Path(folder_paths.get_folder_paths("loras")[0])
+
+    def taken(path: Path) -> bool:
+        return path.exists() or folder_paths.get_full_path("loras", str(path.relative_to(root))) is not None
+
+    path = unused(inside(root, name), taken=taken)
+    return path, str(path.relative_to(root))
 
 
 def inside(root: Path, name: str) -> Path:

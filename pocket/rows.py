@@ -21,7 +21,6 @@ from ..training.lora import LoraAdapter, LoraWeights, Shapes, added_up, weights_
 from ..training.randomness import generator
 from ..training.roles import BASE, Roles
 from ..training.sampling import sample_collection, sample_teachers
-from ..training.targets import lora_hash
 from .effects import EFFECTS
 from .images import FloatImage, load_folder
 from .kept_latents import KeptLatents
@@ -109,7 +108,7 @@ class Rows:
             )
 
         how = ["teachers", steps, self.guidance, fresh_noise]
-        made_by = {effect: lora_hash(self.bank.files[effect]) for effect in self.effects}
+        made_by = {effect: self.bank.hashes[effect] for effect in self.effects}
         return self._row(row, prompts, sample, how, made_by)
 
     def student(self, row: str, student: Student) -> Made:

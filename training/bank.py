@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..collection.layouts import read_lora
+from ..collection.errors import LoraFormatError
+from ..collection.layouts import files_of, read_lora
 from .lora import LoraWeights, Shapes, TeacherStack
 
 
@@ -64,8 +67,15 @@ class TeacherBank:
         self._stream: torch.cuda.Stream | None = None
         if self._device.type == "cuda":
             self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._stamps = {name: _stamp(file) for name, file in self.files.items()}
         for file in self.files.values():
             read_lora(file, self._shapes, check_finite=False)  # mapped and dropped: a wrong file fails here
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """Of what is read of each teacher. A run asks for them before it begins: a file whose hash is another
+        one later is refused."""
+        return {name: lora_hash(file) for name, file in self.files.items()}
 
     def prefetch(self, names: Iterable[str]) -> None:
         """Start bringing these teachers to the device and return at once. They wait there for :meth:`stack`.
@@ -87,7 +97,7 @@ class TeacherBank:
 
         Raises:
             ValueError: a name the bank does not hold.
-            LoraFormatError: a file that has been damaged since the start, or holds NaN or infinities.
+            LoraFormatError: a file that has changed since the start, or holds NaN or infinities.
         """
         wanted = tuple(dict.fromkeys(names))
         if self._stacked is None or self._stacked.names != wanted:
@@ -132,13 +142,27 @@ class TeacherBank:
         self.stats.loads += 1
         while len(self._kept) >= self._ram:  # before reading: room for one more is not a given
             self._kept.popitem(last=False)
+        self._require_unchanged(name)
         lora = read_lora(self.files[name], self._shapes)
-        self._kept[name] = LoraWeights(
+        weights = LoraWeights(
             {path: self._own(down) for path, down in lora.down.items()},
             {path: self._own(up.float() * lora.scale(path)) for path, up in lora.up.items()},
             {path: float(lora.rank(path)) for path in lora.down},
         )
-        return self._kept[name]
+        self._require_unchanged(name)  # it may have been written while it was read
+        self._kept[name] = weights
+        return weights
+
+    def _require_unchanged(self, name: str) -> None:
+        """Raises LoraFormatError for a file that is another one now: one effect would have two teachers."""
+        file = self.files[name]
+        if (stamp := _stamp(file)) == self._stamps[name]:
+            return
+        if lora_hash(file) != self.hashes[name]:
+            raise LoraFormatError(
+                f"{file}: the teacher has changed since the run began; put the old file back, or start again"
+            )
+        self._stamps[name] = stamp  # the same content, touched or copied
 
     def _own(self, tensor: Tensor) -> Tensor:
         # a copy always: a mapped tensor would be read from the disk again, and fault if its file has shrunk
@@ -149,6 +173,23 @@ class TeacherBank:
             return copy.pin_memory()
         except RuntimeError:  # no more memory may be locked: this teacher comes more slowly
             return copy
+
+
+def _stamp(lora: Path) -> list[tuple[str, int, int]]:
+    """What changes when a teacher's files do."""
+    found = [(file, file.stat()) for file in files_of(lora)]
+    return [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in found]
+
+
+def lora_hash(path: Path) -> str:
+    """sha256 of what is read of a LoRA file or folder, with the files' names. Raises LoraFormatError."""
+    digest = hashlib.sha256()
+    for file in files_of(path):
+        digest.update(file.name.encode())
+        with file.open("rb") as content:
+            while part := content.read(2**20):
+                digest.update(part)
+    return digest.hexdigest()
 
 
 def _make_current(device: torch.device) -> None:

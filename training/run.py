@@ -21,7 +21,7 @@ from ..collection.file import save_collection, with_thumbnails
 from ..collection.layouts import read_lora
 from ..collection.lora_weights import LoraWeights
 from ..collection.thumbnails import Pair
-from .bank import TeacherBank
+from .bank import TeacherBank, lora_hash
 from .checkpoint import copied, load_state
 from .config import nearest
 from .distiller import BELOW, FAKE, STUDENT, Distiller
@@ -48,7 +48,7 @@ from .resuming import check_origin, check_settings
 from .roles import Roles
 from .run_config import ConfigError, Run
 from .sampling import apply_to_each
-from .targets import TargetMaker, lora_hash
+from .targets import TargetMaker
 from .trainer import Cancelled, Trainer
 from .workers import ALONE, Workers
 
@@ -278,7 +278,7 @@ class DistillationRun:
             "pictures": self.run.lists.pictures_hash(),
             "size": [*self.host.read_image(first.source_image).shape[1:]],
             "targets": [self.run.targets.steps, self.run.targets.guidance],
-            "teachers": self._maker.teachers,
+            "teachers": self.bank.hashes,
             "teacher_prompts": self.run.lists.teacher_prompts(),
         }
 

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, stack, tensor
 
 from ..collection.atomic import atomic_write
-from ..collection.layouts import config_beside
 from .bank import TeacherBank
 from .data import TeacherPath
 from .flow import few_step_sigmas, nearest_sigmas
@@ -80,8 +79,6 @@ class TargetMaker:
         self.host, self.bank = host, bank
         self.folder, self.steps, self.guidance, self.batch, self.seed = folder, steps, guidance, batch, seed
         self.path_sigmas = nearest_sigmas(few_step_sigmas(steps), path_sigmas)
-        self.teachers = {name: lora_hash(path) for name, path in bank.files.items()}
-        """Hashes of their files."""
 
     def make(
         self, roles: Roles, wanted: Sequence[Wanted], cancelled: Callable[[], bool] = lambda: False
@@ -169,24 +166,8 @@ class TargetMaker:
         return map(TeacherImage, latents, [TeacherPath(sigmas, states) for states in stack(passed, 1)])
 
     def _key(self, one: Wanted) -> str:
-        teacher = self.teachers[one.effect]
+        teacher = self.bank.hashes[one.effect]
         settings = [self.host.identity, teacher, one.prompt, self.steps, self.guidance, self.seed]
         digest = hashlib.sha256(json.dumps([*settings, list(one.pixels.shape)]).encode())
         digest.update(one.pixels.numpy().tobytes())
         return digest.hexdigest()[:40]
-
-
-def lora_hash(path: Path) -> str:
-    """sha256 of a LoRA file and the adapter_config that it is read with, or of all files of a folder; with
-    their names. Raises LoraFormatError."""
-    digest = hashlib.sha256()
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-    else:
-        files = [path, *filter(None, [config_beside(path)])]
-    for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as content:
-            while part := content.read(2**20):
-                digest.update(part)
-    return digest.hexdigest()

@@ -1,5 +1,6 @@
 // The latest distillation, live and after a reload: in a tab of the sidebar, and on the node whose run it is.
 import { app } from "../../scripts/app.js";
+import { shareCanvas } from "./canvas.js";
 import { wear } from "./element.js";
 import { whileInGraph } from "./in_graph.js";
 import { Panel } from "./panel/panel.js";
@@ -20,9 +21,7 @@ function addPanel(node) {
     () => String(node.graph?.rootGraph?.id ?? ""),
   );
   panel.root.classList.add("cl-on-node");
-  for (const kind of ["wheel", "pointerdown"]) {
-    panel.root.addEventListener(kind, (event) => event.stopPropagation()); // the canvas behind would take them
-  }
+  shareCanvas(panel.root);
   const widget = node.addDOMWidget("panel", "collectionlora.panel", panel.root, {
     serialize: false,
     getMinHeight: () => HEIGHT,

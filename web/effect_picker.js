@@ -91,16 +91,25 @@ function follow() {
   }
 }
 
-/** Draw a node's gallery on the user's picture, and say so there. @param {Node} node @param {File} picture */
+/**
+ * Draw a node's gallery on the user's picture, and say so there: in minutes, in which undo or another tab may have
+ * made both anew.
+ * @param {Node} node @param {File} picture
+ */
 async function draw(node, picture) {
-  const gallery = node.collectionLoraGallery;
+  const { id, graph } = node;
   const { file } = fileOf(node);
+  const gallery = () => {
+    const all = [...nodesOf(app.graph.rootGraph)];
+    const now = all.find((one) => one.id === id && one.graph.id === graph.id) ?? node;
+    return now.collectionLoraGallery ?? node.collectionLoraGallery;
+  };
   try {
-    await drawGallery(idInPrompt(node), picture, (text) => gallery.tell(text));
-    gallery.tell(t("Drawn on your picture."));
-    gallery.showMine();
+    await drawGallery(idInPrompt(node), picture, (text) => gallery().tell(text));
+    gallery().tell(t("Drawn on your picture."));
+    gallery().showMine();
   } catch (error) {
-    gallery.tell(messageOf(error));
+    gallery().tell(messageOf(error));
   }
   changed(file); // some pictures may be there after an error too
 }

@@ -1,5 +1,6 @@
 // Nodes whose result is a text show it.
 import { app } from "../../scripts/app.js";
+import { shareCanvas } from "./canvas.js";
 import { element } from "./element.js";
 import { nodesOf } from "./picker/upstream.js";
 import { ready, t } from "./words.js";
@@ -26,7 +27,7 @@ app.registerExtension({
     if (!SHOWING.has(node.comfyClass)) return;
     const area = element("textarea", "", { readonly: "", "aria-label": t("Result"), class: "comfy-multiline-input" });
     area.style.resize = "none";
-    area.addEventListener("wheel", (event) => event.stopPropagation());
+    shareCanvas(area);
     node.collectionLoraText = area;
     const widget = node.addDOMWidget("result", "collectionlora.text", area, {
       serialize: false,

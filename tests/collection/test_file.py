@@ -79,6 +79,13 @@ class TestRoundTrip:
         assert_equal(found, weights)
         assert its_catalogue == catalogue == read_catalogue(path)
 
+    def test_of_a_peft_folder_is_by_its_name(self, tmp_path, catalogue, make_weights, assert_equal):
+        weights = make_weights()
+        write_lora(weights, tmp_path, "peft", catalogue.to_header())
+        found, its_catalogue = load_collection(tmp_path)
+        assert_equal(found, weights)
+        assert its_catalogue == catalogue
+
     def test_is_a_plain_lora_for_everyone_else(self, tmp_path, catalogue, make_weights, assert_equal):
         weights = make_weights()
         save_collection(tmp_path / "c.safetensors", weights, catalogue)

@@ -266,6 +266,21 @@ def test_whole_number_weights_are_refused(tmp_path):
     assert "expected floating point" in refused(save(tmp_path / "l.safetensors", keys))
 
 
+def test_a_dtype_that_torch_lacks_is_refused(tmp_path):
+    entry = {"dtype": "F6_E2M3", "shape": [8, 8], "data_offsets": [0, 48]}
+    keys = {key: {**entry, "data_offsets": [48 * n, 48 * n + 48]} for n, key in enumerate(lora(rank=8))}
+    message = refused(raw(tmp_path / "l.safetensors", keys, bytes(96)))
+    assert f"'{Q}.lora_A.weight' cannot be read" in message
+    assert "save it as bf16" in message
+
+
+def test_a_checkpoint_is_refused_where_its_reader_is_unsafe(tmp_path, monkeypatch):
+    torch.save({key: torch.ones(shape) for key, shape in lora().items()}, tmp_path / "model.pt")
+    read_lora(tmp_path / "model.pt")
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1+cu128"))
+    assert "update it to 2.10 or newer, or ask for a .safetensors" in refused(tmp_path / "model.pt")
+
+
 @pytest.mark.parametrize("alpha", [torch.tensor(math.nan), torch.ones(2), torch.ones(0)])
 def test_a_broken_alpha_is_refused(alpha, tmp_path):
     assert f"'{Q}.alpha'" in refused(save(tmp_path / "l.safetensors", lora() | {f"{Q}.alpha": alpha}))

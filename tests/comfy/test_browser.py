@@ -135,15 +135,24 @@ def test_a_copy_of_the_built_in_collection_gets_a_name_and_can_be_downloaded(
     choose(browser, "pocket (built in)")
     browser.get_by_label("Title of sketch", exact=True).fill("Scribble")
     assert browser.get_by_role("button", name="Save", exact=True).is_disabled()
-    browser.get_by_label("Name of the copy").fill("collections/renamed")
+    browser.get_by_label("Name of the copy").fill("collections/改名")
     browser.get_by_role("button", name="Save as").click()
     saved(browser)
-    copy = server.base_directory / "models" / "loras" / "collections" / "renamed.safetensors"
+    copy = server.base_directory / "models" / "loras" / "collections" / "改名.safetensors"
     assert read_catalogue(copy)["sketch"].title == "Scribble"
-    browser.page.wait_for_function(OFFERED, arg="collections/renamed.safetensors")
-    with browser.page.expect_download() as download:
-        browser.get_by_role("link", name="Download").click()
-    assert Path(download.value.path()).read_bytes() == copy.read_bytes()
+    browser.page.wait_for_function(OFFERED, arg="collections/改名.safetensors")
+
+    def downloaded() -> tuple[str, bytes]:
+        with browser.page.expect_download() as download:
+            browser.get_by_role("link", name="Download").click()
+        return download.value.suggested_filename, Path(download.value.path()).read_bytes()
+
+    assert downloaded() == ("改名.safetensors", copy.read_bytes())
+    browser.get_by_label("Title of sketch", exact=True).fill("Doodle")
+    browser.get_by_role("button", name="Save", exact=True).click()
+    saved(browser)
+    assert read_catalogue(copy)["sketch"].title == "Doodle"
+    assert downloaded()[1] == copy.read_bytes()  # and none that the browser has kept
 
 
 SAVE = f"""
@@ -175,6 +184,21 @@ def other(file: Path) -> Iterator[Path]:
     shutil.copy(file, path)
     yield path
     path.unlink()
+
+
+def test_a_file_that_appears_is_listed_and_what_is_typed_stays(browser: Any, page: Any, file: Path) -> None:
+    choose(browser, "mine.safetensors")
+    browser.get_by_label("Title of sketch", exact=True).fill("Scribble")
+    new = file.with_name("new.safetensors")
+    shutil.copy(SHIPPED, new)
+    assert page.evaluate(  # the page is about to be left
+        "() => !window.dispatchEvent(new Event('beforeunload', { cancelable: true }))"
+    )
+    page.evaluate(f"() => {APP}.api.dispatchCustomEvent('collectionlora.saved', {{}})")
+    browser.locator('button[data-file="new.safetensors"]').wait_for()
+    assert browser.get_by_label("Title of sketch", exact=True).input_value() == "Scribble"
+    new.unlink()
+    browser.get_by_role("button", name="Discard").click()
 
 
 def test_changes_are_not_lost_by_opening_another_file_or_closing_the_tab(other: Path, browser: Any) -> None:

@@ -300,6 +300,22 @@ MEASURE = (
 while scrolling."""
 
 
+def test_the_wheel_scrolls_the_grid_and_with_ctrl_zooms_the_canvas(picker: Any) -> None:
+    zoom = f"() => {APP}.canvas.ds.scale"
+    top = f"() => {NODE}.collectionLoraGallery.root.querySelector('.cl-grid').scrollTop"
+    picker.locator(".cl-search").click()  # Vue nodes leave the wheel to what has the focus
+    cell(picker, "sketch").hover()
+    before = picker.evaluate(zoom)
+    picker.mouse.wheel(0, 200)
+    picker.wait_for_function(f"() => ({top})() > 0")
+    assert picker.evaluate(zoom) == before
+    picker.keyboard.down("Control")
+    picker.mouse.wheel(0, 120)
+    picker.keyboard.up("Control")
+    picker.wait_for_function(f"(before) => ({zoom})() < before", arg=before)
+    assert picker.evaluate("() => window.devicePixelRatio") == 1  # nor the browser the page
+
+
 def test_many_effects_open_at_once(picker: Any, server: Any, record_property: Any) -> None:
     changed_catalogue(
         server,

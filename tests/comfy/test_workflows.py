@@ -89,6 +89,10 @@ def test_every_workflow_has_a_picture_and_a_note() -> None:
             assert shown.width >= 400
 
 
+def test_no_workflow_brings_an_id_that_all_made_of_it_would_share() -> None:
+    assert not [path.name for path in WORKFLOWS if "id" in json.loads(path.read_text("utf-8"))]
+
+
 def test_the_template_browser_offers_them(server: Any) -> None:
     offered = server.get("/workflow_templates")[server.pack.name]
     assert sorted(offered) == [path.stem for path in WORKFLOWS]

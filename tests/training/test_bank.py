@@ -69,6 +69,20 @@ def test_teachers_come_in_the_dtype_asked_for(files: dict[str, Path]) -> None:
     assert {tensor.dtype for tensor in (*stack.down.values(), *stack.up.values())} == {torch.bfloat16}
 
 
+def test_a_file_that_changes_during_the_run_is_not_learned_from(files: dict[str, Path]) -> None:
+    bank = TeacherBank(files, SHAPES, ram=1)
+    assert len({*bank.hashes.values()}) == len(NAMES)
+    before, content = bank.stack(["frost"]), files["frost"].read_bytes()
+    save_file(tensors(7, rank=1), files["frost"])
+    assert bank.stack(["frost"]) is before
+    bank.stack(["neon"])
+    for _ in range(2):
+        with pytest.raises(LoraFormatError, match=r"frost\.safetensors: the teacher has changed since"):
+            bank.stack(["frost"])
+    files["frost"].write_bytes(content)  # the same, though of another time
+    assert bank.stack(["frost"]).names == ("frost",)
+
+
 def test_the_last_used_stay_in_ram_and_the_rest_is_read_again(files: dict[str, Path]) -> None:
     bank = TeacherBank(files, SHAPES, ram=2)
     for names in (["frost"], ["neon"], ["frost"], ["comic"], ["frost"]):  # neon is the one dropped

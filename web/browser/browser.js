@@ -30,32 +30,44 @@ export class Browser {
     // Typing must not reach the canvas' shortcuts.
     this.root.addEventListener("keydown", (event) => isPages(event) || event.stopPropagation());
     this.again = () => this.load();
+    this.relist = () => this.#list().catch(() => {}); // the old list stays
+    this.guard = (/** @type {Event} */ event) => this.detail?.changed() && event.preventDefault();
     api.addEventListener("reconnected", this.again);
+    api.addEventListener(/** @type {any} */ ("collectionlora.saved"), this.relist);
+    window.addEventListener("beforeunload", this.guard);
     this.load();
   }
 
   remove() {
     api.removeEventListener("reconnected", this.again);
+    api.removeEventListener(/** @type {any} */ ("collectionlora.saved"), this.relist);
+    window.removeEventListener("beforeunload", this.guard);
   }
 
   /** Read the list anew; stays on the chosen file, or on `name`. @param {string} [name] */
   async load(name = this.chosen) {
     this.message.textContent = t("Reading the folders …");
-    /** @type {File[]} */
     let files;
     try {
-      const response = await api.fetchApi("/collectionlora/collections");
-      if (!response.ok) throw new Error(response.statusText);
-      files = await response.json();
+      files = await this.#list();
     } catch (error) {
       this.message.textContent = reason(error); // the old list stays
       return;
     }
-    this.message.textContent = files.length ? "" : t("No collection in models/loras yet.");
-    this.list.replaceChildren(...files.map((file) => this.#line(file)));
-    this.#mark();
+    this.message.textContent = "";
     const again = files.find((file) => file.file === name);
     if (again && !this.detail?.changed()) await this.#open(again);
+  }
+
+  /** Show the files that there are. @returns {Promise<File[]>} */
+  async #list() {
+    const response = await api.fetchApi("/collectionlora/collections");
+    if (!response.ok) throw new Error(response.statusText);
+    /** @type {File[]} */
+    const files = await response.json();
+    this.list.replaceChildren(...files.map((file) => this.#line(file)));
+    this.#mark();
+    return files;
   }
 
   /** @param {File} file */

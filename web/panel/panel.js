@@ -172,7 +172,9 @@ export class Panel {
     this.body.hidden = !story;
     this.title.textContent = story ? story.name : t("Distillation");
     if (!story) {
-      this.state.textContent = t("Nothing has run since ComfyUI was started. Queue a graph with Distil Collection.");
+      this.state.textContent = this.nodeId()
+        ? t("This node has not run in this workflow since ComfyUI was started. The tab Distil shows the latest run.")
+        : t("Nothing has run since ComfyUI was started. Queue a graph with Distil Collection.");
       return;
     }
     const ended = story.phase === "ended";

@@ -1,4 +1,5 @@
 // The gallery: a bar to search with, the one or two effects that are chosen, and the grid of all.
+import { shareCanvas } from "../canvas.js";
 import { element, isPages } from "../element.js";
 import { t } from "../words.js";
 import { ALL, CATEGORY, FAVOURITES, Grid, RECENT } from "./grid.js";
@@ -88,9 +89,7 @@ export class Gallery {
     this.news = element("div", "", { class: "cl-news", role: "status" });
     this.count = element("div", "", { class: "cl-unseen", role: "status" });
     this.root.append(bar, this.chosen, this.message, this.news, this.count, this.grid.root);
-    // The canvas behind would zoom and pan.
-    this.root.addEventListener("wheel", (event) => event.stopPropagation());
-    this.root.addEventListener("pointerdown", (event) => event.stopPropagation());
+    shareCanvas(this.root);
     this.root.addEventListener("keydown", (event) => {
       if (isPages(event)) return;
       event.stopPropagation(); // Delete is for nodes

@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, ones
 
-from collectionlora.training.bank import TeacherBank
+from collectionlora.training.bank import TeacherBank, lora_hash
 from collectionlora.training.flow import few_step_sigmas
 from collectionlora.training.lora import linear_shapes
 from collectionlora.training.pictures import to_floats, to_pixels
 from collectionlora.training.randomness import generator
 from collectionlora.training.roles import Roles
-from collectionlora.training.targets import TargetMaker, Wanted, lora_hash
+from collectionlora.training.targets import TargetMaker, Wanted
 
 
 class Workshop:
@@ -208,13 +208,20 @@ def test_images_that_are_no_numbers_are_neither_kept_nor_taken(workshop: Worksho
     assert all(torch.allclose(again[i], made[i], atol=1e-5) for i in made)
 
 
-def test_the_hash_of_a_folder_covers_names_and_contents(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("1")
-    first = lora_hash(tmp_path)
-    (tmp_path / "a").rename(tmp_path / "b")
-    second = lora_hash(tmp_path)
-    (tmp_path / "b").write_text("2")
-    assert len({first, second, lora_hash(tmp_path)}) == 3
+def test_the_hash_of_a_folder_covers_what_is_read_of_it(tmp_path: Path) -> None:
+    module = "transformer_blocks.0.attn.to_q"
+
+    def saved(name: str, value: float) -> str:
+        up = value * ones(4, 2)
+        save_file({f"{module}.lora_A.weight": ones(2, 4), f"{module}.lora_B.weight": up}, tmp_path / name)
+        return lora_hash(tmp_path)
+
+    hashes = [saved("style.safetensors", 1.0), saved("style.safetensors", 2.0)]
+    (tmp_path / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 1}')
+    hashes.append(lora_hash(tmp_path))
+    (tmp_path / ".DS_Store").write_text("of no matter")
+    assert len({*hashes}) == 3
+    assert lora_hash(tmp_path) == hashes[-1]
 
 
 def test_the_hash_of_a_file_covers_the_configuration_that_it_is_read_with(tmp_path: Path) -> None:
