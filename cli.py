@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 bad input or configuration, 3 the run diverged, 130 cancel
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -26,6 +27,9 @@ OK, UNEXPECTED, BAD_INPUT, DIVERGED, CANCELLED = 0, 1, 2, 3, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. Only usage errors leave by SystemExit, with code 2."""
     args = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):  # a console or file that knows few letters
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code: int = args.command(args)
     except KeyboardInterrupt:
@@ -37,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _explained(error: Exception) -> tuple[str, int]:
+class _Broken(Exception):
+    """A run that broke off; the command that goes on. The cause says why."""
+
+
+def _explained(error: BaseException) -> tuple[str, int]:
     """One line for a person, and the exit code."""
     import torch
 
@@ -45,6 +53,9 @@ def _explained(error: Exception) -> tuple[str, int]:
     from .training.trainer import Cancelled, DivergedError
 
     text = " ".join(str(error).split())
+    if isinstance(error, _Broken) and error.__cause__ is not None:
+        why, code = _explained(error.__cause__)
+        return f"{why}; what was trained is kept, go on with: {text}", code
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory; `collectionlora plan CONFIG.toml --gpu GB` names settings that fit", BAD_INPUT
     if isinstance(error, Cancelled):
@@ -176,10 +187,8 @@ def _host(
         from .pocket import WEIGHTS
         from .training.hosts.pocket import PocketHost
     except ModuleNotFoundError as error:
-        name = (error.name or "").partition(".")[0]
-        raise ValueError(
-            f"{name} is missing: pip install '.[diffusers,pocket]' in the folder of CollectionLoRA"
-        ) from error
+        remedy = "pip install '.[diffusers,pocket]' in the folder of CollectionLoRA"
+        raise ValueError(f"{(error.name or '').partition('.')[0]} is missing: {remedy}") from error
     # Moments near zero become denormal numbers, with which a CPU is five times slower.
     torch.set_flush_denormal(True)
     if "OMP_NUM_THREADS" not in os.environ:  # torch alone takes half of the virtual cores
@@ -210,10 +219,8 @@ def _distill(args: argparse.Namespace) -> int:
 
     run = read_run(args.config, args.cycles)
     if run.checkpoint.exists() and not args.resume:
-        raise ConfigError(
-            f"{run.checkpoint} holds the state of an earlier run; go on with --resume, or delete it to start "
-            "again"
-        )
+        remedy = "go on with --resume, or delete it to start again"
+        raise ConfigError(f"{run.checkpoint} holds the state of an earlier run; {remedy}")
     with Workers.joined() as workers:
         return _distil_among(workers, run, args)
 
@@ -222,6 +229,7 @@ def _distil_among(workers: Workers, run: Run, args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from .console import Console, distil
+    from .training.checkpoint import CheckpointError
     from .training.run_config import ConfigError
     from .training.speed import bfloat16_slowdown
     from .training.trainer import Cancelled, DivergedError
@@ -250,13 +258,17 @@ def _distil_among(workers: Workers, run: Run, args: argparse.Namespace) -> int:
             console.say(f"This processor is {slowdown:.0f} times slower in bfloat16: leave --bfloat16 out")
         try:
             report = distil(run, host, console, args.resume, workers)
-        except (Cancelled, DivergedError) as error:
+        except Exception as error:
             again = ["collectionlora distill", str(args.config)]
             again += [] if args.cycles is None else ["--cycles", str(args.cycles)]
             again += [f"--{name}" for name in ("bfloat16", "compile") if getattr(args, name)]
             again += ["--resume"] if run.checkpoint.exists() else []
-            then = "with these lowered" if isinstance(error, DivergedError) else "go on with"
-            raise type(error)(f"{error}; {then}: {' '.join(again)}") from error
+            if isinstance(error, Cancelled | DivergedError):
+                then = "with these lowered" if isinstance(error, DivergedError) else "go on with"
+                raise type(error)(f"{error}; {then}: {' '.join(again)}") from error
+            if run.checkpoint.exists() and not isinstance(error, CheckpointError):
+                raise _Broken(" ".join(again)) from error
+            raise
         if not workers.leads:
             return OK
         if "plots" in report:
@@ -287,8 +299,7 @@ def _plan(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name}: {args.config} says that already; leave one of them out")
         if least is not None and value is not None and value < least:
             raise ValueError(f"--{name} = {value} must be at least {least}")
-    if args.size is not None:
-        _check_size(args.size)
+    _check_size(1024 if args.size is None else args.size)
     if args.config:
         job = job_of(read_run(args.config))
     else:
@@ -348,10 +359,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     from .pocket.report import full_report
 
     folder = args.base or WEIGHTS
-    host, collection = (
-        _host(args.base, pocket_only=True),
-        args.collection or folder / "collection.safetensors",
-    )
+    host = _host(args.base, pocket_only=True)
+    collection = args.collection or folder / "collection.safetensors"
     with Console() as console:
         report, content = full_report(
             host, folder, collection, args.images, args.out, console.progress, dict(args.beside)

@@ -37,18 +37,20 @@ class Console:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, the first Ctrl-C only makes `cancelled` true; the second one is a KeyboardInterrupt."""
+        """Inside, the first Ctrl-C or request to end only makes `cancelled` true; a second Ctrl-C is a
+        KeyboardInterrupt."""
 
         def interrupt(number: int, frame: FrameType | None) -> None:
             self._cancelled = True
             signal.signal(signal.SIGINT, signal.default_int_handler)
             tqdm.write("Stopping; what is done will be saved. Ctrl-C again stops at once.", file=sys.stderr)
 
-        previous = signal.signal(signal.SIGINT, interrupt)
+        previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def cancelled(self) -> bool:
         """Whether Ctrl-C was pressed while listening."""
@@ -92,7 +94,7 @@ def distil(
 ) -> dict[str, Any]:
     """A whole run with its bars; returns the report, in a process that does not lead an empty one.
 
-    Raises Cancelled or DivergedError *after* the collection as trained so far has been written, and whatever
+    Raises what ended the run *after* the collection as trained so far has been written, and whatever
     `DistillationRun` raises.
     """
     from .training.extend import read_extended
@@ -113,6 +115,10 @@ def distil(
                 console.losses(record.losses)
         except (Cancelled, DivergedError) as error:
             stopped = error
+        except Exception:
+            if job.trainer.cycle > 0 and workers.leads:
+                job.finish(thumbnails=False)
+            raise
         if stopped is not None and job.trainer.cycle == 0:
             raise stopped  # nothing was learnt that a collection could hold
         report = job.finish() if workers.leads else {}

@@ -16,6 +16,9 @@ from .errors import CollectionError
 STALE_SECONDS = 600
 """Age at which a temporary file of a killed writer is swept (a live writer keeps touching its own)."""
 
+PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+"""Seconds between attempts to rename."""
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -39,7 +42,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         if stat.S_IMODE(temporary.stat().st_mode) != mode:  # some writers let nobody but the owner read
             with suppress(OSError):  # and some disks know no such thing
                 temporary.chmod(mode)
-        temporary.replace(target)
+        _replace(temporary, target)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -56,7 +59,19 @@ def is_disk_full(error: BaseException) -> bool:
     """Whether an exception means "no space left", also when a library wrapped it in its own type."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
         return True
-    return "No space left on device" in str(error) or "os error 28" in str(error)
+    # 112 is Windows'
+    return any(sign in str(error) for sign in ("No space left on device", "os error 28)", "os error 112)"))
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    """Rename, patiently: Windows refuses while something else looks at one of the two, a virus scanner or a
+    page that shows it."""
+    for pause in PAUSES:
+        with suppress(PermissionError):
+            temporary.replace(target)
+            return
+        time.sleep(pause)
+    temporary.replace(target)
 
 
 def _mode(target: Path, temporary: Path) -> int:

@@ -19,13 +19,17 @@ from ..collection.lora_weights import LoraWeights
 from ..pocket import FEW_STEP
 from ..training.checkpoint import CheckpointError
 from ..training.config import Distillation, distillation
+from ..training.distiller import BELOW
 from ..training.drawings import draw_losses, draw_matrix
 from ..training.extend import extended
 from ..training.hosts.comfy import ComfyHost
 from ..training.lora import PAPER_TARGETS, block_targets, linear_shapes
 from ..training.pictures import to_tensor
+from ..training.prepare import TAGS
 from ..training.run import DistillationRun
 from ..training.run_config import Lists, Run, Targets
+from ..training.targets import TEACHER_IMAGES
+from ..training.time_left import TimeLeft
 from ..training.trainer import DivergedError
 from .effect import LONG_SIDE, SHAPE, multiple_for
 from .events import CANCELLED, RunEvents
@@ -76,8 +80,8 @@ class DistilCollection(io.ComfyNode):
                     "start",
                     options=[GO_ON, ANEW],
                     default=GO_ON,
-                    tooltip="anew: an earlier run of that name is kept as name_2. Set it back before running "
-                    "again: each run with it begins from nothing.",
+                    tooltip="anew: an earlier run of that name is kept as name_2, and its teacher images "
+                    "are used again. Set it back before running again: each run with it begins from nothing.",
                 ),
                 LONG_SIDE,
                 SHAPE,
@@ -169,7 +173,7 @@ class DistilCollection(io.ComfyNode):
         known = {} if first is None else {path: shapes[path] for path in first.down if path in shapes}
         with host.lend(room_for(run, host, known)):
             if start == ANEW and output.exists():  # not before: a base that is refused starts nothing
-                output.rename(unused(output, "_"))
+                begin_anew(output)
             events = RunEvents(run.output, run.distill.cycles, _workflow(cls.hidden.extra_pnginfo))
             report = _distil(run, host, events, preview_every, first)
         weights, catalogue = load_collection(run.collection, shapes)
@@ -181,6 +185,16 @@ class DistilCollection(io.ComfyNode):
         pictures = [to_tensor(plot).movedim(0, -1)[None] for plot in plots]
         collection = Collection(f"{output.name}.safetensors", weights, catalogue)
         return io.NodeOutput(collection, text, *pictures, ui=ui.PreviewText(text))
+
+
+def begin_anew(output: Path) -> None:
+    """Keep an earlier run's folder by another name. Its teacher images took hours, and are known by all that
+    they depend on, as tags are: they go on."""
+    kept = output.rename(unused(output, "_"))
+    output.mkdir()
+    for name in (TEACHER_IMAGES, TAGS):
+        if (kept / name).exists():
+            (kept / name).rename(output / name)
 
 
 def _workflow(notes: Any) -> str:
@@ -253,8 +267,11 @@ def _train(job: DistillationRun, host: ComfyHost, events: RunEvents, preview_eve
             events.resumed(job.trainer.cycle, job.curves.losses, job.curves.effect_losses)
         elif previews:
             previews.make()
+        left = TimeLeft(
+            run.distill, run.distill.p_effect if run.lists.general else 1.0, BELOW in job.roles.adapters
+        )
         for record in job.train(progress=progress):
-            events.cycle(record, job.trainer.skipped)
+            events.cycle(record, job.trainer.skipped, left.after(record))
             cycle = job.trainer.cycle
             picture = None
             if previews and cycle % preview_every == 0:

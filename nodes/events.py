@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,8 @@ class RunEvents:
         """The run goes on after so many cycles, whose losses these are."""
         self._tell(cycle=cycle, losses=copy.deepcopy(losses), effects=copy.deepcopy(effects))
 
-    def cycle(self, record: Record, skipped: int) -> None:
-        """A cycle has ended; so many were skipped so far."""
+    def cycle(self, record: Record, skipped: int, left: float) -> None:
+        """A cycle has ended; so many were skipped so far, and so many seconds are left."""
         self._seconds = [*self._seconds[-19:], sum(record.seconds.values())]
         mean = sum(self._seconds) / len(self._seconds)
         self._tell(
@@ -99,7 +100,7 @@ class RunEvents:
             skipped=skipped,
             memory=record.memory,
             seconds_each=round(mean, 3),
-            seconds_left=round(mean * (self.story["cycles"] - record.cycle - 1)),
+            seconds_left=round(left),
         )
 
     def shows(self, effects: Mapping[str, Effect], given: Collection[str]) -> None:
@@ -141,7 +142,8 @@ class RunEvents:
                 cycles = [one["cycle"] for one in made]
                 gone = min(range(1, KEPT), key=lambda at: cycles[at + 1] - cycles[at - 1])
                 for file in self._folder(name).glob(f"{cycles[gone]:07d}.*"):
-                    file.unlink()
+                    with suppress(OSError):  # Windows keeps one that a page is just shown
+                        file.unlink()
                 del made[gone]
             previews[name] = made
         self._tell(previews=previews)

@@ -74,7 +74,7 @@ class DistillationSettings(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "teacher_guidance",
-                    default=4.0,
+                    default=3.0,
                     min=0.0,
                     max=20.0,
                     step=0.1,

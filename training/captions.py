@@ -33,6 +33,8 @@ TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
 WORDS = 40
 """Of a caption, at most."""
+LETTERS = 1000
+"""Of a caption, at most, in any script."""
 INSTRUCTION = (
     "Below are {count} examples of one and the same picture edit: the first image of each is the input, the "
     "second its result. The model that made them was prompted with: {prompt!r}.\n"
@@ -116,10 +118,10 @@ def caption_vlm(endpoint: VlmEndpoint, pairs: Sequence[tuple[Tensor, Tensor]], t
     caption = " ".join(text.split()).strip("\"'“”` ").rstrip(" .")
     if not caption:
         raise CaptionError(f"caption endpoint {endpoint.url}: model {endpoint.model!r} gave an empty caption")
-    if len(caption.split()) > 2 * WORDS:
+    if len(caption.split()) > 2 * WORDS or len(caption) > LETTERS:  # some scripts know no spaces
         raise CaptionError(
-            f"caption endpoint {endpoint.url}: model {endpoint.model!r} gave {len(caption.split())} words "
-            f"where at most {WORDS} were asked for: {caption[:80]!r}..."
+            f"caption endpoint {endpoint.url}: model {endpoint.model!r} gave {len(caption.split())} words, "
+            f"{len(caption)} letters, where at most {WORDS} words were asked for: {caption[:80]!r}..."
         )
     return caption
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from ..collection.catalogue import Catalogue
 from ..collection.jsonl import EffectEntry, EffectSample
 from .captions import VlmEndpoint, caption_template, caption_vlm, pairs_shown
 from .data import TeacherPath
-from .encoding import prompt_encoder
 from .host import Host
 from .pictures import read_picture, to_floats, to_pixels, to_tensor
 from .prompting import (
@@ -37,7 +37,9 @@ from .workers import ALONE, Workers
 SHAPE_TOLERANCE = 0.05
 """How much the proportions of a pair may differ: models crop sides to multiples of up to 32 pixels."""
 
-
+TAGS = "tags.json"
+"""The file of a run's folder that keeps them."""
+UNFINISHED = "cancelled while making teacher images; those made are kept"
 _ORIENTATION = 0x0112
 """The EXIF field."""
 
@@ -181,7 +183,7 @@ def on_one_source(
 
 
 def make_targets(
-    host: Host,
+    encode: Callable[[str, Tensor], Tensor],
     roles: Roles,
     maker: TargetMaker,
     samples: Sequence[EffectSample],
@@ -192,27 +194,32 @@ def make_targets(
 ) -> list[Pictures]:
     """The pictures with every missing teacher image made. `progress(done, all)` after each.
 
+    encode: a `prompt_encoder`, asked for what is not on the disk.
+
     Raises Cancelled; what was made is kept on the disk.
     """
-    encode = prompt_encoder(host)
-    missing = [i for i, picture in enumerate(pictures) if picture.target is None]
-    wanted = []
-    for i in missing:
+
+    def encoded(prompt: str, pixels: Tensor) -> Tensor:
         if cancelled():
-            break  # this ends below, when the other processes have been met
-        prompt, picture = samples[i].instruction, pictures[i]
-        text, empty = encode(prompt, picture.pixels), encode("", picture.pixels)
-        wanted.append(Wanted(samples[i].lora_name, prompt, text, empty, picture.pixels, picture.source))
+            raise Cancelled(UNFINISHED)
+        return encode(prompt, pixels)
+
+    missing = [i for i, picture in enumerate(pictures) if picture.target is None]
+    wanted = [
+        Wanted(samples[i].lora_name, samples[i].instruction, pictures[i].pixels, pictures[i].source, encoded)
+        for i in missing
+    ]
     if workers.count > 1:  # each makes a share and all then find them on the disk
-        for done, _ in enumerate(maker.make(roles, workers.share(wanted), cancelled), 1):
-            progress(done * workers.count, len(missing))
+        with suppress(Cancelled):  # this ends below, when the other processes have been met
+            for done, _ in enumerate(maker.make(roles, workers.share(wanted), cancelled), 1):
+                progress(done * workers.count, len(missing))
         workers.wait()
     complete = list(pictures)
     for done, (j, made) in enumerate(maker.make(roles, wanted, cancelled), 1):
         complete[missing[j]] = replace(complete[missing[j]], target=made.latent.cpu(), path=made.path)
         progress(done, len(missing))
     if any(picture.target is None for picture in complete):
-        raise Cancelled("cancelled while making teacher images; those made are kept")
+        raise Cancelled(UNFINISHED)
     return complete
 
 
@@ -294,6 +301,8 @@ def choose_prompts(
 
     def asked(name: str) -> str:
         assert endpoint is not None
+        if cancelled():
+            raise Cancelled("cancelled while asking for captions; those that came are kept")
         own = [picture for sample, picture in zip(samples, pictures) if sample.lora_name == name]
         return _asked_caption(host, name, effects[name].prompt, own, endpoint, remembered, seed)
 
@@ -324,7 +333,7 @@ def choose_prompts(
 
     seen = [hashlib.sha256(image.cpu().numpy().tobytes()).hexdigest() for image in some] if sees else []
     asked_for = [host.identity, fixed, count, seed, seen]
-    report = choose_once(remembered.with_name("tags.json"), asked_for, captions, choose)
+    report = choose_once(remembered.with_name(TAGS), asked_for, captions, choose)
     return _prompts(effects, report.tags, captions), report
 
 

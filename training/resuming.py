@@ -48,6 +48,11 @@ def difference(ours: Mapping[str, Any], theirs: Any, cycle: int = 0) -> str | No
     return None
 
 
+def has_learnt(state: Mapping[str, Any]) -> bool:
+    """Whether a run that goes on has anything to go on from; what is no state is left to be refused."""
+    return bool(state.get("cycle", True))
+
+
 def check_settings(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Raises CheckpointError, naming the first difference, where the state `theirs` of the file `path` is of
     another configuration or other lessons than the state `ours`."""

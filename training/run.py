@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,14 +43,16 @@ from .prepare import (
 )
 from .randomness import generator
 from .record import Curves, Record
-from .resuming import check_origin, check_settings
+from .resuming import check_origin, check_settings, has_learnt
 from .roles import Roles
 from .run_config import ConfigError, Run
 from .sampling import apply_to_each
-from .targets import TargetMaker
+from .targets import TEACHER_IMAGES, TargetMaker
 from .trainer import Cancelled, Trainer
 from .workers import ALONE, Workers
 
+SAVE_SECONDS = 1800
+"""The state is saved this often where cycles are slow."""
 Progress = Callable[[str, int, int], None]
 """`progress(phase, done, all)`: phases "teacher images", "tags", "cycles"."""
 
@@ -131,6 +132,7 @@ class DistillationRun:
             adapters[BELOW] = LoraAdapter.of(below).to(host.device, host.dtype)
         self.roles = Roles(host.transformer, adapters)
         self.curves = Curves()
+        self._progress_file = run.output / "progress.json"
 
     def __enter__(self) -> DistillationRun:
         self.roles.attach()
@@ -155,9 +157,10 @@ class DistillationRun:
         pictures = read_pictures(host, samples, self.cancelled)
         general = encode_general(host, run.lists.general, samples, pictures, self.cancelled)
         _ = self._origin  # now: files may be gone when the state is saved
+        encode = prompt_encoder(host)  # one for all: most of what is shown is learnt from
         needed = sorted({*run.samples_with_images, *map(samples.index, shown.values())})
         made = make_targets(
-            host,
+            encode,
             self.roles,
             self._maker,
             [samples[i] for i in needed],
@@ -184,7 +187,6 @@ class DistillationRun:
                 lambda done, all_: progress("tags", done, all_),
                 self.cancelled,
             )
-        encode = prompt_encoder(host)  # one for both: most of what is shown is learnt from
         lessons = encode_lessons(encode, prompts, self._samples, pictures, general, self.cancelled)
         previews = {
             name: Shown(picture, encode(prompts[name].student, picture.pixels))
@@ -216,29 +218,33 @@ class DistillationRun:
         trainer, run = self.trainer, self.run
         if resume:
             self.resume()
+        saved = time.monotonic()
         try:
             for record in trainer.run():
                 self.curves.note(record)
                 progress("cycles", trainer.cycle, run.distill.cycles)
-                if trainer.cycle % run.distill.save_every == 0:
+                if trainer.cycle % run.distill.save_every == 0 or time.monotonic() - saved > SAVE_SECONDS:
                     self._save()
+                    saved = time.monotonic()
                 yield record
         finally:
             self._save()
 
     def check_resumable(self) -> None:
-        """Raises CheckpointError where the saved state has other settings or learnt from something else,
-        as far as is known before `prepare`."""
+        """Raises CheckpointError for a state of other settings or lessons, as far as is known now."""
         run, counts = self.run, Counter(sample.lora_name for sample in self._samples)
         ours = {"effects": [[n, counts[n]] for n in self.effects], "general": len(run.lists.general)}
         state = load_state(run.checkpoint, plain=True)
-        check_settings(run.checkpoint, state, {"config": copied(asdict(run.distill)), "lessons": ours})
-        check_origin(self._progress_file, self._progress(), self._origin)
+        if has_learnt(state):
+            check_settings(run.checkpoint, state, {"config": copied(asdict(run.distill)), "lessons": ours})
+            check_origin(self._progress_file, self._progress(), self._origin)
 
     def resume(self) -> None:
-        """Take up the state that is saved, before `train`. Raises CheckpointError if that fails."""
-        self.trainer.resume(self.run.checkpoint)
-        self._read_progress()
+        """Take up the state that is saved, before `train`; one that has learnt nothing leaves the run free to
+        have other settings. Raises CheckpointError."""
+        if has_learnt(load_state(self.run.checkpoint, plain=True)):
+            self.trainer.resume(self.run.checkpoint)
+            self._read_progress()
 
     def _save(self) -> None:
         if not self.workers.leads:
@@ -249,17 +255,13 @@ class DistillationRun:
             temporary.write_text(json.dumps(content), encoding="utf-8")
         self.trainer.save(self.run.checkpoint)
 
-    @property
-    def _progress_file(self) -> Path:
-        return self.run.output / "progress.json"
-
     @cached_property
     def _maker(self) -> TargetMaker:
         run = self.run
         return TargetMaker(
             self.host,
             self.bank,
-            run.output / "teacher_images",
+            run.output / TEACHER_IMAGES,
             run.targets.steps,
             run.targets.guidance,
             run.targets.batch,

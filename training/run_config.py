@@ -53,7 +53,7 @@ class Targets:
     """How teacher images are made."""
 
     steps: int = 40
-    guidance: float = 4.0
+    guidance: float = 3.0
     batch: int = 8
 
 
@@ -222,7 +222,7 @@ def read_run(path: Path, cycles: int | None = None) -> Run:
     line.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -334,7 +334,7 @@ def _endpoint(values: dict[str, Any]) -> VlmEndpoint:
         raise ConfigError(
             f"captions.key_variable = {variable!r}: the environment has no such variable; set it"
         )
-    endpoint = VlmEndpoint(values["url"], values["model"], os.environ[variable] if variable else "")
+    endpoint = VlmEndpoint(values["url"], values["model"], os.environ[variable].strip() if variable else "")
     try:
         endpoint.address()
     except CaptionError as error:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
@@ -23,18 +24,30 @@ from .roles import Roles
 from .sampling import sample_teachers
 from .trainer import Cancelled
 
+TEACHER_IMAGES = "teacher_images"
+"""The folder of a run's folder that keeps them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Wanted:
-    """One teacher image to make: effect, teacher prompt, its embedding and the empty prompt's (T,D), source
-    as uint8 (3,H,W) with its latent (C,h,w)."""
+    """One teacher image to make: effect, teacher prompt, source as uint8 (3,H,W) with its latent (C,h,w)."""
 
     effect: str
     prompt: str
-    text: Tensor
-    empty: Tensor
     pixels: Tensor
     source: Tensor
+    encode: Callable[[str, Tensor], Tensor]
+    """(prompt, pixels) -> (T,D); not asked for an image that is there already."""
+
+    @cached_property
+    def text(self) -> Tensor:
+        """Embedding of the prompt."""
+        return self.encode(self.prompt, self.pixels)
+
+    @cached_property
+    def empty(self) -> Tensor:
+        """Embedding of the empty prompt."""
+        return self.encode("", self.pixels)
 
 
 @dataclass(frozen=True, eq=False)

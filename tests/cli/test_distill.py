@@ -123,6 +123,25 @@ def test_ctrl_c_in_a_cycle_leaves_a_collection_and_says_how_to_go_on(
     assert read_catalogue(pocket.folder / "out" / "collection.safetensors").training["cycles"] == 2
 
 
+def test_a_run_that_breaks_off_leaves_a_collection_and_says_how_to_go_on(
+    pocket: Any, fails: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = console.Console.progress
+
+    def full(self: console.Console, phase: str, done: int, total: int) -> None:
+        progress(self, phase, done, total)
+        if phase == "cycles" and done == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(console.Console, "progress", full)
+    line = fails(cli.BAD_INPUT, "distill", pocket.config)
+    assert "out of memory; `collectionlora plan" in line
+    assert line.endswith(f"is kept, go on with: collectionlora distill {pocket.config} --resume")
+    assert read_catalogue(pocket.folder / "out" / "collection.safetensors").training["cycles"] == 1
+    monkeypatch.undo()
+    assert cli.main(["distill", pocket.config, "--resume"]) == cli.OK
+
+
 def test_ctrl_c_among_teacher_images_keeps_those_made(
     pocket: Any, fails: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +164,15 @@ def press_ctrl_c(monkeypatch: pytest.MonkeyPatch, when: Callable[[str, int], boo
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(console.Console, "progress", pressing)
+
+
+def test_a_request_to_end_is_a_question_too() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    it = console.Console()
+    with it.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert it.cancelled()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_second_ctrl_c_stops_at_once_and_the_handler_is_given_back() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,27 @@ def test_the_file_appears_whole_and_alone(tmp_path):
         assert target.read_bytes() == b"one"
     assert target.read_bytes() == b"two"
     assert names(target.parent) == ["file.bin"]
+
+
+@pytest.mark.parametrize("refusals", [3, 99])
+def test_a_file_that_is_looked_at_for_a_moment_is_waited_for(refusals, tmp_path, monkeypatch):
+    """As Windows refuses to replace one."""
+    target, replace, left = tmp_path / "file.bin", Path.replace, [refusals]
+    target.write_bytes(b"one")
+
+    def refusing(self, other):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise PermissionError(13, "used by another process")
+        return replace(self, other)
+
+    monkeypatch.setattr(Path, "replace", refusing)
+    monkeypatch.setattr(atomic.time, "sleep", lambda _: None)
+    refused = pytest.raises(PermissionError) if refusals == 99 else nullcontext()
+    with refused, atomic_write(target) as temporary:
+        temporary.write_bytes(b"two")
+    assert target.read_bytes() == (b"one" if refusals == 99 else b"two")
+    assert names(tmp_path) == ["file.bin"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt(), OSError(errno.EIO, "bad disk")])

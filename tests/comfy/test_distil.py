@@ -233,7 +233,9 @@ def test_a_run_that_cannot_go_on_leaves_the_earlier_one_alone(server: Any) -> No
     assert "start = anew" in message
     now = {path.name: path.read_bytes() for path in folder_of(server, "earlier").glob("*.safetensors")}
     assert now == kept
+    images = {path.name for path in (folder_of(server, "earlier") / "teacher_images").iterdir()}
     server.run(distil("earlier", cycles=1, distil={"start": "anew"}))
+    assert images <= {path.name for path in (folder_of(server, "earlier") / "teacher_images").iterdir()}
     aside = folder_of(server, "earlier_2")  # where a run of that name goes on
     assert {path.name: path.read_bytes() for path in aside.glob("*.safetensors")} == kept
     assert load_state(folder_of(server, "earlier") / "state.safetensors")["cycle"] == 1

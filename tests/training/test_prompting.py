@@ -269,6 +269,7 @@ def test_transient_failures_are_tried_again(pairs):
         ((200, '{"choices": [{"message": {"content": null}}]}'), "no choices", 1),
         (chat(' "." '), "empty caption", 1),
         (chat("word " * 200), "200 words", 1),
+        (chat("字" * 1200), "1 words, 1200 letters", 1),
     ],
 )
 def test_a_failing_endpoint_is_an_error_never_the_template(pairs, answer, message, requests):

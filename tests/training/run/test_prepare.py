@@ -400,6 +400,18 @@ def test_a_trigger_is_enough_where_captions_are_asked_for(
         assert job.prepare().prompts["frost"].student.endswith("> an answer")
 
 
+def test_no_more_captions_are_asked_for_after_a_cancel(
+    project: Any, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(prepare, "caption_vlm", lambda *one: asked.append(one) or "an answer")
+    run = replace(read_run(project.write()), captions=VlmEndpoint("http://localhost:1", "model"))
+    job = DistillationRun(run, host, lambda: len(asked) == 2)
+    with job, pytest.raises(Cancelled, match="captions; those that came are kept"):
+        job.prepare()
+    assert len(asked) == 2
+
+
 def test_a_long_name_of_a_teacher_is_no_reason_to_refuse_it(project: Any, host: Any) -> None:
     name = "Qwen-Image-Edit-2509-Multiple-Angles-Camera-LoRA-v1-rank32"
     for row in (*project.lists["effects"], *project.lists["data"]):

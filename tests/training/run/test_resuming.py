@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
-from collectionlora.training.checkpoint import CheckpointError
+from collectionlora.training.checkpoint import CheckpointError, load_state
 from collectionlora.training.run import DistillationRun
 from collectionlora.training.run_config import read_run
 
@@ -46,3 +47,25 @@ def test_resuming_without_a_state_says_so(project: Any, host: Any) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint; start the run without resuming"):
         whole(project, host, resume=True)
     assert not (project.folder / "out" / "state.safetensors").exists()
+
+
+def test_a_run_that_has_learnt_nothing_may_go_on_with_other_settings(project: Any, host: Any) -> None:
+    """As one whose first cycle did not fit is told to."""
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("full")
+
+    with DistillationRun(read_run(project.write()), host) as job:
+        job.prepare()
+        job.trainer.distiller.velocity = full
+        with pytest.raises(torch.OutOfMemoryError, match="full"):
+            next(job.train())
+    assert load_state(job.run.checkpoint)["cycle"] == 0
+    project.settings["distill"]["rank"] = 1
+    with DistillationRun(read_run(project.write()), host) as job:
+        job.check_resumable()
+    whole(project, host, resume=True)
+    project.settings["distill"]["rank"] = 2
+    job, refused = DistillationRun(read_run(project.write()), host), "made with rank = 1 where this run has 2"
+    with job, pytest.raises(CheckpointError, match=refused):
+        job.check_resumable()

@@ -35,8 +35,8 @@ class Workshop:
         self.wanted[2] = self.want("frost", 1 - image)
 
     def want(self, name: str, image: Tensor) -> Wanted:
-        text, empty = self.host.encode_text([name, ""], None)
-        return Wanted(name, name, text, empty, to_pixels(image), self.host.encode_image(image[None])[0])
+        pixels, source = to_pixels(image), self.host.encode_image(image[None])[0]
+        return Wanted(name, name, pixels, source, lambda prompt, _: self.host.encode_text([prompt], None)[0])
 
     def make(self, cancelled: Callable[[], bool] = lambda: False) -> tuple[dict[int, Tensor], int]:
         """The images by index, and how many network evaluations they cost."""
@@ -75,7 +75,7 @@ def test_prompts_of_several_lengths_and_pictures_of_several_sizes_are_never_in_o
     workshop: Workshop, tmp_path: Path
 ) -> None:
     neon = workshop.wanted[1]
-    workshop.wanted[1] = replace(neon, text=neon.text.repeat(2, 1))
+    workshop.wanted[1] = replace(neon, encode=lambda *asked: neon.encode(*asked).repeat(2, 1))
     wide = torch.rand(3, 4, 8, generator=generator(0, "wide"))
     workshop.wanted += [workshop.want("neon", wide), workshop.want("frost", wide)]
     workshop.settings["batch"] = 8
@@ -155,10 +155,16 @@ def test_another_sampler_makes_all_anew(workshop: Workshop, setting: dict[str, A
 def test_rounding_of_the_latents_does_not_make_images_anew(workshop: Workshop) -> None:
     # Another machine or thread count computes latents and embeddings with other last bits.
     workshop.make()
-    workshop.wanted = [
-        replace(one, source=one.source + 1e-6, text=one.text + 1e-6) for one in workshop.wanted
-    ]
+    workshop.wanted = [replace(one, source=one.source + 1e-6) for one in workshop.wanted]
     assert workshop.make()[1] == 0
+
+
+def test_what_is_there_needs_no_prompt(workshop: Workshop) -> None:
+    workshop.make()
+    asked: list[str] = []
+    workshop.wanted = [replace(one, encode=lambda prompt, _: asked.append(prompt)) for one in workshop.wanted]
+    assert workshop.make()[1] == 0
+    assert not asked
 
 
 def test_a_damaged_image_is_made_anew(workshop: Workshop) -> None:
