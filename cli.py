@@ -128,9 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--image", type=Path, required=True, metavar="FILE")
     one.add_argument("--effect", required=True, metavar="NAME", help="`collectionlora inspect` lists them")
     one.add_argument("--then", metavar="NAME", help="a second effect on top, in the same steps")
-    one.add_argument("--size", type=int, default=1024, metavar="PIXELS", help="long side (1024); pocket: 128")
-    steps = "evaluations; by default, and at most, those of the file"
-    one.add_argument("--steps", type=int, metavar="N", help=steps)
+    one.add_argument("--size", type=int, metavar="PIXELS", help="long side; by default that of the training")
+    one.add_argument("--steps", type=int, metavar="N", help="evaluations; by default and at most the file's")
     one.add_argument("--seed", type=int, default=0, metavar="N")
     one.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .png, .webp or .jpg to write")
     one.set_defaults(command=_sample)
@@ -331,9 +330,10 @@ def _sample(args: argparse.Namespace) -> int:
     kind = Image.registered_extensions().get(args.out.suffix.lower())
     if kind not in Image.SAVE:
         raise ValueError(f"{args.out}: no picture format of that name; end it in .png, .webp or .jpg")
-    _check_size(args.size)
+    size = catalogue.long_side if args.size is None else args.size
+    _check_size(size)
     sigmas = catalogue.sigmas if args.steps is None else fewer_sigmas(catalogue.sigmas, args.steps)
-    host = _host(args.base, long_side=args.size)
+    host = _host(args.base, long_side=size)
     shapes = linear_shapes(host.transformer)
     if not catalogue.fits(shapes):
         raise ValueError(

@@ -114,6 +114,12 @@ class Catalogue:
         """Whether the collection was trained on a base with these Linears (module path -> (out, in))."""
         return bool(self.base["hash"] == fingerprint(shapes)["hash"])
 
+    @property
+    def long_side(self) -> int:
+        """Pixels of the longer side of what it was trained on; 1024, as most are, where it does not say."""
+        said = self.training.get("long_side")
+        return said if type(said) is int and 64 <= said <= 4096 else 1024
+
     def to_header(self) -> dict[str, str]:
         """The safetensors metadata: one entry with the catalogue as JSON, thumbnails in base64."""
         effects = []

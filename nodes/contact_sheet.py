@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..training.pictures import to_pil, to_tensor
 from ..training.sheets import named_grid
-from .effect import LONG_SIDE, SHAPE, encode, multiple_for, resized
+from .effect import SHAPE, SIZE, encode, multiple_for, resized
 from .gallery import keep_own_picture, tell_progress
 from .sampling import STEPS, collection_sigmas, sample_latent
 from .sockets import CATEGORY, Collection, CollectionSocket
@@ -42,7 +42,7 @@ class ContactSheet(io.ComfyNode):
                 ),
                 io.Int.Input("seed", default=0, min=0, max=2**64 - 1, tooltip="The same for every effect."),
                 STEPS,
-                LONG_SIDE,
+                SIZE,
                 SHAPE,
                 io.Boolean.Input(
                     "for_gallery",
@@ -84,6 +84,7 @@ class ContactSheet(io.ComfyNode):
         known = {effect.title: effect.name for effect in catalogue.effects}
         known |= {effect.name: effect.name for effect in catalogue.effects}
         chosen = [catalogue[known.get(name, name)] for name in names] or list(catalogue.effects)
+        long_side = long_side or catalogue.long_side
         source = resized(image[:1], long_side, multiple_for(long_side), shape == "square")
         sigmas = collection_sigmas(model, steps)
         bar, made = utils.ProgressBar(len(chosen)), []

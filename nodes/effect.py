@@ -29,6 +29,15 @@ LONG_SIDE = io.Int.Input(
     tooltip="Pixels of the longer side, of reference and result alike: results of another size drift. "
     "Pocket Model: 128.",
 )
+SIZE = io.Int.Input(
+    "long_side",
+    default=0,
+    min=0,
+    max=4096,
+    step=8,
+    tooltip="Pixels of the longer side, of reference and result alike: results of another size drift. 0: as "
+    "the collection was trained, 1024 where its file does not say. Pocket Model: 128.",
+)
 SHAPE = io.Combo.Input(
     "shape",
     options=["keep", "square"],
@@ -95,7 +104,7 @@ class ChooseEffect(io.ComfyNode):
                         f"composition {composition!r} lacks {field}; the default is {COMPOSITION!r}"
                     )
             prompt = compose(prompt, effects[1].prompt, composition)
-        return io.NodeOutput(ChosenEffect(tuple(effects), prompt), prompt)
+        return io.NodeOutput(ChosenEffect(tuple(effects), prompt, catalogue.long_side), prompt)
 
 
 class EncodeEffect(io.ComfyNode):
@@ -115,7 +124,7 @@ class EncodeEffect(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="The base's autoencoder."),
                 io.Image.Input("image", tooltip="The picture to edit. A batch is edited picture by picture."),
                 EffectSocket.Input("effect", tooltip="From Choose Effect."),
-                LONG_SIDE,
+                SIZE,
                 io.Int.Input(
                     "multiple",
                     default=32,
@@ -145,7 +154,7 @@ class EncodeEffect(io.ComfyNode):
         multiple: int,
         shape: str,
     ) -> io.NodeOutput:
-        image = resized(image, long_side, multiple, shape == "square")
+        image = resized(image, long_side or effect.long_side, multiple, shape == "square")
         positive, latent = encode(clip, vae, image, effect.prompt)
         return io.NodeOutput(positive, {"samples": torch.zeros_like(latent)}, image)
 

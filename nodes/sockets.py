@@ -40,3 +40,5 @@ class ChosenEffect:
 
     effects: tuple[Effect, ...]
     prompt: str
+    long_side: int
+    """Pixels that the collection was trained at."""

@@ -313,11 +313,9 @@ class DistillationRun:
         return added_up([effects, widened(few_step, {path: self.shapes[path] for path in effects.down})])
 
     def finish(self, thumbnails: bool = True) -> dict[str, Any]:
-        """Write the collection, report.json and the plots; returns the report.
+        """Write the collection as trained so far, report.json and the plots; returns the report.
 
         thumbnails: False leaves out those that the run asks for, which take a sample each; so does a cancel.
-
-        Valid after any end of `train`: the collection holds what was trained so far.
         """
         run, prepared, trainer = self.run, self.prepared, self.trainer
         weights = self.result()
@@ -327,6 +325,7 @@ class DistillationRun:
             "cycles": round(run.spent["cycles"]) + trainer.cycle,
             "preset": run.preset,
             "rank": max(map(len, weights.down.values())),
+            "long_side": max(self._origin["size"]),
             "seed": run.distill.seed,
             "skipped_cycles": trainer.skipped,
             "seconds": round(run.spent["seconds"] + self.curves.seconds),

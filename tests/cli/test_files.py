@@ -67,6 +67,7 @@ def test_two_effects_are_composed_in_one_prompt(
         ({"effect": "nein"}, ["no effect 'nein'", "did you mean neon"]),
         ({"effect": "neon", "then": "forst"}, ["no effect 'forst'", "did you mean frost"]),
         ({"effect": "neon", "steps": "0"}, ["steps must be at least 1, not 0"]),
+        ({"effect": "neon", "size": "9"}, ["--size = 9 must be a whole number"]),
         ({"effect": "neon", "image": "none.png"}, ["none.png"]),
         ({"effect": "neon", "out": "made.txt"}, ["made.txt", ".png, .webp or .jpg"]),
     ],

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,17 @@ def test_pictures_of_any_size_and_transparency_are_taken(
     outputs = server.run(apply_effect("odd.png", "sketch", encode={"shape": shape}))
     with Image.open(server.output_file(outputs["save"]["images"][0])) as made:
         assert made.size == expected
+
+
+def test_a_picture_is_by_default_of_the_size_that_the_collection_was_trained_at(
+    server: Any, photo: str
+) -> None:
+    weights, catalogue = load_collection(WEIGHTS / "collection.safetensors")
+    path = server.base_directory / "models" / "loras" / "at_192.safetensors"
+    save_collection(path, weights, replace(catalogue, training={**catalogue.training, "long_side": 192}))
+    graph = apply_effect(photo, "sketch", load={"file": path.name}, encode={"long_side": 0})
+    with Image.open(server.output_file(server.run(graph)["save"]["images"][0])) as made:
+        assert made.size == (192, 192)
 
 
 def test_a_batch_is_edited_picture_by_picture(server: Any, photo: str) -> None:

@@ -1,6 +1,7 @@
 """The full-size host on a Qwen-Image-Edit folder of tiny random parts, beside diffusers' own pipeline."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -184,7 +185,28 @@ def test_pictures_are_read_at_the_size_the_method_trains_with(host, tmp_path):
         host.read_image(tmp_path / "not.png")
 
 
+@pytest.mark.parametrize(
+    ("size", "tokens"),  # rows and columns, as ComfyUI's encoder counts them
+    [((768, 1024), (12, 16)), ((704, 1024), (11, 17)), ((1024, 1024), (14, 14)), ((1024, 640), (17, 11))],
+)
+def test_the_encoder_sees_a_picture_of_comfyuis_size(size, tokens):
+    copy = qwen._small_copy(torch.rand(3, *size, generator=torch.Generator().manual_seed(4)))
+    assert (round(copy.height / 28), round(copy.width / 28)) == tokens
+    assert abs(copy.width * copy.height - qwen.SEEN_AREA) < copy.width
+
+
+def test_another_edition_is_refused(folder, tmp_path):
+    index = tmp_path / "model_index.json"
+    index.write_text(json.dumps({"_class_name": "QwenImageEditPipeline"}))
+    with pytest.raises(ValueError, match=r"made for QwenImageEditPipeline, not .* use the folder of .*2509"):
+        QwenEditHost(tmp_path)
+    index.write_text("{")
+    with pytest.raises(ValueError, match=r"its model_index\.json cannot be read; fetch it again"):
+        QwenEditHost(tmp_path)
+
+
 def test_a_missing_part_is_named(folder, tmp_path):
+    shutil.copy(folder / "model_index.json", tmp_path)
     with pytest.raises(ValueError, match=r"transformer: no such folder"):
         QwenEditHost(tmp_path)
     for part in ("transformer", "vae"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageEditPlusPipeline, QwenImageTransformer2DModel
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 from transformers import BatchFeature, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -32,8 +34,11 @@ PARTS = ("transformer", "vae", "text_encoder")
 SAMPLES, SAMPLE = 64, 1 << 16
 ENCODING = 3 * 2**30
 """Bytes beside the text encoder, at most, while it and the autoencoder work: 2.3 GiB for 1024 x 1024."""
-VERSION = 2
-"""Of what the model is told: 1 rounded times, and gave words after a picture other positions."""
+VERSION = 3
+"""Of what the model is told: 1 rounded times, and gave words after a picture other positions; 2 showed the
+text encoder copies of other sizes."""
+EDITION = "QwenImageEditPlusPipeline"
+"""The first Qwen-Image-Edit is asked without "Picture 1:", and shown a larger copy."""
 
 
 class QwenEditHost:
@@ -52,8 +57,8 @@ class QwenEditHost:
         checkpointing, compiled: see :func:`.fused.fuse`.
 
     Raises:
-        ValueError: naming the folder or part that is missing or damaged; more blocks to offload than there
-            are.
+        ValueError: naming the folder or part that is missing, damaged or of another edition; more blocks to
+            offload than there are.
     """
 
     name = "qwen-image-edit"
@@ -70,6 +75,7 @@ class QwenEditHost:
         checkpointing: str = "full",
         compiled: bool = False,
     ) -> None:
+        _require_edition(folder)
         self.device, self.long_side, self.dtype = torch.device(device), long_side, dtype
         load = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
         self.transformer = _part(QwenImageTransformer2DModel, folder / "transformer", load)
@@ -198,11 +204,24 @@ def _with_types(
 
 
 def _small_copy(image: Tensor) -> Image.Image:
-    """(3,H,W) in [0,1] as a picture of SEEN_AREA pixels, sides of multiples of 32."""
-    ratio = image.shape[2] / image.shape[1]
-    width = round((SEEN_AREA * ratio) ** 0.5 / 32) * 32
-    height = round((SEEN_AREA / ratio) ** 0.5 / 32) * 32
-    return to_pil(image).resize((max(32, width), max(32, height)), Image.Resampling.LANCZOS)
+    """(3,H,W) in [0,1] as a picture of SEEN_AREA pixels, as ComfyUI makes it: collections are used there, and
+    the pipeline's own, with sides of multiples of 32, often comes to other numbers of tokens."""
+    scale = (SEEN_AREA / (image.shape[1] * image.shape[2])) ** 0.5
+    size = round(image.shape[1] * scale), round(image.shape[2] * scale)
+    return to_pil(interpolate(image[None].float(), size, mode="area")[0])
+
+
+def _require_edition(folder: Path) -> None:
+    """Raises ValueError for another pipeline than EDITION: it would be fed what it was not trained on."""
+    try:
+        found = json.loads((folder / "model_index.json").read_text("utf-8")).get("_class_name")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{folder}: its model_index.json cannot be read; fetch it again") from error
+    if found != EDITION:
+        raise ValueError(
+            f"{folder}: made for {found}, not {EDITION}: it is prompted otherwise; use the folder of "
+            "Qwen-Image-Edit-2509 or a later one"
+        )
 
 
 def _part(kind: Any, folder: Path, settings: dict[str, Any]) -> Any:
