@@ -31,7 +31,7 @@ from ..training.run_config import Lists, Run, Targets
 from ..training.targets import TEACHER_IMAGES
 from ..training.time_left import TimeLeft
 from ..training.trainer import DivergedError
-from .effect import LONG_SIDE, SHAPE, multiple_for
+from .effect import LONG_SIDE, REFERENCE_METHODS, SHAPE, multiple_for
 from .events import CANCELLED, RunEvents
 from .files import BUILT_IN, lora_changed
 from .places import folder_name, unused
@@ -50,6 +50,7 @@ from .sockets import (
 
 GO_ON, ANEW = "go on where it stopped", "anew"
 NONE = "none"
+AS_THE_MODEL_SAYS = "as the model says"
 SMALLER = "Load the base in fp8 if it is not, lower rank or long_side, or take a larger card."
 
 
@@ -116,6 +117,15 @@ class DistilCollection(io.ComfyNode):
                     "student is sampled on top of it and only learns what is missing, and the collection "
                     "holds both.",
                 ),
+                io.Combo.Input(
+                    "reference_method",
+                    options=[AS_THE_MODEL_SAYS, *REFERENCE_METHODS],
+                    default=AS_THE_MODEL_SAYS,
+                    optional=True,
+                    advanced=True,
+                    tooltip="As in core's Edit Model Reference Method. Qwen-Image-Edit-2511 wants "
+                    "index_timestep_zero; the official file says so itself, a GGUF may not.",
+                ),
             ],
             outputs=[
                 CollectionSocket.Output(display_name="collection", tooltip="For Save Collection."),
@@ -150,6 +160,7 @@ class DistilCollection(io.ComfyNode):
         extend: Collection | None = None,
         thumbnails: bool = False,
         few_step: str = NONE,
+        reference_method: str = AS_THE_MODEL_SAYS,
     ) -> io.NodeOutput:
         settings = settings or Settings("default", distillation(), Targets(batch=TARGET_BATCH))
         output = Path(folder_paths.get_output_directory()) / "collectionlora" / folder_name(name)
@@ -163,11 +174,13 @@ class DistilCollection(io.ComfyNode):
             long_side=long_side,
             few_step=_few_step_file(few_step),
             thumbnails=thumbnails,
+            reference_method="" if reference_method == AS_THE_MODEL_SAYS else reference_method,
         )
         first = None
         if extend is not None:
             run, first = extended(run, extend.name, extend.weights, extend.catalogue)
-        host = ComfyHost(model, clip, vae, long_side, multiple_for(long_side), shape == "square")
+        size = long_side, multiple_for(long_side), shape == "square"
+        host = ComfyHost(model, clip, vae, *size, run.reference_method)
         run = replace(run, distill=_fitting(run.distill, host))
         shapes = linear_shapes(host.transformer)
         known = {} if first is None else {path: shapes[path] for path in first.down if path in shapes}
@@ -253,7 +266,7 @@ def _train(job: DistillationRun, host: ComfyHost, events: RunEvents, preview_eve
     plan, warning = plan_of(run, host, job)
     logging.info("CollectionLoRA's plan:\n%s", plan)
     if warning:
-        logging.warning("CollectionLoRA may run out of memory: %s", warning)
+        logging.warning("CollectionLoRA may not fit: %s", warning)
     events.plan(f"{plan}\n{warning}".strip())
     try:
         if run.checkpoint.is_file():

@@ -9,6 +9,7 @@ from comfy import utils
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..collection.catalogue import Catalogue
 from ..training.hosts.comfy import encode_prompt
 from ..training.pictures import fitted_size
 from ..training.prompting import COMPOSITION, compose
@@ -17,6 +18,9 @@ from .memo import Memo, content_key
 from .sockets import CATEGORY, ChosenEffect, Collection, CollectionSocket, EffectSocket
 
 NONE = "none"
+REFERENCE_METHODS = ("index_timestep_zero",)
+"""Of core's *Edit Model Reference Method*, beside the default, those that an edition of Qwen-Image-Edit was
+trained with: 2511."""
 _texts, _latents = Memo(256), Memo(64)
 
 
@@ -104,7 +108,8 @@ class ChooseEffect(io.ComfyNode):
                         f"composition {composition!r} lacks {field}; the default is {COMPOSITION!r}"
                     )
             prompt = compose(prompt, effects[1].prompt, composition)
-        return io.NodeOutput(ChosenEffect(tuple(effects), prompt, catalogue.long_side), prompt)
+        chosen = ChosenEffect(tuple(effects), prompt, catalogue.long_side, reference_method(catalogue))
+        return io.NodeOutput(chosen, prompt)
 
 
 class EncodeEffect(io.ComfyNode):
@@ -155,7 +160,7 @@ class EncodeEffect(io.ComfyNode):
         shape: str,
     ) -> io.NodeOutput:
         image = resized(image, long_side or effect.long_side, multiple, shape == "square")
-        positive, latent = encode(clip, vae, image, effect.prompt)
+        positive, latent = encode(clip, vae, image, effect.prompt, effect.reference_method)
         return io.NodeOutput(positive, {"samples": torch.zeros_like(latent)}, image)
 
 
@@ -174,7 +179,15 @@ def resized(image: Tensor, long_side: int, multiple: int, square: bool) -> Tenso
     return scaled.movedim(1, -1).clamp(0, 1)
 
 
-def encode(clip: Any, vae: Any, image: Tensor, prompt: str) -> tuple[list[list[Any]], Tensor]:
+def reference_method(catalogue: Catalogue) -> str:
+    """How the collection was shown the source; "" as the model says."""
+    said = catalogue.training.get("reference_method")
+    return said if said in REFERENCE_METHODS else ""
+
+
+def encode(
+    clip: Any, vae: Any, image: Tensor, prompt: str, reference_method: str = ""
+) -> tuple[list[list[Any]], Tensor]:
     """CONDITIONING with reference latents, and these latents. Both are remembered: going back to an effect or
     a picture costs nothing.
     """
@@ -191,4 +204,7 @@ def encode(clip: Any, vae: Any, image: Tensor, prompt: str) -> tuple[list[list[A
     cond, options = words[0][0]
     if len(words) > 1:
         cond = torch.cat([word[0][0] for word in words])  # one prompt and one size: as many tokens each
-    return [[cond, {**options, "reference_latents": [latents]}]], latents
+    options = {**options, "reference_latents": [latents]}
+    if reference_method:
+        options["reference_latents_method"] = reference_method
+    return [[cond, options]], latents

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
+import folder_paths
+import psutil
 import torch
 from comfy import model_management
 
@@ -24,7 +27,7 @@ from ..training.footprint import (
 from ..training.hosts.comfy import ComfyHost
 from ..training.jobs import job_on
 from ..training.lora import Shapes, target_shapes
-from ..training.plan import Plan, faster, remedy, words
+from ..training.plan import Plan, faster, remedy, shortage, words
 from ..training.run import DistillationRun
 from ..training.run_config import Run
 
@@ -53,9 +56,9 @@ def room_for(run: Run, host: ComfyHost, extended: Shapes) -> int | None:
 
 
 def plan_of(run: Run, host: ComfyHost, work: DistillationRun) -> tuple[str, str]:
-    """The plan of a run on the model as it is lent, and a warning, empty where the run fits.
+    """The plan of a run on the model as it is lent, and warnings, empty where the run fits.
 
-    Hours are said on a device whose speed is known; on a CPU there is no warning, for it has other memory.
+    Hours are said on a device whose speed is known. A CPU's memory is RAM, which is warned of by itself.
     """
     architecture = Architecture.found_in(host.transformer)
     if architecture is None:
@@ -69,7 +72,10 @@ def plan_of(run: Run, host: ComfyHost, work: DistillationRun) -> tuple[str, str]
     card = card_named(torch.cuda.get_device_name(host.device)) if host.device.type == "cuda" else None
     plan = Plan(job, setting, room, card)
     text = "\n".join(part for part in (words(plan), faster(plan)) if part)
-    return text, "" if host.device.type == "cpu" else remedy(plan)
+    made = sum(file.stat().st_size for file in run.output.rglob("*") if file.is_file())
+    free = shutil.disk_usage(folder_paths.get_output_directory()).free + made
+    short = shortage(plan, psutil.virtual_memory().total, free)
+    return text, "\n".join(filter(None, ("" if host.device.type == "cpu" else remedy(plan), short)))
 
 
 def _on_this_model(

@@ -42,3 +42,5 @@ class ChosenEffect:
     prompt: str
     long_side: int
     """Pixels that the collection was trained at."""
+    reference_method: str = ""
+    """How it was shown the source, where the model does not say."""

@@ -282,6 +282,17 @@ def remedy(plan: Plan) -> str:
     return f"{plan.missing / GIB:.2f} GiB are missing; this would fit: {_changes(plan, best)}"
 
 
+def shortage(plan: Plan, ram: int, disk: int) -> str:
+    """What a machine with so many bytes of RAM, and free on the disk, lacks; nothing where it has all."""
+    needs = {"RAM": (ram_bytes, ram), "the disk": (disk_bytes, disk)}
+    lacking = []
+    for name, (parts, there) in needs.items():
+        size = sum(parts(plan.job, plan.setting).values())
+        if size > there:
+            lacking.append(f"{size / GIB:.1f} GiB of {name} where there are {there / GIB:.1f}")
+    return f"The run will need {' and '.join(lacking)}: fewer pictures, or a lower rank." if lacking else ""
+
+
 def faster(plan: Plan) -> str:
     """Which batches would make a run that fits much shorter; nothing where none would."""
     as_it_lies = replace(plan.job, storages=(plan.setting.storage,))

@@ -313,8 +313,7 @@ class DistillationRun:
         return added_up([effects, widened(few_step, {path: self.shapes[path] for path in effects.down})])
 
     def finish(self, thumbnails: bool = True) -> dict[str, Any]:
-        """Write the collection as trained so far, report.json and the plots; returns the report.
-
+        """Write collection (as trained so far), report.json and plots; returns the report.
         thumbnails: False leaves out those that the run asks for, which take a sample each; so does a cancel.
         """
         run, prepared, trainer = self.run, self.prepared, self.trainer
@@ -331,6 +330,8 @@ class DistillationRun:
             "seconds": round(run.spent["seconds"] + self.curves.seconds),
             "date": time.strftime("%Y-%m-%d"),
         }
+        if run.reference_method:
+            training["reference_method"] = run.reference_method
         if few_step := run.held_few_step if run.few_step is None else run.few_step.name:
             training["few_step"] = few_step
         if BELOW in self.roles.adapters:  # so that who extends the collection can take it out again
@@ -361,10 +362,10 @@ class DistillationRun:
 
     def _plot(self) -> None:
         """Raises ImportError without matplotlib."""
-        if losses := self.curves.losses:
+        tags, losses = self.prepared.tags, self.curves.losses
+        if losses:
             lines = {term: (line["cycle"], line["loss"]) for term, line in losses.items()}
             plot_losses(self.run.output / "losses.png", lines)
-        tags = self.prepared.tags
         plot_similarity(self.run.output / "similarity.png", tags.matrices(), tags.names)
 
     def shown(self) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:

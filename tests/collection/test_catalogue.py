@@ -227,6 +227,12 @@ class TestCatalogue:
             replace(catalogue, base=base)
 
     @pytest.mark.parametrize(
+        ("said", "size"), [(512, 512), (None, 1024), ("512", 1024), (True, 1024), (10**9, 1024)]
+    )
+    def test_the_size_of_the_training_is_what_it_says_or_1024(self, said, size, catalogue):
+        assert replace(catalogue, training={"long_side": said}).long_side == size
+
+    @pytest.mark.parametrize(
         "training",
         [
             None,
@@ -240,12 +246,6 @@ class TestCatalogue:
             {"x": [[[[[[[[[[[1]]]]]]]]]]]},
         ],
     )
-    @pytest.mark.parametrize(
-        ("said", "size"), [(512, 512), (None, 1024), ("512", 1024), (True, 1024), (10**9, 1024)]
-    )
-    def test_the_size_of_the_training_is_what_it_says_or_1024(self, said, size, catalogue):
-        assert replace(catalogue, training={"long_side": said}).long_side == size
-
     def test_the_training_summary_is_plain_json(self, training, catalogue):
         with pytest.raises(CollectionError, match="training"):
             replace(catalogue, training=training)

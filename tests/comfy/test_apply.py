@@ -127,6 +127,24 @@ def test_a_picture_is_by_default_of_the_size_that_the_collection_was_trained_at(
         assert made.size == (192, 192)
 
 
+def test_the_reference_method_of_the_training_is_that_of_cores_node(server: Any, photo: str) -> None:
+    weights, catalogue = load_collection(WEIGHTS / "collection.safetensors")
+    path = server.base_directory / "models" / "loras" / "of_2511.safetensors"
+    training = {**catalogue.training, "reference_method": "index_timestep_zero"}
+    save_collection(path, weights, replace(catalogue, training=training))
+    by_core = apply_effect(photo, "sketch")
+    by_core["method"] = node(
+        "FluxKontextMultiReferenceLatentMethod",
+        conditioning=["encode", 0],
+        reference_latents_method="index_timestep_zero",
+    )
+    by_core["sampler"]["inputs"]["positive"] = ["method", 0]
+    graphs = apply_effect(photo, "sketch", load={"file": path.name}), by_core, apply_effect(photo, "sketch")
+    ours, cores, without = (pixels(server, server.run(graph)["save"]["images"][0]) for graph in graphs)
+    assert np.array_equal(ours, cores)
+    assert np.abs(ours - without).mean() > 0.01
+
+
 def test_a_batch_is_edited_picture_by_picture(server: Any, photo: str) -> None:
     shutil.copy(PICTURES[1], server.base_directory / "input" / "other.webp")
     graph = apply_effect(photo, "thermal")

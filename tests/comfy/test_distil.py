@@ -234,7 +234,10 @@ def test_a_run_that_cannot_go_on_leaves_the_earlier_one_alone(server: Any) -> No
     now = {path.name: path.read_bytes() for path in folder_of(server, "earlier").glob("*.safetensors")}
     assert now == kept
     images = {path.name for path in (folder_of(server, "earlier") / "teacher_images").iterdir()}
-    server.run(distil("earlier", cycles=1, distil={"start": "anew"}))
+    changes = {"start": "anew", "reference_method": "index_timestep_zero"}
+    server.run(distil("earlier", cycles=1, distil=changes))
+    training = read_catalogue(folder_of(server, "earlier") / "collection.safetensors").training
+    assert (training["reference_method"], training["long_side"]) == ("index_timestep_zero", 128)
     assert images <= {path.name for path in (folder_of(server, "earlier") / "teacher_images").iterdir()}
     aside = folder_of(server, "earlier_2")  # where a run of that name goes on
     assert {path.name: path.read_bytes() for path in aside.glob("*.safetensors")} == kept

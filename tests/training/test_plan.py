@@ -40,6 +40,7 @@ from collectionlora.training.plan import (
     plan,
     remedy,
     settings,
+    shortage,
     target_evaluations,
     to_json,
     verdict,
@@ -212,6 +213,17 @@ def test_a_plan_says_which_settings_would_fit_and_which_would_be_much_faster() -
         said = remedy(replace(large, card=speed))
         assert re.fullmatch(r"[0-9.]+ GiB are missing; this would fit: micro_batch = 4", said)
     assert remedy(replace(large, room=1)).startswith("Nothing that can be set fits")
+
+
+def test_a_machine_is_told_what_ram_and_disk_it_lacks() -> None:
+    one = Plan(Job(distillation(RANK_32)), Setting(), card(80).room, card(80))
+    ram, disk = (sum(to_json(one)[name].values()) for name in ("ram_bytes", "disk_bytes"))
+    assert shortage(one, ram, disk) == ""
+    assert re.fullmatch(
+        r"The run will need [0-9.]+ GiB of RAM where there are [0-9.]+: .*", shortage(one, ram - 1, disk)
+    )
+    both = f"{disk / 2**30:.1f} GiB of the disk where there are 1.0: fewer pictures, or a lower rank."
+    assert shortage(one, 0, 2**30).endswith(both)
 
 
 def test_where_nothing_fits_the_plan_says_what_is_missing() -> None:
