@@ -174,13 +174,12 @@ class DistilCollection(io.ComfyNode):
             long_side=long_side,
             few_step=_few_step_file(few_step),
             thumbnails=thumbnails,
-            reference_method="" if reference_method == AS_THE_MODEL_SAYS else reference_method,
         )
         first = None
         if extend is not None:
             run, first = extended(run, extend.name, extend.weights, extend.catalogue)
         size = long_side, multiple_for(long_side), shape == "square"
-        host = ComfyHost(model, clip, vae, *size, run.reference_method)
+        host = ComfyHost(model, clip, vae, *size, reference_method.replace(AS_THE_MODEL_SAYS, ""))
         run = replace(run, distill=_fitting(run.distill, host))
         shapes = linear_shapes(host.transformer)
         known = {} if first is None else {path: shapes[path] for path in first.down if path in shapes}

@@ -32,6 +32,9 @@ class Host(Protocol):
     text_sees_image: bool
     """Whether `encode_text` depends on the image; if not, a prompt is encoded once."""
 
+    reference_method: str
+    """ComfyUI's name for how the model is shown the source, where its file may not say; "" as it says."""
+
     def velocity(self, x: Tensor, sigma: Tensor, text: Texts, source: Tensor) -> Tensor:
         """x, source (B,C,h,w), sigma (B,), text of B prompts without padding -> (B,C,h,w).
 

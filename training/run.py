@@ -330,8 +330,8 @@ class DistillationRun:
             "seconds": round(run.spent["seconds"] + self.curves.seconds),
             "date": time.strftime("%Y-%m-%d"),
         }
-        if run.reference_method:
-            training["reference_method"] = run.reference_method
+        if method := self.host.reference_method:
+            training["reference_method"] = method
         if few_step := run.held_few_step if run.few_step is None else run.few_step.name:
             training["few_step"] = few_step
         if BELOW in self.roles.adapters:  # so that who extends the collection can take it out again

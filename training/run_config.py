@@ -126,8 +126,6 @@ class Run:
     """Of the full-size base; the pocket keeps everything."""
     long_side: int = 1024
     """Pixels of the longer side of every picture; the pocket knows 128 alone."""
-    reference_method: str = ""
-    """How ComfyUI is to show the model the source, where its file does not say; "" as the file says."""
     distill: Distillation = field(default_factory=Distillation)
     targets: Targets = field(default_factory=Targets)
     candidates: int = 64

@@ -205,6 +205,13 @@ def test_another_edition_is_refused(folder, tmp_path):
         QwenEditHost(tmp_path)
 
 
+def test_2511_is_shown_its_source_at_time_0(folder, host, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    config = tmp_path / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "zero_cond_t": True}))
+    assert (host.reference_method, QwenEditHost(tmp_path).reference_method) == ("", "index_timestep_zero")
+
+
 def test_a_missing_part_is_named(folder, tmp_path):
     shutil.copy(folder / "model_index.json", tmp_path)
     with pytest.raises(ValueError, match=r"transformer: no such folder"):

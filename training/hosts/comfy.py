@@ -85,7 +85,7 @@ class ComfyHost:
         self._patcher, self._clip, self._vae = model, clip, vae
         self._model = model.model
         self.long_side, self.multiple, self.square = long_side, multiple, square
-        self._asked = {"reference_latents_method": reference_method} if reference_method else {}
+        self.reference_method = reference_method
         self.device: torch.device = model.load_device
         self.dtype: torch.dtype = self._model.get_dtype_inference()
         self.transformer: nn.Module = self._model.diffusion_model
@@ -109,7 +109,7 @@ class ComfyHost:
         """A hash of samples of all weights. Ask while it is lent: a LoRA on the base is in them then."""
         if not self._loaded:  # others' weights are on the device in another precision than in their files
             self._load()
-        digest = hashlib.sha256("".join(self._asked.values()).encode())
+        digest = hashlib.sha256(self.reference_method.encode())
         parts = (self.transformer, self._clip.cond_stage_model, self._vae.first_stage_model)
         for name, tensor in (item for part in parts for item in sorted(_tensors(part).items())):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -214,7 +214,7 @@ class ComfyHost:
         conds = self._model.extra_conds(
             cross_attn=words,
             reference_latents=[self._model.process_latent_out(source)],
-            **self._asked,
+            reference_latents_method=self.reference_method or None,
             noise=x,
             device=self.device,
         )

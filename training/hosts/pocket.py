@@ -39,6 +39,7 @@ class PocketHost:
 
     name = NAME
     text_sees_image = False
+    reference_method = ""
 
     def __init__(
         self,

@@ -86,6 +86,8 @@ class QwenEditHost:
         processor = _Processor(tokenizer, _part(Qwen2VLImageProcessorPil, folder / "processor", own))
         for part in (self.transformer, vae, words):
             part.eval().requires_grad_(False)
+        # 2511 sees its source at time 0
+        self.reference_method = "index_timestep_zero" if self.transformer.config.get("zero_cond_t") else ""
         self.offload = keep_small(self.transformer, self.device, base_dtype, offload)
         fuse(self.transformer, checkpointing, compiled)
         words.register_forward_pre_hook(partial(_with_types, words.config.image_token_id), with_kwargs=True)

@@ -29,6 +29,7 @@ class TinyHost:
     identity = "tiny, first training"
     device = torch.device("cpu")
     text_sees_image = False
+    reference_method = ""
     dtype = torch.float32
 
     def __init__(self, net: nn.Module, tokens: int, embedding: int) -> None:
