@@ -335,3 +335,20 @@ def test_the_command_line_distils_on_it(folder, tmp_path, monkeypatch, capsys, k
         assert made.size == (64, 64)
     assert cli.main(["evaluate", "--base", str(folder)]) == 2
     assert "pocket" in capsys.readouterr().err
+
+
+def test_decoding_is_the_pipelines(host):
+    pipeline, latents = host._pipeline, torch.randn(1, 16, 8, 12, generator=torch.Generator().manual_seed(3))
+    config = pipeline.vae.config
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
+    made = pipeline.vae.decode(latents[:, :, None] * std + mean, return_dict=False)[0][:, :, 0].detach()
+    torch.testing.assert_close(
+        host.decode(latents), pipeline.image_processor.postprocess(made, output_type="pt")
+    )
+
+
+def test_the_middle_of_a_picture_is_read(host, tmp_path):
+    values = np.zeros((614, 1024, 3), np.uint8)
+    values[:3] = values[-3:] = 255
+    Image.fromarray(values).save(tmp_path / "bars.png")
+    assert host.read_image(tmp_path / "bars.png").max() == 0
