@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +117,8 @@ def distil(
             stopped = error
         except Exception:
             if job.trainer.cycle > 0 and workers.leads:
-                job.finish(thumbnails=False)
+                with suppress(Exception):  # what ended the run is what to be told
+                    job.finish(thumbnails=False)
             raise
         if stopped is not None and job.trainer.cycle == 0:
             raise stopped  # nothing was learnt that a collection could hold

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..training.pictures import to_pil, to_tensor
 from ..training.sheets import named_grid
-from .effect import SHAPE, SIZE, encode, multiple_for, reference_method, resized
+from .effect import SHAPE, SIZE, encode, method_of, multiple_for, resized
 from .gallery import keep_own_picture, tell_progress
 from .sampling import STEPS, collection_sigmas, sample_latent
 from .sockets import CATEGORY, Collection, CollectionSocket
@@ -89,7 +89,7 @@ class ContactSheet(io.ComfyNode):
         sigmas = collection_sigmas(model, steps)
         bar, made = utils.ProgressBar(len(chosen)), []
         for done, effect in enumerate(chosen, start=1):
-            positive, latent = encode(clip, vae, source, effect.prompt, reference_method(catalogue))
+            positive, latent = encode(clip, vae, source, effect.prompt, method_of(catalogue))
             samples = sample_latent(model, positive, {"samples": torch.zeros_like(latent)}, seed, sigmas)[
                 "samples"
             ]

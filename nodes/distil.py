@@ -31,7 +31,7 @@ from ..training.run_config import Lists, Run, Targets
 from ..training.targets import TEACHER_IMAGES
 from ..training.time_left import TimeLeft
 from ..training.trainer import DivergedError
-from .effect import LONG_SIDE, REFERENCE_METHODS, SHAPE, multiple_for
+from .effect import LONG_SIDE, REFERENCE_METHODS, SHAPE, method_of, multiple_for
 from .events import CANCELLED, RunEvents
 from .files import BUILT_IN, lora_changed
 from .places import folder_name, unused
@@ -175,11 +175,12 @@ class DistilCollection(io.ComfyNode):
             few_step=_few_step_file(few_step),
             thumbnails=thumbnails,
         )
-        first = None
+        first, method = None, reference_method.replace(AS_THE_MODEL_SAYS, "")
         if extend is not None:
             run, first = extended(run, extend.name, extend.weights, extend.catalogue)
+            method = method or method_of(extend.catalogue)
         size = long_side, multiple_for(long_side), shape == "square"
-        host = ComfyHost(model, clip, vae, *size, reference_method.replace(AS_THE_MODEL_SAYS, ""))
+        host = ComfyHost(model, clip, vae, *size, method)
         run = replace(run, distill=_fitting(run.distill, host))
         shapes = linear_shapes(host.transformer)
         known = {} if first is None else {path: shapes[path] for path in first.down if path in shapes}

@@ -108,7 +108,7 @@ class ChooseEffect(io.ComfyNode):
                         f"composition {composition!r} lacks {field}; the default is {COMPOSITION!r}"
                     )
             prompt = compose(prompt, effects[1].prompt, composition)
-        chosen = ChosenEffect(tuple(effects), prompt, catalogue.long_side, reference_method(catalogue))
+        chosen = ChosenEffect(tuple(effects), prompt, catalogue.long_side, method_of(catalogue))
         return io.NodeOutput(chosen, prompt)
 
 
@@ -179,7 +179,7 @@ def resized(image: Tensor, long_side: int, multiple: int, square: bool) -> Tenso
     return scaled.movedim(1, -1).clamp(0, 1)
 
 
-def reference_method(catalogue: Catalogue) -> str:
+def method_of(catalogue: Catalogue) -> str:
     """How the collection was shown the source; "" as the model says."""
     said = catalogue.training.get("reference_method")
     return said if said in REFERENCE_METHODS else ""

@@ -101,7 +101,8 @@ class Run:
     output: Path
     lists: Lists
     base: str = "pocket"
-    """"pocket", a folder with Qwen-Image-Edit-2509 or -2511 as published for diffusers, or one with pocket weights."""
+    """"pocket", a folder with Qwen-Image-Edit-2509 or -2511 as published for diffusers, or one with pocket
+    weights."""
     base_dtype: str = AS_LOADED
     """"fp8" packs the base's blocks into 8 bits, half the memory; "bf16" leaves the weights as they are."""
     offload: bool | int = False
@@ -165,8 +166,8 @@ class Run:
         files = ("model_index.json", "transformer.safetensors")
         if self.base != "pocket" and not any((Path(self.base) / name).is_file() for name in files):
             raise ConfigError(
-                f"base = {self.base!r}: the folder holds neither Qwen-Image-Edit-2509 or -2511 as published for diffusers "
-                "(model_index.json) nor a pocket base (transformer.safetensors); correct the path"
+                f"base = {self.base!r}: the folder holds neither Qwen-Image-Edit-2509 or -2511 as published "
+                "for diffusers (model_index.json) nor a pocket base (transformer.safetensors); name one"
             )
 
     def require_few_steps(self) -> None:
