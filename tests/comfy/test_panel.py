@@ -358,7 +358,7 @@ def test_the_node_shows_its_own_runs(page: Any, server: Any, vue: bool) -> None:
         queries = [url.split("?")[1] for url in asked if "/collectionlora/run" in url]
         assert queries == [f"node={node}&workflow={workflow}"]
         values = page.evaluate("() => window.ours.serialize().widgets_values")
-        assert len(values) == 7  # the panel is none of them
+        assert len(values) == 8  # the panel is none of them
         height = panel.bounding_box()["height"]
         page.evaluate(
             "() => { const [, height] = window.ours.size; window.ours.setSize([500, height + 200]);"

@@ -22,6 +22,9 @@ import torch  # noqa: E402
 sys.path.append(str(Path(__file__).parent))
 from models import random_model  # noqa: E402
 
+DOWN = ".lora_down.weight"
+"""As where alpha is not the rank."""
+
 
 class Warnings(logging.Handler):
     """Keeps the text of everything logged as a warning or worse."""
@@ -48,7 +51,7 @@ def main(path: str, strength: float) -> None:
     before = copied(patcher.model)
     lora, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
     key_map = comfy.lora.model_lora_keys_unet(patcher.model, {})
-    paths = sorted(key.removesuffix(".lora_A.weight") for key in lora if key.endswith(".lora_A.weight"))
+    paths = sorted(key.removesuffix(DOWN) for key in lora if key.endswith(DOWN))
 
     patched, _ = comfy.sd.load_lora_for_models(patcher, None, dict(lora), strength, 0.0)
     patched.patch_model(device_to=torch.device("cpu"))
@@ -58,7 +61,7 @@ def main(path: str, strength: float) -> None:
 
     expected = dict(before)
     for module in paths:
-        down, up = lora[f"{module}.lora_A.weight"], lora[f"{module}.lora_B.weight"]
+        down, up = lora[module + DOWN], lora[f"{module}.lora_up.weight"]
         alpha = lora[f"{module}.alpha"].item() if f"{module}.alpha" in lora else down.shape[0]
         expected[key_map[module]] = before[key_map[module]] + strength * alpha / down.shape[0] * (up @ down)
     print(
