@@ -277,8 +277,8 @@ def _distil_among(workers: Workers, run: Run, args: argparse.Namespace) -> int:
     return OK
 
 
-def _check_size(size: int) -> None:
-    if not 64 <= size <= 4096:
+def _check_size(size: int | None) -> None:
+    if size is not None and not 64 <= size <= 4096:
         raise ValueError(f"--size = {size} must be a whole number from 64 to 4096")
 
 
@@ -298,7 +298,7 @@ def _plan(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name}: {args.config} says that already; leave one of them out")
         if least is not None and value is not None and value < least:
             raise ValueError(f"--{name} = {value} must be at least {least}")
-    _check_size(1024 if args.size is None else args.size)
+    _check_size(args.size)
     if args.config:
         job = job_of(read_run(args.config))
     else:
