@@ -49,7 +49,7 @@ class DistillationSettings(io.ComfyNode):
                     default="default",
                     tooltip="default: the paper's numbers with shared rollouts. paper: the same with fresh "
                     "ones and trajectory-anchored flow matching as published. one-gpu: a day or two on one "
-                    "H100 at a long_side of 512 to 768. preview: under an hour after the teacher images. "
+                    "H100 at a long_side of 512 to 768. preview: about an hour after the teacher images. "
                     "imitation: with a few_step LoRA, a sixth of the work a cycle. few-steps: afterwards, on "
                     "the collection to extend: trains its few-step LoRA alone, for fewer steps still. "
                     "pocket: minutes on a CPU.",
