@@ -16,7 +16,7 @@ from .errors import LoraFormatError
 from .lora_weights import LoraWeights
 
 _CONFIG_LIMIT = 4 * 2**20
-Patterns = list[tuple[re.Pattern[str], Any]]
+_Patterns = list[tuple[re.Pattern[str], Any]]
 _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -47,19 +47,19 @@ class AdapterConfig:
 
     # compiled once: `re` remembers fewer than the 840 modules of a LoRA whose ranks differ
     @cached_property
-    def _ranks(self) -> Patterns:
+    def _ranks(self) -> _Patterns:
         return _compiled(self.rank_pattern)
 
     @cached_property
-    def _alphas(self) -> Patterns:
+    def _alphas(self) -> _Patterns:
         return _compiled(self.alpha_pattern)
 
 
-def _compiled(patterns: Mapping[str, Any]) -> Patterns:
+def _compiled(patterns: Mapping[str, Any]) -> _Patterns:
     return [(re.compile(rf"(.*\.)?({pattern})$"), value) for pattern, value in patterns.items()]
 
 
-def _by_pattern(patterns: Patterns, module: str, default: Any) -> Any:
+def _by_pattern(patterns: _Patterns, module: str, default: Any) -> Any:
     """PEFT's rule: the first pattern that matches the end of the module name decides."""
     return next((value for pattern, value in patterns if pattern.match(module)), default)
 

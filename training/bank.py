@@ -142,14 +142,13 @@ class TeacherBank:
         self.stats.loads += 1
         while len(self._kept) >= self._ram:  # before reading: room for one more is not a given
             self._kept.popitem(last=False)
-        self._require_unchanged(name)
         lora = read_lora(self.files[name], self._shapes)
         weights = LoraWeights(
             {path: self._own(down) for path, down in lora.down.items()},
             {path: self._own(up.float() * lora.scale(path)) for path, up in lora.up.items()},
             {path: float(lora.rank(path)) for path in lora.down},
         )
-        self._require_unchanged(name)  # it may have been written while it was read
+        self._require_unchanged(name)  # now: it may have been written while it was read
         self._kept[name] = weights
         return weights
 
