@@ -280,11 +280,12 @@ def _train(job: DistillationRun, host: ComfyHost, events: RunEvents, preview_eve
             events.resumed(job.trainer.cycle, job.curves.losses, job.curves.effect_losses)
         elif previews:
             previews.make()
-        left = TimeLeft(
+        times = TimeLeft(
             run.distill, run.distill.p_effect if run.lists.general else 1.0, BELOW in job.roles.adapters
         )
         for record in job.train(progress=progress):
-            events.cycle(record, job.trainer.skipped, left.after(record))
+            each, left = times.after(record)
+            events.cycle(record, job.trainer.skipped, each, left)
             cycle = job.trainer.cycle
             picture = None
             if previews and cycle % preview_every == 0:

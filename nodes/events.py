@@ -68,7 +68,6 @@ class RunEvents:
         }
         self.save_wanted = False
         """Set by the page: write the collection after this cycle and go on."""
-        self._seconds: list[float] = []
         self._lock = threading.Lock()  # the page asks in another thread
         _runs.append(self)
 
@@ -88,10 +87,8 @@ class RunEvents:
         """The run goes on after so many cycles, whose losses these are."""
         self._tell(cycle=cycle, losses=copy.deepcopy(losses), effects=copy.deepcopy(effects))
 
-    def cycle(self, record: Record, skipped: int, left: float) -> None:
-        """A cycle has ended; so many were skipped so far, and so many seconds are left."""
-        self._seconds = [*self._seconds[-19:], sum(record.seconds.values())]
-        mean = sum(self._seconds) / len(self._seconds)
+    def cycle(self, record: Record, skipped: int, each: float, left: float) -> None:
+        """A cycle has ended; so many were skipped so far. each, left: seconds of a cycle, and to the end."""
         self._tell(
             phase="cycles",
             cycle=record.cycle + 1,
@@ -99,7 +96,7 @@ class RunEvents:
             effect_loss=record.effect_losses,
             skipped=skipped,
             memory=record.memory,
-            seconds_each=round(mean, 3),
+            seconds_each=round(each, 3),
             seconds_left=round(left),
         )
 

@@ -30,8 +30,8 @@ class TimeLeft:
         self._ends = config.warm_cycles, config.start_cycles, config.cycles
         self._latest: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
 
-    def after(self, record: Record) -> float:
-        """After that cycle, the next one to be counted."""
+    def after(self, record: Record) -> tuple[float, float]:
+        """Seconds of a cycle, the mean of the latest; and those left after this one, the next to count."""
         work = next(work for work, end in zip(self._work, self._ends, strict=True) if record.cycle < end)
         self._latest.append((sum(record.seconds.values()), work))
         seconds, done = map(sum, zip(*self._latest, strict=True))
@@ -39,4 +39,4 @@ class TimeLeft:
         for work, end in zip(self._work, self._ends, strict=True):
             left += max(0, end - begin) * work
             begin = max(begin, end)
-        return seconds / done * left
+        return seconds / len(self._latest), seconds / done * left

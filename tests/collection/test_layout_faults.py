@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 from collectionlora.collection.errors import CollectionError, LoraFormatError
 from collectionlora.collection.layouts import read_lora, write_lora
-from collectionlora.collection.lora_weights import LoraWeights
 from collectionlora.collection.tensors import HEADER_REFUSED, read_header
 
 Q = "transformer_blocks.0.attn.to_q"
@@ -346,48 +345,6 @@ def test_broken_notes_in_the_header_are_refused(tmp_path):
         assert "lora_adapter_metadata" in refused(
             save(tmp_path / "l.safetensors", lora(), lora_adapter_metadata=note)
         )
-
-
-class TestWriter:
-    """What is not a LoRA is not written, and what was there stays."""
-
-    def weights(self) -> LoraWeights:
-        return LoraWeights({Q: torch.ones(4, 8)}, {Q: torch.ones(8, 4)}, {Q: 4.0})
-
-    @pytest.mark.parametrize(
-        ("part", "content"),
-        [
-            ("down", {}),
-            ("up", {}),
-            ("alpha", {}),
-            ("alpha", {Q: math.nan}),
-            ("up", {Q: torch.full((8, 4), math.inf)}),
-            ("up", {Q: torch.ones(8, 3)}),
-            ("down", {Q: torch.ones(4)}),
-            ("up", {Q: torch.ones(8, 4), "img_in": torch.ones(8, 4)}),
-        ],
-    )
-    def test_inconsistent_weights(self, part, content, tmp_path):
-        weights = self.weights()
-        setattr(weights, part, content)
-        (tmp_path / "l.safetensors").write_text("old")
-        with pytest.raises(LoraFormatError):
-            write_lora(weights, tmp_path / "l.safetensors", "comfy")
-        assert (tmp_path / "l.safetensors").read_text() == "old"
-
-    def test_an_unknown_layout_lists_the_known(self, tmp_path):
-        with pytest.raises(LoraFormatError, match="comfy, peft, kohya"):
-            write_lora(self.weights(), tmp_path / "x", "onnx")
-
-    def test_peft_needs_a_folder(self, tmp_path):
-        (tmp_path / "x").write_text("old")
-        with pytest.raises(LoraFormatError, match="the PEFT layout is a folder"):
-            write_lora(self.weights(), tmp_path / "x", "peft")
-
-    def test_kohya_names_that_collide(self, tmp_path):
-        weights = LoraWeights(*({"a.b": x, "a_b": x} for x in (torch.ones(1, 1), torch.ones(1, 1), 1.0)))
-        with pytest.raises(LoraFormatError, match="shares the kohya name"):
-            write_lora(weights, tmp_path / "x", "kohya")
 
 
 def test_errors_are_collection_errors_and_value_errors():

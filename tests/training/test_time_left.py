@@ -20,10 +20,11 @@ def test_cheap_cycles_do_not_stand_for_dear_ones() -> None:
     )  # of a warm cycle, an update of one sample
     assert matching > 5
     for cycle in range(4):
-        found = left.after(Record(cycle, seconds={"student": 2.0}))
+        each, found = left.after(Record(cycle, seconds={"student": 2.0}))
+        assert each == 2.0
         assert found == pytest.approx(2.0 * (3 - cycle + 6 * matching))
     for cycle in range(4, 10):
-        found = left.after(Record(cycle, seconds={"student": 1.5 * matching, "fake": 0.5 * matching}))
+        _, found = left.after(Record(cycle, seconds={"student": 1.5 * matching, "fake": 0.5 * matching}))
         assert found == pytest.approx(2.0 * (9 - cycle) * matching)
 
 
@@ -31,5 +32,6 @@ def test_old_cycles_are_forgotten() -> None:
     config = replace(distillation({"cycles": 100}), warm_cycles=100)
     left = TimeLeft(config, 0.7, few_step=False)
     for cycle in range(50):
-        found = left.after(Record(cycle, seconds={"student": 9.0 if cycle < 30 else 1.0}))
+        each, found = left.after(Record(cycle, seconds={"student": 9.0 if cycle < 30 else 1.0}))
+    assert each == 1.0
     assert found == pytest.approx(50.0)
