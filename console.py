@@ -97,6 +97,7 @@ def distil(
     Raises what ended the run *after* the collection as trained so far has been written, and whatever
     `DistillationRun` raises.
     """
+    from .training.checkpoint import CheckpointError
     from .training.extend import read_extended
     from .training.lora import linear_shapes
     from .training.run import DistillationRun
@@ -115,6 +116,8 @@ def distil(
                 console.losses(record.losses)
         except (Cancelled, DivergedError) as error:
             stopped = error
+        except CheckpointError:  # what is there belongs to another run: nothing of it may be written over
+            raise
         except Exception:
             if job.trainer.cycle > 0 and workers.leads:
                 with suppress(Exception):  # what ended the run is what to be told

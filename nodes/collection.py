@@ -73,11 +73,8 @@ class LoadCollection(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model: Any = None, file: str | None = "", **_: Any) -> Any:
-        """A file that was written anew is loaded anew. None comes for a linked input."""
-        try:
-            return file and collection_path(file).stat().st_mtime_ns
-        except (CollectionError, OSError):
-            return file
+        """A file that was written anew is loaded anew. None comes for a linked input, of any file."""
+        return [_changed(name) for name in ([file] if file is not None else collection_names())]
 
     @classmethod
     def execute(cls, model: Any, file: str, strength: float, other_base: str) -> io.NodeOutput:
@@ -97,6 +94,14 @@ class LoadCollection(io.ComfyNode):
         patched, _ = sd.load_lora_for_models(model, None, comfy_tensors(weights), strength, 0)
         patched.set_attachments(ATTACHMENT, catalogue)
         return io.NodeOutput(patched, Collection(file, weights, catalogue, read_header(path).metadata))
+
+
+def _changed(file: str) -> Any:
+    """Something that differs once a file has been written anew, or is there."""
+    try:
+        return collection_path(file).stat().st_mtime_ns
+    except (CollectionError, OSError):
+        return file
 
 
 class CollectionInfo(io.ComfyNode):

@@ -97,7 +97,7 @@ class ContactSheet(io.ComfyNode):
             bar.update(1)
             if for_gallery:
                 first, drawn = (to_pil(one[0].movedim(-1, 0)) for one in (source, made[-1]))
-                keep_own_picture(collection.name, effect.name, first, drawn)
+                keep_own_picture(collection.name, catalogue, effect.name, first, drawn)
                 tell_progress(collection.name, done, len(chosen))
         results = torch.cat(made)
         pictures = [picture.movedim(-1, 0) for picture in (source[0], *results)]

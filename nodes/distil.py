@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -202,12 +204,17 @@ class DistilCollection(io.ComfyNode):
 
 def begin_anew(output: Path) -> None:
     """Keep an earlier run's folder by another name. Its teacher images took hours, and are known by all that
-    they depend on, as tags are: they go on."""
+    they depend on, as tags are: both runs have them."""
     kept = output.rename(unused(output, "_"))
-    output.mkdir()
-    for name in (TEACHER_IMAGES, TAGS):
-        if (kept / name).exists():
-            (kept / name).rename(output / name)
+    for path in (*(kept / TEACHER_IMAGES).glob("*"), kept / TAGS):
+        if path.is_file():
+            copy = output / path.relative_to(kept)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, copy)  # files are replaced as a whole, never written into
+            except OSError:  # a disk without links
+                shutil.copy2(path, copy)
+    output.mkdir(exist_ok=True)
 
 
 def _workflow(notes: Any) -> str:
@@ -263,7 +270,8 @@ def _train(job: DistillationRun, host: ComfyHost, events: RunEvents, preview_eve
             bar.update_absolute(done, total)
             events.phase(phase, done, total)
 
-    plan, warning = plan_of(run, host, job)
+    plan, smaller, short = plan_of(run, host, job)
+    warning = "\n".join(filter(None, (smaller, short)))
     logging.info("CollectionLoRA's plan:\n%s", plan)
     if warning:
         logging.warning("CollectionLoRA may not fit: %s", warning)
@@ -306,7 +314,7 @@ def _train(job: DistillationRun, host: ComfyHost, events: RunEvents, preview_eve
             _keep(job, events)
             where = f"; what was trained is in {run.collection}"
         if model_management.is_oom(error):
-            raise RuntimeError(f"out of memory{where}. {warning or SMALLER}") from error
+            raise RuntimeError(f"out of memory{where}. {smaller or SMALLER}") from error
         if isinstance(error, DivergedError):
             raise DivergedError(f"{error}{where}") from error
         raise

@@ -191,6 +191,9 @@ def encode(
     """CONDITIONING with reference latents, and these latents. Both are remembered: going back to an effect or
     a picture costs nothing.
     """
+    if clip is None:
+        raise ValueError("clip is empty: its file holds no text encoder; load the one of this model")
+    vae.throw_exception_if_invalid()
     words, parts = [], []
     for one in torch.split(image, 1):
         picture = content_key(one)
@@ -201,10 +204,11 @@ def encode(
         )
         parts.append(_latents.get(vae.first_stage_model, picture, lambda one=one: vae.encode(one)))
     latents = torch.cat(parts)
-    cond, options = words[0][0]
-    if len(words) > 1:
-        cond = torch.cat([word[0][0] for word in words])  # one prompt and one size: as many tokens each
-    options = {**options, "reference_latents": [latents]}
+    more: dict[str, Any] = {"reference_latents": [latents]}
     if reference_method:
-        options["reference_latents_method"] = reference_method
-    return [[cond, options]], latents
+        more["reference_latents_method"] = reference_method
+    # One prompt and one size: as many tokens each. There are several where hooks change with the steps.
+    conditioning = [
+        [torch.cat([cond for cond, _ in same]), {**same[0][1], **more}] for same in zip(*words, strict=True)
+    ]
+    return conditioning, latents

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import folder_paths
@@ -11,27 +12,31 @@ from PIL import Image
 from server import PromptServer
 
 from ..collection.atomic import atomic_write
-from ..collection.catalogue import slug
+from ..collection.catalogue import Catalogue, slug
 
 SIDE = 192
 
 
-def own_picture(file: str, effect: str) -> Path:
+def own_picture(file: str, catalogue: Catalogue, effect: str) -> Path:
     """Where the user's own picture of an effect is, if there is one. `effect` is a name of the catalogue."""
-    return _folder(file) / f"{effect}.jpg"
+    return _folder(file, catalogue) / f"{effect}.jpg"
 
 
-def own_pictures(file: str) -> dict[str, int]:
+def own_pictures(file: str, catalogue: Catalogue) -> dict[str, int]:
     """The effects of which there is one, with the times (ns) they were made."""
-    return {path.stem: path.stat().st_mtime_ns for path in _folder(file).glob("*.jpg")}
+    return {path.stem: path.stat().st_mtime_ns for path in _folder(file, catalogue).glob("*.jpg")}
 
 
-def _folder(file: str) -> Path:
-    key = hashlib.sha256(file.encode()).hexdigest()[:8]
+def _folder(file: str, catalogue: Catalogue) -> Path:
+    # what was trained anew under its old name makes other pictures
+    made = json.dumps([file, catalogue.training], sort_keys=True)
+    key = hashlib.sha256(made.encode()).hexdigest()[:8]
     return Path(folder_paths.get_user_directory()) / "collectionlora" / "galleries" / f"{slug(file)}_{key}"
 
 
-def keep_own_picture(file: str, effect: str, source: Image.Image, result: Image.Image) -> None:
+def keep_own_picture(
+    file: str, catalogue: Catalogue, effect: str, source: Image.Image, result: Image.Image
+) -> None:
     """Keep an effect's picture: source and result side by side, as the collection's own are."""
     pair = Image.new("RGB", (2 * SIDE, SIDE))
     for place, picture in enumerate((source, result)):
@@ -39,7 +44,7 @@ def keep_own_picture(file: str, effect: str, source: Image.Image, result: Image.
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
         square = picture.crop((left, top, left + side, top + side))
         pair.paste(square.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (place * SIDE, 0))
-    with atomic_write(own_picture(file, effect)) as temporary:
+    with atomic_write(own_picture(file, catalogue, effect)) as temporary:
         pair.save(temporary, "JPEG", quality=88)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 
-import folder_paths
 import psutil
 import torch
 from comfy import model_management
@@ -55,14 +54,15 @@ def room_for(run: Run, host: ComfyHost, extended: Shapes) -> int | None:
     return round(MARGIN * beside + RESERVE)
 
 
-def plan_of(run: Run, host: ComfyHost, work: DistillationRun) -> tuple[str, str]:
-    """The plan of a run on the model as it is lent, and warnings, empty where the run fits.
+def plan_of(run: Run, host: ComfyHost, work: DistillationRun) -> tuple[str, str, str]:
+    """The plan of a run on the model as it is lent, what to change where the device's memory is too small for
+    it, and what RAM and disk lack; each empty where there is enough.
 
-    Hours are said on a device whose speed is known. A CPU's memory is RAM, which is warned of by itself.
+    Hours are said on a device whose speed is known. What a GPU would hold a CPU holds in RAM.
     """
     architecture = Architecture.found_in(host.transformer)
     if architecture is None:
-        return _without_activations(run, host), ""
+        return _without_activations(run, host), "", ""
     shapes = work.adapters[STUDENT].shapes
     job, setting = _on_this_model(run, host, architecture, shapes, host.loaded)
     # base and adapters are there already
@@ -73,9 +73,12 @@ def plan_of(run: Run, host: ComfyHost, work: DistillationRun) -> tuple[str, str]
     plan = Plan(job, setting, room, card)
     text = "\n".join(part for part in (words(plan), faster(plan)) if part)
     made = sum(file.stat().st_size for file in run.output.rglob("*") if file.is_file())
-    free = shutil.disk_usage(folder_paths.get_output_directory()).free + made
-    short = shortage(plan, psutil.virtual_memory().total, free)
-    return text, "\n".join(filter(None, ("" if host.device.type == "cpu" else remedy(plan), short)))
+    disk = next(folder for folder in (run.output, *run.output.parents) if folder.exists())
+    free = shutil.disk_usage(disk).free + made
+    ram = psutil.virtual_memory().total
+    if host.device.type == "cpu":
+        return text, "", shortage(plan, ram - plan.bytes, free)
+    return text, remedy(plan), shortage(plan, ram, free)
 
 
 def _on_this_model(

@@ -29,7 +29,7 @@ def add_routes() -> None:
         except (CollectionError, OSError) as error:
             return web.json_response({"error": str(error)}, status=404)
         keys = ("name", "title", "category", "prompt")
-        own, effects = own_pictures(file), []
+        own, effects = own_pictures(file, found), []
         for effect in found.effects:
             query = urlencode({"file": file, "effect": effect.name, "version": version})
             address = f"/collectionlora/thumbnail?{query}" if effect.thumbnail else None
@@ -45,11 +45,13 @@ def add_routes() -> None:
         """The picture of ?file=NAME&effect=NAME; with &own=... the user's own."""
         file = request.query.get("file", "")
         try:
-            effect = catalogue_of(file)[request.query.get("effect", "")]
+            found = catalogue_of(file)
+            effect = found[request.query.get("effect", "")]
         except (CollectionError, OSError) as error:
             return web.json_response({"error": str(error)}, status=404)
-        if "own" in request.query and own_picture(file, effect.name).is_file():
-            return web.FileResponse(own_picture(file, effect.name))
+        own = own_picture(file, found, effect.name)
+        if "own" in request.query and own.is_file():
+            return web.FileResponse(own)
         if effect.thumbnail is None:
             return web.json_response({"error": f"{effect.name} has no thumbnail"}, status=404)
         # its address names the file's version, so a browser may keep it

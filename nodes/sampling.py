@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from comfy import sample, samplers
+from comfy import model_management, sample, samplers
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -94,8 +94,10 @@ def sample_latent(
     import latent_preview
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
-    empty = sample.fix_empty_latent_channels(model, latent["samples"])
-    latent = {**latent, "samples": empty}
+    ratios = [latent.get(f"downscale_ratio_{of}") for of in ("spacial", "temporal")]
+    empty = sample.fix_empty_latent_channels(model, latent["samples"], *ratios)
+    latent = {name: part for name, part in latent.items() if not name.startswith("downscale_ratio_")}
+    latent["samples"] = empty
     guider = samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": positive})
     made = guider.sample(
@@ -107,4 +109,6 @@ def sample_latent(
         callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
         seed=seed,
     )
+    # it comes as it was sampled: on the device, where it would stay
+    made = made.to(model_management.intermediate_device(), model_management.intermediate_dtype())
     return {**latent, "samples": made}

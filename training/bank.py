@@ -183,7 +183,10 @@ def _stamp(lora: Path) -> list[tuple[str, int, int]]:
 def lora_hash(path: Path) -> str:
     """sha256 of what is read of a LoRA file or folder, with the files' names. Raises LoraFormatError."""
     digest = hashlib.sha256()
-    for file in files_of(path):
+    files = files_of(path)
+    if path.is_dir():
+        files.sort()  # as ever: teacher images and states are known by it
+    for file in files:
         digest.update(file.name.encode())
         with file.open("rb") as content:
             while part := content.read(2**20):

@@ -83,7 +83,7 @@ def check_origin(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any])
     if theirs.get("size", ours["size"]) != ours["size"]:
         refuse("the run was trained on pictures of {} x {} pixels".format(*reversed(theirs["size"])))
     if theirs.get("targets", ours["targets"]) != ours["targets"]:
-        refuse(f"the run was trained with other teacher steps or guidance, {theirs['targets']}")
+        refuse("the run's teachers were sampled in {} steps with guidance {}".format(*theirs["targets"]))
     for name, found in theirs.get("pictures", {}).items():
         if ours["pictures"].get(name, found) != found:
             of = f"of effect {name!r}" if name else "or instructions of the general stream"

@@ -7,7 +7,7 @@ import { whileInGraph } from "./in_graph.js";
 import { changed, effectsOf, onChanged } from "./picker/catalogue.js";
 import { Gallery } from "./picker/gallery.js";
 import { drawGallery } from "./picker/own.js";
-import { fileOf, idInPrompt, nodesOf, noteOpened, widgetOf } from "./picker/upstream.js";
+import { fileOf, idInPrompt, nodesOf, noteOpened, offerChoices, widgetOf } from "./picker/upstream.js";
 import { ready, t } from "./words.js";
 
 /** @typedef {import("./picker/upstream.js").Node} Node */
@@ -75,8 +75,7 @@ const messageOf = (error) => String(error instanceof Error ? error.message : err
 function offer(node, effects) {
   const names = effects.map((one) => one.name);
   for (const [name, values] of Object.entries({ effect: names, then: [NONE, ...names] })) {
-    const own = node.widgets?.find((/** @type {Node} */ one) => one.name === name);
-    for (const widget of [own, widgetOf(node, name)]) if (widget?.options) widget.options.values = values;
+    offerChoices(node, name, values);
   }
   node.collectionLoraGallery.show(effects);
   node.collectionLoraGallery.choose(choiceOf(node));

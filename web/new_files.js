@@ -1,13 +1,26 @@
-// A collection that was just saved, by a node or another page, is offered by Load Collection at once, as after the
-// page's key R.
+// A collection that was just saved, by a node or another page, is offered by Load Collection at once. Of this node
+// alone: the page's key R reads all lists anew, and Primitives lose their values with it.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { nodesOf, offerChoices } from "./picker/upstream.js";
+
+const LOAD = "CollectionLoraLoad";
+
+async function relist() {
+  const response = await api.fetchApi(`/object_info/${LOAD}`);
+  const { [LOAD]: definition } = await response.json();
+  await app.registerNodeDef(LOAD, definition); // for nodes that are made from now on
+  const files = definition.input.required.file[1].options;
+  for (const node of nodesOf(app.graph.rootGraph)) {
+    if (node.comfyClass === LOAD) offerChoices(node, "file", files);
+  }
+}
 
 app.registerExtension({
   name: "collectionlora.newFiles",
   setup() {
     api.addEventListener(/** @type {any} */ ("collectionlora.saved"), () => {
-      app.reloadNodeDefs().catch(() => {}); // the key does it later
+      relist().catch(() => {}); // the key does it later
     });
   },
 });

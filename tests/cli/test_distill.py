@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -105,6 +106,19 @@ def test_another_setting_is_refused_before_teacher_images_are_made(pocket: Any, 
     line = fails(cli.BAD_INPUT, "distill", pocket.config, "--resume")
     assert "made with seed = 0 where this run has 3" in line
     assert {*(pocket.folder / "out" / "teacher_images").iterdir()} == made
+
+
+def test_a_run_that_is_asked_for_in_other_words_leaves_the_earlier_one_alone(pocket: Any, fails: Any) -> None:
+    assert cli.main(["distill", pocket.config]) == cli.OK
+    files = (pocket.folder / "out").glob("[!t]*.*")  # all but tags.json, which knows what it is of
+    made = {path.name: path.read_bytes() for path in files}
+    rows = [json.loads(line) for line in (pocket.folder / "effects.jsonl").read_text().splitlines()]
+    rows[0]["recaption_prompt"] = "something else"  # what makes student prompts is not known from the start
+    (pocket.folder / "effects.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = fails(cli.BAD_INPUT, "distill", pocket.config, "--resume", "--cycles", "3")
+    assert "effect 'frost' was trained as" in line
+    assert "is kept" not in line
+    assert {name: (pocket.folder / "out" / name).read_bytes() for name in made} == made
 
 
 def test_ctrl_c_in_a_cycle_leaves_a_collection_and_says_how_to_go_on(

@@ -179,7 +179,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def running(comfyui: ComfyUI, base: Path) -> Iterator[Server]:
     """A server on a free loopback port, with this base directory."""
-    for folder in ("custom_nodes", "input", "output", "temp", "user", "models/loras"):
+    for folder in ("custom_nodes", "input", "temp", "user", "models/loras"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     settings = base / "user" / "default" / "comfy.settings.json"
     if not settings.exists():  # the page's template browser opens by itself the first time, sooner or later

@@ -94,6 +94,7 @@ def test_the_sampler_asks_the_model_once_a_step_and_going_back_to_an_effect_cost
     assert seen["evaluations"] == {"1": 1, "4": 4, "8": 8}
     # A, B and A again on one picture
     assert (seen["texts"], seen["pictures"], seen["same"]) == (2, 1, True)
+    assert seen["result"] == ["torch.float16", ["samples"]]
 
 
 def test_qwens_encoder_sees_the_picture_as_in_cores_node(run_inside: Callable[..., dict[str, Any]]) -> None:

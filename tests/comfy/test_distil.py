@@ -241,6 +241,8 @@ def test_a_run_that_cannot_go_on_leaves_the_earlier_one_alone(server: Any) -> No
     assert images <= {path.name for path in (folder_of(server, "earlier") / "teacher_images").iterdir()}
     aside = folder_of(server, "earlier_2")  # where a run of that name goes on
     assert {path.name: path.read_bytes() for path in aside.glob("*.safetensors")} == kept
+    assert {path.name for path in (aside / "teacher_images").iterdir()} == images
+    assert (aside / "tags.json").is_file()
     assert load_state(folder_of(server, "earlier") / "state.safetensors")["cycle"] == 1
 
 

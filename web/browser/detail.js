@@ -30,6 +30,8 @@ function facts(training) {
     date: t("Finished on"),
     few_step: t("Few-step LoRA"),
     few_step_rank: t("Rank of that"),
+    long_side: t("Longer side"),
+    reference_method: t("Reference method"),
   };
   return Object.entries(training).map(([key, value]) => {
     const time = key === "seconds" && Number.isFinite(Number(value));

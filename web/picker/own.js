@@ -21,7 +21,11 @@ export async function drawGallery(id, picture, tell) {
 
 /** A contact sheet for the gallery, with what this graph loads and encodes with. @param {Prompt} graph @param {string} id */
 function sheetOf(graph, id) {
-  const from = graph[id]?.inputs.collection?.[0];
+  let from = graph[id]?.inputs.collection?.[0];
+  while (graph[from]?.class_type === "ComfySwitchNode") {
+    const { switch: on, ...sides } = graph[from].inputs;
+    from = sides[`on_${on}`]?.[0];
+  }
   const load = graph[from];
   if (load?.class_type !== "CollectionLoraLoad") throw new Error(t("Connect Load Collection to see its effects."));
   const [at, encode] = fedBy(graph, id, "CollectionLoraEncode", "effect");
@@ -33,7 +37,7 @@ function sheetOf(graph, id) {
     if (!link) throw new Error(t("Nothing is connected to {name}.", { name }));
   }
   const sheet = {
-    model: [from, 0],
+    model: sampler?.inputs.model ?? [from, 0], // with what stands between, as another LoRA
     collection: [from, 1],
     image: ["collectionlora_picture", 0],
     ...{ clip, vae, long_side, shape },

@@ -39,7 +39,9 @@ export function idInPrompt(node) {
  * @returns {{file: string, why: string}}
  */
 export function fileOf(node) {
-  let found = before(node, node.findInputSlot("collection"));
+  const first = node.findInputSlot("collection");
+  const { type } = node.inputs[first];
+  let found = before(node, first);
   for (let hops = 0; found && hops < 32; hops++) {
     if (found.comfyClass === "CollectionLoraLoad") {
       const widget = widgetOf(found, "file");
@@ -49,14 +51,45 @@ export function fileOf(node) {
     if (found.comfyClass === "CollectionLoraDistil") {
       return { file: "", why: t("Effects that are distilled in this graph can be seen once they are saved: use Load Collection.") };
     }
-    found = before(found, 0);
+    const slot = slotOf(found, type);
+    if (slot === null) {
+      return { file: "", why: t("Which collection comes through {node} is known only when it runs.", { node: found.title }) };
+    }
+    found = before(found, slot);
   }
   return { file: "", why: t("Connect Load Collection to see its effects.") };
+}
+
+/**
+ * The input that a node passes on, where it is known before it runs: a switch's by its widget, else the only one.
+ * @param {Node} node @param {string} type of what is passed on
+ * @returns {number | null}
+ */
+function slotOf(node, type) {
+  if (node.comfyClass === "ComfySwitchNode") {
+    const side = widgetOf(node, "switch");
+    return side ? node.findInputSlot(side.value ? "on_true" : "on_false") : null;
+  }
+  /** @param {Node} input */
+  const fits = (input) => (input.link ?? null) !== null && !input.widget && [type, "*"].includes(input.type);
+  const slots = [...(node.inputs ?? []).keys()].filter((slot) => fits(node.inputs[slot]));
+  return slots.length > 1 ? null : (slots[0] ?? 0);
 }
 
 /** The widget that decides an input of a node. @param {Node} node @param {string} name */
 export function widgetOf(node, name) {
   return widgetAt(node, node.findInputSlot(name), name);
+}
+
+/**
+ * Let all that show an input's choices offer these: the node's own widget, a subgraph node's, a Primitive's.
+ * @param {Node} node @param {string} name @param {string[]} values
+ */
+export function offerChoices(node, name, values) {
+  const own = node.widgets?.find((/** @type {Node} */ one) => one.name === name);
+  const source = before(node, node.findInputSlot(name));
+  const primitive = source?.type === "PrimitiveNode" ? source.widgets?.[0] : null;
+  for (const widget of [own, widgetOf(node, name), primitive]) if (widget?.options) widget.options.values = values;
 }
 
 /**
@@ -80,7 +113,10 @@ function widgetAt(node, slot, name) {
  * @returns {Node | null}
  */
 function before(node, slot) {
-  const link = node.graph?.getLink(node.inputs?.[slot]?.link); // getInputLink looks into subgraphs
+  const elsewhere = node.isVirtualNode && node.resolveVirtualOutput?.(slot); // as Get of a Set
+  if (elsewhere) return elsewhere.node;
+  // A subgraph node's getInputLink looks into it.
+  const link = node.isVirtualNode ? node.getInputLink(slot) : node.graph?.getLink(node.inputs?.[slot]?.link);
   if (!link) return null;
   if (Number(link.origin_id) === OUTSIDE) {
     const holder = holderOf(node.graph);

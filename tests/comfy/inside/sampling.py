@@ -13,6 +13,7 @@ import comfy.cli_args
 comfy.cli_args.args.cpu = True  # before anything asks for a device
 
 import torch  # noqa: E402
+from comfy import model_management  # noqa: E402
 
 from collectionlora.collection.file import load_collection  # noqa: E402
 from collectionlora.nodes.effect import encode  # noqa: E402
@@ -50,4 +51,9 @@ if __name__ == "__main__":
         first, second = (effect.prompt for effect in catalogue.effects[:2])
         made = [encode(clip, vae, picture.clone(), prompt)[0] for prompt in (first, second, first)]
         same = torch.equal(made[0][0][0], made[2][0][0])
-    print(json.dumps({"evaluations": seen, **counts, "same": same}))
+        # ComfyUI says where and as what results of nodes lie
+        model_management.intermediate_dtype = lambda: torch.float16
+        empty = {"samples": torch.zeros_like(latent), "downscale_ratio_spacial": 8}
+        result = sample_latent(model, positive, empty, 0, collection_sigmas(model, 1))
+        kept = [str(result["samples"].dtype), sorted(result)]
+    print(json.dumps({"evaluations": seen, **counts, "same": same, "result": kept}))

@@ -32,7 +32,7 @@ def refused(project: Any, host: Any, why: str) -> None:
 def test_a_run_with_other_teacher_steps_is_another_run(project: Any, host: Any) -> None:
     begun(project, host)
     project.settings["targets"]["steps"] += 1
-    refused(project, host, "other teacher steps or guidance")
+    refused(project, host, "teachers were sampled in 3 steps with guidance")
 
 
 def test_a_run_with_another_teacher_prompt_is_another_run(project: Any, host: Any) -> None:

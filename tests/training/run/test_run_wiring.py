@@ -98,6 +98,7 @@ def test_target_maker_passes_both_texts(project: Any, host: Any, monkeypatch: py
     given.clear()
     with DistillationRun(read_run(project.write()), host) as job:
         job.prepare()
+    assert given  # they are other images
     assert not {draw.initial_seed() for call in given for draw in call[7]} & {*other}
 
 
