@@ -14,9 +14,9 @@ from .judge_statistics import Interval, Resamples, kernel_distance, kernel_matri
 from .judges import Images, Judge, Pictures, Verdict
 
 MEASURES: dict[str, str] = {
-    "bad_case": "share of outputs clearly wrong: another class, or confidence or subject below threshold",
-    "bleeding": "share of outputs in which another effect is recognised",
-    "distance": "squared kernel distance to true pictures; 0 = another draw of the truth, 1 = the source",
+    "bad_case": "share of outputs of another class, or less sure or with less of the source than true ones",
+    "bleeding": "share of outputs in which another effect is surely recognised",
+    "distance": "squared kernel distance to true pictures; 0 = another draw of the truth, 1 = a source",
     "subject": "correlation with what must be kept of the source; compare with the row of the truth",
     "detail": "high-pass RMS over the truth's; 1 = as detailed as the truth",
     "psnr": "dB to the truth, over the effects whose truth is unique",

@@ -47,7 +47,8 @@ class Verdict:
     subject: Tensor
     """Subject preservation, a correlation in [-1,1]."""
     bad: Tensor
-    """Bad case: wrong class, or confidence or subject below the effect's threshold."""
+    """Bad case: wrong class, or confidence or subject below the effect's threshold. That of subject is near 1
+    for effects that keep the source all but exactly."""
     bleeding: Tensor
     """Another effect is recognised, with confidence above that effect's threshold."""
     features: Tensor
@@ -58,9 +59,9 @@ class Verdict:
 class Judge:
     """A trained classifier with the thresholds and the accuracy it has on held-out true pictures.
 
-    Thresholds are per effect, each at the 1% quantile of that effect's held-out true pictures: so every
-    effect has the same small floor of false alarms. One global threshold would put all false alarms on the
-    hardest effects and be lax on the easy ones.
+    Thresholds are per effect, each at the 1% quantile of that effect's held-out true pictures, so that none
+    has many false alarms (`false_alarm`, some 3% by both together). One global threshold would put all of
+    them on the hardest effects and be lax on the easy ones.
     """
 
     classifier: EffectClassifier
@@ -204,7 +205,7 @@ def calibrate(
     return Judge(
         classifier,
         kinds={effect: kinds[effect] for effect in effects},
-        # A misnamed true picture has no say in how sure a named one must be.
+        # An effect of which over 1% of the true pictures are misnamed asks for no sureness beyond its name.
         confidence={effect: max(0.0, _threshold(confidence[effect])) for effect in effects},
         subject={effect: _threshold(subject[effect]) for effect in effects},
         scale=scale,
