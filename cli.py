@@ -213,7 +213,8 @@ def _host(
 
 
 def _distill(args: argparse.Namespace) -> int:
-    from .training.run_config import ConfigError, read_run
+    from .training.config import ConfigError
+    from .training.run_config import read_run
     from .training.workers import Workers
 
     run = read_run(args.config, args.cycles)
@@ -229,7 +230,7 @@ def _distil_among(workers: Workers, run: Run, args: argparse.Namespace) -> int:
 
     from .console import Console, distil
     from .training.checkpoint import CheckpointError
-    from .training.run_config import ConfigError
+    from .training.config import ConfigError
     from .training.speed import bfloat16_slowdown
     from .training.trainer import Cancelled, DivergedError
 
@@ -285,9 +286,9 @@ def _check_size(size: int | None) -> None:
 def _plan(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from .training.cards import card
-    from .training.jobs import job_of, job_of_preset
-    from .training.plan import plan, to_json, verdict, words
+    from .training.planning.cards import card
+    from .training.planning.jobs import job_of, job_of_preset
+    from .training.planning.plan import plan, to_json, verdict, words
     from .training.run_config import read_run
 
     if args.gpus < 1:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..collection.atomic import atomic_write
+from ..collection.atomic import write_text
 from ..collection.layouts import read_lora
 from ..pocket import PICTURES
 from ..pocket.evaluate import judge_students
@@ -175,8 +175,7 @@ def main() -> None:
                 arms.setdefault(name, []).append(result)
                 print(f"seed {seed}, {name}\n{table(arms)}", flush=True)
     content = {"settings": used, "seeds": args.seeds, "arms": arms}
-    with atomic_write(args.out / "arms.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(args.out / "arms.json", json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

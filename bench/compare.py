@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..collection.atomic import atomic_write
+from ..collection.atomic import write_text
 from ..collection.layouts import read_lora
 from ..pocket import PICTURES
 from ..pocket.evaluate import judge_students
@@ -164,8 +164,7 @@ def main() -> None:
         for seed in args.seeds
     ]
     content = summary(runs) | {"settings": used, "seeds": args.seeds}
-    with atomic_write(args.out / "bench.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(args.out / "bench.json", json.dumps(content, indent=1) + "\n")
     print(table(content))
 
 

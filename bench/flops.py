@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..training.architecture import Architecture, Operations, Tokens
 from ..training.distiller import Velocity
 from ..training.host import Texts
 from ..training.lora import PAPER_TARGETS, targeted
+from ..training.planning.architecture import Architecture, Operations, Tokens
 from ..training.roles import Roles
 
 

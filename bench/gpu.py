@@ -24,14 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..collection.atomic import atomic_write
-from ..training.architecture import Architecture
+from ..collection.atomic import write_text
 from ..training.bank import TeacherBank
-from ..training.cards import card_named
 from ..training.config import Distillation, OptimizerName, distillation
 from ..training.data import together
 from ..training.distiller import FAKE, STUDENT, Distiller
-from ..training.footprint import GIB, Job, Setting, Storage, device_bytes
 from ..training.host import Texts
 from ..training.hosts.diffusers import EditVelocity
 from ..training.hosts.fused import fuse
@@ -39,7 +36,10 @@ from ..training.hosts.ragged import padded
 from ..training.lora import PAPER_TARGETS, LoraAdapter, linear_shapes, target_shapes
 from ..training.memory import peak_memory
 from ..training.offload import Offload
-from ..training.plan import hours, model_operations
+from ..training.planning.architecture import Architecture
+from ..training.planning.cards import card_named
+from ..training.planning.footprint import GIB, Job, Setting, Storage, device_bytes
+from ..training.planning.plan import hours, model_operations
 from ..training.roles import BASE, Roles
 from ..training.run_config import Checkpointing
 from ..training.trainer import Trainer
@@ -355,8 +355,7 @@ def bench(names: Sequence[str], settings: Settings, out: Path) -> dict[str, dict
             print(table({name: rows[name]}, settings).splitlines()[-1], flush=True)
             if "profile" in rows[name]:
                 print(rows[name]["profile"], flush=True)
-            with atomic_write(out) as temporary:
-                temporary.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+            write_text(out, json.dumps({**about, "rows": rows}, indent=1) + "\n")
     return rows
 
 

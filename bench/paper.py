@@ -32,14 +32,15 @@ class PaperDistiller(Distiller):
         stops = integers(draws.generators(batch, "rollout stop"), 0, len(sigmas) - 1)
         chosen = x.clone()
         with torch.no_grad(), self.roles.use(self.sampler):
-            for step in consistency(
-                lambda x, sigma, _: self.velocity(x, sigma, batch.student, batch.source),
+            states = consistency(
+                lambda x, sigma: self.velocity(x, sigma, batch.student, batch.source),
                 x,
                 sigmas[:-1],
                 draws.generators(batch, "rollout noise"),
-            ):
-                here = (stops == step.k + 1).to(x.device)
-                chosen[here] = step.x[here]
+            )
+            for done, state in enumerate(states, start=1):
+                here = (stops == done).to(x.device)
+                chosen[here] = state[here]
         return self._student_x0(batch, range(len(batch)), chosen, torch.tensor(sigmas)[stops])
 
     def student_terms(self, batch: Batch, draws: Draws) -> Iterator[Term]:

@@ -11,11 +11,11 @@ from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..training.architecture import BLOCKS, LATENT_PIXELS, Architecture, Tokens
 from ..training.data import Lessons, Sample
 from ..training.fp8 import quantize_block
 from ..training.lora import PAPER_TARGETS, targeted
 from ..training.offload import Offload
+from ..training.planning.architecture import BLOCKS, LATENT_PIXELS, Architecture, Tokens
 from ..training.randomness import generator
 
 TEACHERS = ("one", "other")

@@ -14,8 +14,8 @@ from torch import Tensor
 from .atomic import atomic_write
 from .catalogue import Catalogue
 from .errors import CollectionError
-from .layouts import Shapes, check_weights, comfy_tensors, read_lora, weights_file
-from .lora_weights import LoraWeights
+from .layouts import check_weights, comfy_tensors, read_lora, weights_file
+from .lora_weights import LoraWeights, Shapes
 from .tensors import read_header, save_tensors
 from .thumbnails import Pair, fit_thumbnails, pair_of
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from .atomic import atomic_write
 from .catalogue import HEADER_KEY
 from .errors import LoraFormatError
-from .lora_weights import LoraWeights
+from .lora_weights import LoraWeights, Shapes
 from .names import (
     Key,
     ModuleNames,
@@ -37,9 +37,6 @@ from .names import (
 )
 from .peft_config import AdapterConfig, config_from_metadata, find_config, read_config, to_config
 from .tensors import TensorFile, read_checkpoint, save_tensors, write_tensors
-
-Shapes = Mapping[str, tuple[int, int]]
-"""module path -> (out, in) of every Linear of the base."""
 
 LAYOUTS = ("comfy", "peft", "kohya")
 """Layouts that can be written."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
+
+Shapes = Mapping[str, tuple[int, int]]
+"""module path -> (out, in) of every Linear of the base."""
 
 
 @dataclass

@@ -27,11 +27,11 @@ from ..training.extend import extended
 from ..training.hosts.comfy import ComfyHost
 from ..training.lora import PAPER_TARGETS, block_targets, linear_shapes
 from ..training.pictures import to_tensor
+from ..training.planning.time_left import TimeLeft
 from ..training.prepare import TAGS
 from ..training.run import DistillationRun
-from ..training.run_config import Lists, Run, Targets
-from ..training.targets import TEACHER_IMAGES
-from ..training.time_left import TimeLeft
+from ..training.run_config import Lists, Run, TeacherSampling
+from ..training.teacher_images import TEACHER_IMAGES
 from ..training.trainer import DivergedError
 from .effect import LONG_SIDE, REFERENCE_METHODS, SHAPE, method_of, multiple_for
 from .events import CANCELLED, RunEvents
@@ -164,7 +164,7 @@ class DistilCollection(io.ComfyNode):
         few_step: str = NONE,
         reference_method: str = AS_THE_MODEL_SAYS,
     ) -> io.NodeOutput:
-        settings = settings or Settings("default", distillation(), Targets(batch=TARGET_BATCH))
+        settings = settings or Settings("default", distillation(), TeacherSampling(batch=TARGET_BATCH))
         output = Path(folder_paths.get_output_directory()) / "collectionlora" / folder_name(name)
         lists = Lists({teacher.lora_name: teacher for teacher in teachers}, images, general)
         run = Run(

@@ -17,7 +17,7 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from ..collection.atomic import atomic_write
+from ..collection.atomic import atomic_write, write_text
 from ..collection.catalogue import Effect, slug
 from ..training.prompting import TagReport
 from ..training.record import Losses, Record
@@ -131,8 +131,7 @@ class RunEvents:
         previews = {}
         for (name, picture), like in zip(pictures.items(), _rounded(likeness)):
             self.keep_picture(name, f"{cycle:07d}", picture)
-            with atomic_write(self.picture(name, f"{cycle:07d}").with_suffix(".json")) as temporary:
-                temporary.write_text(json.dumps(like), encoding="utf-8")
+            write_text(self.picture(name, f"{cycle:07d}").with_suffix(".json"), json.dumps(like))
             made = [one for one in self.story["previews"][name] if one["cycle"] != cycle]
             made.append({"cycle": cycle, "like": like})
             if len(made) > KEPT:

@@ -9,11 +9,14 @@ import psutil
 import torch
 from comfy import model_management
 
+from ..collection.lora_weights import Shapes
 from ..pocket.text import TOKENS
-from ..training.architecture import Architecture
-from ..training.cards import RESERVE, card_named
 from ..training.distiller import STUDENT
-from ..training.footprint import (
+from ..training.hosts.comfy import ComfyHost
+from ..training.lora import target_shapes
+from ..training.planning.architecture import Architecture
+from ..training.planning.cards import RESERVE, card_named
+from ..training.planning.footprint import (
     FP8,
     GIB,
     TEXT_TOKENS,
@@ -23,10 +26,8 @@ from ..training.footprint import (
     adapter_bytes,
     base_bytes,
 )
-from ..training.hosts.comfy import ComfyHost
-from ..training.jobs import job_on
-from ..training.lora import Shapes, target_shapes
-from ..training.plan import Plan, faster, remedy, shortage, words
+from ..training.planning.jobs import job_on
+from ..training.planning.plan import Plan, faster, remedy, shortage, words
 from ..training.run import DistillationRun
 from ..training.run_config import Run
 

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..training.nearest import SIDE, likeness
+from ..training.likeness import SIDE, likeness
 from ..training.pictures import to_pil
 from ..training.run import DistillationRun
 from ..training.sheets import SheetRow, contact_sheet

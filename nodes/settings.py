@@ -9,7 +9,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..training.config import PRESETS, Distillation, checked, distillation
-from ..training.run_config import Targets
+from ..training.run_config import TeacherSampling
 from .sockets import TRAINING, SettingsSocket
 
 if sys.version_info >= (3, 11):
@@ -28,7 +28,7 @@ class Settings:
 
     preset: str
     distill: Distillation
-    targets: Targets
+    targets: TeacherSampling
 
 
 class DistillationSettings(io.ComfyNode):
@@ -138,5 +138,5 @@ class DistillationSettings(io.ComfyNode):
             "guidance": teacher_guidance,
             "batch": 32 if preset == "pocket" else TARGET_BATCH,
         }
-        targets = checked(Targets, {**given, **own}, "targets.")
+        targets = checked(TeacherSampling, {**given, **own}, "targets.")
         return io.NodeOutput(Settings(preset, distillation(values, preset), targets))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..collection.atomic import atomic_write
+from ..collection.atomic import atomic_write, write_text
 from ..collection.file import load_collection
 from ..console import Console, distil
 from ..training.host import Host
@@ -92,8 +92,7 @@ def demo(
         "losses": learnt["losses"],
     }
     content["seconds"] = round(time.monotonic() - start)
-    with atomic_write(out / "report.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(out / "report.json", json.dumps(content, indent=1) + "\n")
     console.say(f"\n{report.table(MEASURES)}\n")
     console.say(
         f"fresh rows: the {len(FRESH)} effects distilled just now, others all {len(report.effects)}; "
@@ -119,10 +118,10 @@ def write_project(folder: Path, weights: Path, cycles: int) -> Path:
     ]
     lists = {"effects": effects, "data": some, "general": _rows("general.jsonl")[:GENERAL]}
     for name, rows in lists.items():
-        _write(folder / f"{name}.jsonl", "".join(json.dumps(_absolute(row)) + "\n" for row in rows))
+        write_text(folder / f"{name}.jsonl", "".join(json.dumps(_absolute(row)) + "\n" for row in rows))
     shipped = read_run(FOLDER / "collection.toml")
     titles = "".join(f"{name} = {json.dumps(EFFECTS[name].title)}\n" for name in FRESH)
-    _write(
+    write_text(
         folder / "config.toml",
         f"""# {len(FRESH)} effects of the pocket world, as `collectionlora demo` distils them
 output = "."
@@ -173,11 +172,6 @@ def _absolute(row: Mapping[str, Any]) -> dict[str, Any]:
     if "source_image" in made:
         made["source_image"] = str(FOLDER / made["source_image"])
     return made
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _titles(names: Sequence[str]) -> str:

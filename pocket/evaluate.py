@@ -20,14 +20,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..collection.atomic import atomic_write
+from ..collection.atomic import atomic_write, write_text
 from ..collection.layouts import read_lora
+from ..collection.lora_weights import LoraWeights
 from ..training.bank import TeacherBank
 from ..training.flow import few_step_sigmas
 from ..training.host import Host
-from ..training.judge_report import JudgeReport, judge_rows
-from ..training.judges import Judge
-from ..training.lora import LoraWeights, linear_shapes
+from ..training.judging.judge import Judge
+from ..training.judging.report import JudgeReport, judge_rows
+from ..training.lora import linear_shapes
 from ..training.plots import plot_confusion
 from ..training.roles import Roles
 from ..training.sheets import SheetRow, contact_sheet, named_grid
@@ -207,8 +208,7 @@ def _write(
         "guidance": guidance,
         "seed": seed,
     }
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..collection.lora_weights import LoraWeights
 from ..training.bank import TeacherBank
 from ..training.host import Host
-from ..training.judge_statistics import Resamples
-from ..training.lora import LoraWeights, linear_shapes
+from ..training.judging.statistics import Resamples
+from ..training.lora import linear_shapes
 from ..training.randomness import generator
 from ..training.roles import BASE, Roles
 from ..training.sampling import sample_collection, sample_teachers

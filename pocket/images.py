@@ -225,8 +225,8 @@ class ImageSource:
         left, top = (levels[0].width - side) / 2, (levels[0].height - side) / 2
         return self._cut(levels[0], left, top, side, side, flip=False)
 
-    def photo(self, rng: np.random.Generator, split: Split, jitter: bool = True) -> FloatImage:
-        """A random crop of one of the split's photographs, flipped and (by `jitter`) recoloured."""
+    def photo(self, rng: np.random.Generator, split: Split) -> FloatImage:
+        """A random crop of one of the split's photographs, flipped and recoloured."""
         names, ends = self._shares[split]
         name = names[int(np.searchsorted(ends, rng.random()))]
         levels = self._photos[name]
@@ -238,8 +238,6 @@ class ImageSource:
         width = min(height * rng.uniform(0.85, 1.18), level.width)
         left, top = rng.uniform(0, level.width - width), rng.uniform(0, level.height - height)
         image = self._cut(level, left, top, width, height, flip=rng.random() < 0.5)
-        if not jitter:
-            return image
         return _recolour_grey(image, rng) if self._grey[name] and rng.random() < 0.45 else _jitter(image, rng)
 
     def emoji_scene(self, rng: np.random.Generator, split: Split) -> FloatImage:
@@ -328,15 +326,15 @@ class ImageSource:
         return paths
 
 
-def load_folder(folder: Path, size: int = SIZE) -> dict[str, FloatImage]:
-    """Pictures of a folder by name, in name order, as (size,size,3) float32; other files are ignored.
+def load_folder(folder: Path) -> dict[str, FloatImage]:
+    """Pictures of a folder by name, in name order, as (128,128,3) float32; other files are ignored.
 
     Raises FileNotFoundError when the folder holds no picture.
     """
     pictures = {}
     for path in sorted(folder.glob("*")):
         if path.suffix.lower() in (".webp", ".png", ".jpg", ".jpeg"):
-            pictures[path.stem] = load_picture(path, size)
+            pictures[path.stem] = load_picture(path)
     if not pictures:
         raise FileNotFoundError(f"no picture in {folder}")
     return pictures

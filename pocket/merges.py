@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..collection.layouts import read_lora, write_lora
-from ..training.lora import LoraWeights, Shapes
+from ..collection.lora_weights import LoraWeights, Shapes
 
 MERGES: dict[str, dict[str, Any]] = {
     "svd": {"combination_type": "svd"},

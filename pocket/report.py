@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..collection.atomic import atomic_write
+from ..collection.atomic import write_text
 from ..collection.layouts import read_lora
 from ..training.flow import few_step_sigmas
 from ..training.host import Host
-from ..training.judge_report import JudgeReport
+from ..training.judging.report import JudgeReport
 from ..training.lora import linear_shapes
 from . import FEW_STEP, PICTURES
 from .effects import EFFECTS
@@ -81,6 +81,5 @@ def full_report(
     content["general"] = judge_general(
         host, student, PICTURES / "test", count, progress=progress, few_step=few_step
     )
-    with atomic_write(out / "report.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(out / "report.json", json.dumps(content, indent=1) + "\n")
     return report, content

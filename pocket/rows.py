@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ..collection.file import load_collection
 from ..collection.layouts import read_lora, write_lora
+from ..collection.lora_weights import LoraWeights, Shapes
 from ..training.bank import TeacherBank
 from ..training.flow import few_step_sigmas
 from ..training.host import Host
-from ..training.lora import LoraAdapter, LoraWeights, Shapes, added_up, weights_hash
+from ..training.lora import LoraAdapter, added_up, weights_hash
 from ..training.randomness import generator
 from ..training.roles import BASE, Roles
 from ..training.sampling import sample_collection, sample_teachers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..training.judges import Judge
+from ..training.judging.judge import Judge
 from ..training.run_config import read_run
 from . import FOLDER
 from .effects import EFFECTS

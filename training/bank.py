@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..collection.errors import LoraFormatError
 from ..collection.layouts import files_of, read_lora
-from .lora import LoraWeights, Shapes, TeacherStack
+from ..collection.lora_weights import LoraWeights, Shapes
+from .lora import TeacherStack
 
 
 @dataclass

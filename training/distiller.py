@@ -19,7 +19,6 @@ from .data import Batch, picked
 from .flow import (
     add_noise,
     anchored_times,
-    predict_x0,
     rollout,
     uniform_shifted,
     velocity_towards,
@@ -296,11 +295,10 @@ class Distiller:
         return self.roles.use_teachers(stack, stack.index(names), None if plus == BASE else plus)
 
     def _student_x0(self, batch: Batch, positions: Sequence[int], x: Tensor, sigma: Tensor) -> Tensor:
-        def velocity(x: Tensor, sigma: Tensor, _: object) -> Tensor:
-            return self._velocity(batch, positions, batch.student, x, sigma)
-
+        sigma = sigma.to(x.device)
         with self.roles.use(self.sampler):
-            return predict_x0(velocity, x, sigma.to(x.device))
+            v = self._velocity(batch, positions, batch.student, x, sigma)
+        return x0_from_velocity(x, v, sigma)
 
     def _velocity(
         self, batch: Batch, positions: Sequence[int], texts: Texts, x: Tensor, sigma: Tensor

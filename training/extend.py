@@ -8,11 +8,11 @@ from dataclasses import replace
 from ..collection.catalogue import Catalogue, slug
 from ..collection.errors import LoraFormatError
 from ..collection.file import load_collection
-from ..collection.lora_weights import LoraWeights
+from ..collection.lora_weights import LoraWeights, Shapes
 from ..collection.thumbnails import pair_of
-from .config import LARGEST_GAIN
-from .lora import Shapes, taken_apart
-from .run_config import ConfigError, Run
+from .config import LARGEST_GAIN, ConfigError
+from .lora import taken_apart
+from .run_config import Run
 
 _MOST = 1e12
 """Cycles or seconds that a file may say it took."""
@@ -37,8 +37,8 @@ def extended(run: Run, name: str, weights: LoraWeights, catalogue: Catalogue) ->
     keep tag, prompt, title, category and picture, and the student its rank.
 
     A few-step LoRA that is in it is taken out and stands below the student again, or is the student where it
-    learns alone. In a file that does not say
-    where it is (of an earlier version) it is trained as a part of the student; the new file names it.
+    learns alone. In a file that does not say where it is (of an earlier version) it is trained as a part of
+    the student; the new file names it.
 
     Raises:
         ConfigError: an effect that has no teacher here, a second few-step LoRA, other times than the first's,

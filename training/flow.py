@@ -8,7 +8,6 @@ Convention: sigma in [0, 1], x_sigma = (1 - sigma) x0 + sigma eps, velocity v = 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
 
@@ -19,9 +18,8 @@ from .randomness import noise_like, uniform
 
 Time = TypeVar("Time", float, Tensor)
 
-Velocity = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
-"""``velocity(x, sigma, active) -> v``. x is (n, ...), sigma (n,), and ``active``, n numbers, says which
-samples of the full batch these are, so that the callee can pick their prompts and source latents."""
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""``velocity(x (B, ...), sigma (B,)) -> v (B, ...)``."""
 
 
 def shift(t: Time, s: float = 3.0) -> Time:
@@ -114,48 +112,33 @@ def velocity_towards(x0: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
     return (x - x0) / _per_sample(sigma, x)
 
 
-def predict_x0(velocity: Velocity, x: Tensor, sigma: Tensor, active: Sequence[int] | None = None) -> Tensor:
-    """One network evaluation at (x, sigma), as clean latent. ``active`` defaults to the whole batch."""
-    return x0_from_velocity(x, velocity(x, sigma, range(len(x)) if active is None else active), sigma)
-
-
-@dataclass(frozen=True)
-class Step:
-    """A sampler step just done: its number k from 0, x at ``sigmas[k + 1]``, and the x0 it predicted."""
-
-    k: int
-    x: Tensor
-    x0: Tensor
-
-
-def euler(velocity: Velocity, x: Tensor, sigmas: Sequence[float]) -> Iterator[Step]:
-    """Deterministic Euler sampling from x at ``sigmas[0]``, one evaluation a step."""
-    for k, (now, then) in enumerate(pairwise(sigmas)):
-        v = velocity(x, _full(x, now), range(len(x)))
-        x0 = x0_from_velocity(x, v, _full(x, now))
-        x = x + (then - now) * v
-        yield Step(k, x, x0)
+def euler(velocity: Velocity, x: Tensor, sigmas: Sequence[float]) -> Iterator[Tensor]:
+    """Deterministic Euler sampling from x at ``sigmas[0]``, one evaluation a step: the state after each."""
+    for now, then in pairwise(sigmas):
+        x = x + (then - now) * velocity(x, _full(x, now))
+        yield x
 
 
 def consistency(
     velocity: Velocity, x: Tensor, sigmas: Sequence[float], generators: Sequence[torch.Generator]
-) -> Iterator[Step]:
-    """Few-step sampling as trained: predict x0, noise it *afresh* to the next sigma (ComfyUI's ``lcm``).
+) -> Iterator[Tensor]:
+    """Few-step sampling as trained: predict x0, noise it *afresh* to the next sigma (ComfyUI's ``lcm``). The
+    state after each step.
 
     x is at ``sigmas[0]``. Sample i draws from ``generators[i]`` only, one noise for each step but the last if
     that ends at sigma 0.
     """
-    for k, (now, then) in enumerate(pairwise(sigmas)):
-        x0 = predict_x0(velocity, x, _full(x, now))
-        x = _renoise(x0, then, generators)
-        yield Step(k, x, x0)
+    for now, then in pairwise(sigmas):
+        sigma = _full(x, now)
+        x = _renoise(x0_from_velocity(x, velocity(x, sigma), sigma), then, generators)
+        yield x
 
 
-def last(steps: Iterable[Step]) -> Tensor:
+def last(states: Iterable[Tensor]) -> Tensor:
     """Run a sampler to its end and return the final x."""
     x = None
-    for step in steps:
-        x = step.x
+    for state in states:
+        x = state
     if x is None:
         raise ValueError("the schedule has no step: it needs at least two sigmas")
     return x
@@ -163,7 +146,7 @@ def last(steps: Iterable[Step]) -> Tensor:
 
 @torch.no_grad()
 def rollout(
-    velocity: Velocity,
+    velocity: Callable[[Tensor, Tensor, Sequence[int]], Tensor],
     noise: Tensor,
     sigmas: Sequence[float],
     stops: Tensor,
@@ -176,6 +159,8 @@ def rollout(
     is ``sum(stops)`` evaluations, not ``B * max(stops)``. Sample i equals what it would be alone.
 
     Args:
+        velocity: ``(x (n, ...), sigma (n,), active)``; which samples of the batch these n are, so that the
+            callee can pick their prompts and source latents.
         stops: (B,) long in [0, len(sigmas) - 1]; 0 returns the noise itself.
 
     Raises:
@@ -190,7 +175,8 @@ def rollout(
     for k in range(max(depths, default=0)):
         active = [i for i, stop in enumerate(depths) if stop > k]
         here = torch.stack([x[i] for i in active])  # an index would be copied to the device, and waited for
-        x0 = predict_x0(velocity, here, _full(here, sigmas[k]), active)
+        sigma = _full(here, sigmas[k])
+        x0 = x0_from_velocity(here, velocity(here, sigma, active), sigma)
         moved = _renoise(x0, sigmas[k + 1], [generators[i] for i in active]).to(x.dtype)
         for i, one in zip(active, moved):
             x[i] = one

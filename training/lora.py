@@ -12,46 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..collection.errors import LoraFormatError
-from ..collection.layouts import Shapes
-from ..collection.lora_weights import LoraWeights
+from ..collection.lora_weights import LoraWeights, Shapes
+from ..collection.names import BLOCK_MODULES
 from .low_rank import Factors, add_low_rank, cast
 from .randomness import generator
 
-__all__ = [
-    "PAPER_TARGETS",
-    "LoraAdapter",
-    "LoraWeights",
-    "Shapes",
-    "TeacherStack",
-    "added_up",
-    "averaged",
-    "block_targets",
-    "linear_shape",
-    "linear_shapes",
-    "taken_apart",
-    "target_shapes",
-    "targeted",
-    "weights_hash",
-    "widened",
-]
-
-PAPER_TARGETS = (
-    "to_q",
-    "to_k",
-    "to_v",
-    "to_out.0",
-    "add_q_proj",
-    "add_k_proj",
-    "add_v_proj",
-    "to_add_out",
-    "img_mod.1",
-    "txt_mod.1",
-    "img_mlp.net.0.proj",
-    "img_mlp.net.2",
-    "txt_mlp.net.0.proj",
-    "txt_mlp.net.2",
-)
-"""Ends of the module paths that the released configuration adapts."""
+PAPER_TARGETS = tuple(name.removeprefix("attn.") for name in BLOCK_MODULES)
+"""Ends of the module paths that the released configuration adapts: all Linears of a block."""
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..collection.atomic import atomic_write
+from ..collection.atomic import write_text
 from ..collection.catalogue import Catalogue
 from ..collection.jsonl import EffectEntry, EffectSample
 from .captions import VlmEndpoint, caption_template, caption_vlm, pairs_shown
@@ -30,7 +30,7 @@ from .prompting import (
     student_prompt,
 )
 from .roles import Roles
-from .targets import TargetMaker, Wanted
+from .teacher_images import TeacherImageMaker, Wanted
 from .trainer import Cancelled
 from .workers import ALONE, Workers
 
@@ -182,10 +182,10 @@ def on_one_source(
     return {name: found.get(name) or EffectSample(source, effects[name].prompt, name, None) for name in names}
 
 
-def make_targets(
+def make_teacher_images(
     encode: Callable[[str, Tensor], Tensor],
     roles: Roles,
-    maker: TargetMaker,
+    maker: TeacherImageMaker,
     samples: Sequence[EffectSample],
     pictures: Sequence[Pictures],
     progress: Callable[[int, int], None] = lambda *_: None,
@@ -360,7 +360,6 @@ def _asked_caption(
             if target is not None
         ]
         known[key] = caption_vlm(endpoint, pairs, prompt)
-        with atomic_write(remembered) as temporary:
-            temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
+        write_text(remembered, json.dumps(known, indent=1))
     caption: str = known[key]
     return caption

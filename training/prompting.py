@@ -20,18 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..collection.atomic import atomic_write
-
-__all__ = [
-    "TagReport",
-    "candidate_tags",
-    "choose_once",
-    "choose_tags",
-    "compose",
-    "embed_over_images",
-    "similarity",
-    "student_prompt",
-]
+from ..collection.atomic import write_text
 
 Embed = Callable[[list[str]], Tensor]
 """Prompts -> (N, D), mean-pooled over tokens and averaged over source images where the encoder sees one."""
@@ -181,8 +170,7 @@ def choose_once(
     except (OSError, KeyError, TypeError, ValueError):
         pass  # not there yet, or damaged
     report = choose()
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps({"key": key, "report": report.to_json()}), encoding="utf-8")
+    write_text(path, json.dumps({"key": key, "report": report.to_json()}))
     return report
 
 

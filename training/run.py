@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..collection.atomic import atomic_write
+from ..collection.atomic import write_text
 from ..collection.catalogue import Catalogue, Effect, fingerprint, slug
 from ..collection.file import save_collection, with_thumbnails
 from ..collection.layouts import read_lora
@@ -22,7 +22,7 @@ from ..collection.lora_weights import LoraWeights
 from ..collection.thumbnails import Pair
 from .bank import TeacherBank, lora_hash
 from .checkpoint import copied, load_state
-from .config import nearest
+from .config import ConfigError, nearest
 from .distiller import BELOW, FAKE, STUDENT, Distiller
 from .encoding import encode_general, encode_lessons, prompt_encoder
 from .host import Host
@@ -37,7 +37,7 @@ from .prepare import (
     check_lists,
     choose_prompts,
     draft_prompts,
-    make_targets,
+    make_teacher_images,
     on_one_source,
     read_pictures,
 )
@@ -45,9 +45,9 @@ from .randomness import generator
 from .record import Curves, Record
 from .resuming import check_origin, check_settings, has_learnt
 from .roles import Roles
-from .run_config import ConfigError, Run
+from .run_config import Run
 from .sampling import apply_to_each
-from .targets import TEACHER_IMAGES, TargetMaker
+from .teacher_images import TEACHER_IMAGES, TeacherImageMaker
 from .trainer import Cancelled, Trainer
 from .workers import ALONE, Workers
 
@@ -159,7 +159,7 @@ class DistillationRun:
         _ = self._origin  # now: files may be gone when the state is saved
         encode = prompt_encoder(host)  # one for all: most of what is shown is learnt from
         needed = sorted({*run.samples_with_images, *map(samples.index, shown.values())})
-        made = make_targets(
+        made = make_teacher_images(
             encode,
             self.roles,
             self._maker,
@@ -251,14 +251,13 @@ class DistillationRun:
             return
         content = {**self._origin, "prompts": self._prompts(), **self.curves.to_json()}
         # Before the state: after a kill in between, losses of cycles that are not in the state are dropped.
-        with atomic_write(self._progress_file) as temporary:
-            temporary.write_text(json.dumps(content), encoding="utf-8")
+        write_text(self._progress_file, json.dumps(content))
         self.trainer.save(self.run.checkpoint)
 
     @cached_property
-    def _maker(self) -> TargetMaker:
+    def _maker(self) -> TeacherImageMaker:
         run = self.run
-        return TargetMaker(
+        return TeacherImageMaker(
             self.host,
             self.bank,
             run.output / TEACHER_IMAGES,
@@ -356,8 +355,7 @@ class DistillationRun:
             self._plot()
         except ImportError as error:
             report["plots"] = str(error)
-        with atomic_write(run.output / "report.json") as temporary:
-            temporary.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        write_text(run.output / "report.json", json.dumps(report, indent=1))
         return report
 
     def _plot(self) -> None:

@@ -30,17 +30,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
-__all__ = [
-    "CHECKPOINTING",
-    "Checkpointing",
-    "ConfigError",
-    "Lists",
-    "Run",
-    "Targets",
-    "read_lists",
-    "read_run",
-]
-
 Checkpointing = Literal["full", "selective", "none"]
 """What the base's blocks keep to a backward: their inputs, these and what attention made of them, or all. The
 less is kept, the more is computed twice."""
@@ -49,7 +38,7 @@ COLLECTION = "collection.safetensors"
 
 
 @dataclass(frozen=True)
-class Targets:
+class TeacherSampling:
     """How teacher images are made."""
 
     steps: int = 40
@@ -128,7 +117,7 @@ class Run:
     long_side: int = 1024
     """Pixels of the longer side of every picture; the pocket knows 128 alone."""
     distill: Distillation = field(default_factory=Distillation)
-    targets: Targets = field(default_factory=Targets)
+    targets: TeacherSampling = field(default_factory=TeacherSampling)
     candidates: int = 64
     """Random tags to choose from for each effect."""
     tags: str = "chosen"
@@ -295,7 +284,7 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
         checkpointing=checkpointing,
         long_side=long_side,
         distill=distillation(distill if cycles is None else {**distill, "cycles": cycles}, preset),
-        targets=checked(Targets, values.get("targets", {}), "targets."),
+        targets=checked(TeacherSampling, values.get("targets", {}), "targets."),
         candidates=candidates,
         tags=tags,
         captions=_endpoint(values["captions"]) if "captions" in values else None,

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ..collection.lora_weights import LoraWeights
 from .bank import TeacherBank
 from .data import together
 from .flow import consistency, euler, few_step_sigmas, last
 from .host import Host, Texts
-from .lora import LoraAdapter, LoraWeights
+from .lora import LoraAdapter
 from .losses import guided
 from .randomness import noise_like
 from .roles import BASE, Roles
@@ -49,17 +50,17 @@ def sample_teachers(
     """
     x, sigmas = noise_like(sources, generators), few_step_sigmas(steps)
 
-    def velocity(x: Tensor, sigma: Tensor, _: object) -> Tensor:
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
         cond = host.velocity(x, sigma, texts, sources)
         return guided(cond, host.velocity(x, sigma, empty, sources), guidance) if guidance else cond
 
     sampler = consistency(velocity, x, sigmas, generators) if fresh_noise else euler(velocity, x, sigmas)
     stack = bank.stack(sorted({name for name in names if name is not None}))
     with roles.use_teachers(stack, stack.index(names)) if stack.names else roles.use(BASE):
-        for sigma, step in zip(sigmas, sampler):
+        for sigma, after in zip(sigmas, sampler):
             if visit is not None:
                 visit(sigma, x)
-            x = step.x
+            x = after
     return x
 
 
@@ -134,7 +135,7 @@ def _few_steps(
     generators: Sequence[torch.Generator],
     sigmas: Sequence[float],
 ) -> Tensor:
-    def velocity(x: Tensor, sigma: Tensor, _: object) -> Tensor:
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
         return host.velocity(x, sigma, texts, sources)
 
     return last(consistency(velocity, noise_like(sources, generators), sigmas, generators))

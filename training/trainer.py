@@ -16,12 +16,13 @@ from typing import Any, NoReturn
 
 import torch
 
+from ..collection.lora_weights import LoraWeights
 from .checkpoint import CheckpointError, copied, load_optimizer_state, load_state, optimizer_state, save_state
 from .config import Distillation
 from .data import Batch, Lessons, Sample, micro_batches
 from .distiller import FAKE, STUDENT, Distiller, Draws, Term
 from .gains import Gains
-from .lora import LoraAdapter, LoraWeights
+from .lora import LoraAdapter
 from .memory import peak_memory
 from .optimizer import make_optimizer
 from .record import Record

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from ..draw import Apply
 
 if TYPE_CHECKING:
-    from ...training.judge_metrics import SubjectKind
+    from ...training.judging.metrics import SubjectKind
 
 Kind = Literal["colour", "structural", "one-to-many"]
 

@@ -1,3 +1,3 @@
-"""How the pocket world's weights were made: each module is one command, each continues from its last
-checkpoint.
+"""How the pocket world's weights were made: each module is one command; `base` and `few_step` continue from
+their last checkpoint.
 """

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from ...collection.atomic import atomic_write
+from ...collection.atomic import atomic_write, write_text
 from ...training.speed import bfloat16_slowdown
 from .. import FEW_STEP, FOLDER
 
@@ -82,8 +82,7 @@ def write_runs(out: Path, share: float = 1.0) -> None:
             text = re.sub(rf'^{key} = ".*"$', f'{key} = "{place}"', text, flags=re.MULTILINE)
         lengths = {name: math.ceil(int(length) * share) for name, length in LENGTH.findall(text)}
         text = LENGTH.sub(lambda line, lengths=lengths: f"{line[1]} = {lengths[line[1]]}", text)
-        with atomic_write(out / f"{name}.toml") as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(out / f"{name}.toml", text)
     shutil.copy(FOLDER / "effects.jsonl", out)  # it names the teachers' files as they lie beside it
 
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...training.judge_broken import break_results
-from ...training.judge_classifier import BROKEN, SOURCE, EffectClassifier, train_classifier
-from ...training.judges import Judge, calibrate
+from ...training.judging.broken import break_results
+from ...training.judging.classifier import BROKEN, SOURCE, EffectClassifier, train_classifier
+from ...training.judging.judge import Judge, calibrate
 from ...training.randomness import generator
 from ..autoencoder import Autoencoder
 from ..effects import EFFECTS

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...collection.atomic import atomic_write
+from ...collection.atomic import write_text
 from .. import FOLDER, PICTURES
 from ..edits import sample_edit
 from ..effects import EFFECTS
@@ -67,8 +67,7 @@ def main() -> None:
 
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """One JSON object a line."""
-    with atomic_write(path) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 if __name__ == "__main__":

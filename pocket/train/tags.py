@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ...collection.atomic import atomic_write
+from ...collection.atomic import write_text
 from ...console import Console, distil
 from ...training.hosts.pocket import PocketHost
 from ...training.run_config import read_lists, read_run
@@ -92,8 +92,7 @@ def _pick(name: str, effects: list[str], out: Path) -> None:
                 if key in row:
                     row[key] = str(FOLDER / row[key])
             kept.append(json.dumps(row) + "\n")
-    with atomic_write(out / name) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
+    write_text(out / name, "".join(kept))
 
 
 if __name__ == "__main__":

@@ -19,15 +19,16 @@ from collectionlora import cli
 from collectionlora.collection.catalogue import Catalogue, Effect, fingerprint
 from collectionlora.collection.file import save_collection
 from collectionlora.collection.layouts import read_lora
+from collectionlora.collection.lora_weights import Shapes
 from collectionlora.pocket.autoencoder import Autoencoder
 from collectionlora.pocket.effects import EFFECTS as POCKET_EFFECTS
 from collectionlora.pocket.text import TextEncoder
 from collectionlora.training.hosts.diffusers import pocket_transformer
 from collectionlora.training.hosts.pocket import PocketHost
-from collectionlora.training.judge_classifier import BROKEN, FEATURES, SOURCE, EffectClassifier
-from collectionlora.training.judge_statistics import Interval
-from collectionlora.training.judges import Judge
-from collectionlora.training.lora import Shapes, linear_shapes
+from collectionlora.training.judging.classifier import BROKEN, FEATURES, SOURCE, EffectClassifier
+from collectionlora.training.judging.judge import Judge
+from collectionlora.training.judging.statistics import Interval
+from collectionlora.training.lora import linear_shapes
 from collectionlora.training.randomness import generator
 
 CONFIG = """

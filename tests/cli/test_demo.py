@@ -16,7 +16,7 @@ from collectionlora.collection.file import read_catalogue
 from collectionlora.pocket import demo, general, rows
 from collectionlora.pocket.effects import EFFECTS
 from collectionlora.pocket.merges import MERGES
-from collectionlora.training import targets
+from collectionlora.training import teacher_images
 from collectionlora.training.run_config import read_run
 from collectionlora.training.sampling import sample_teachers
 
@@ -43,7 +43,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, shipped: Path) -> Iterator[None]:
     every = dict(EFFECTS)
     for name in set(EFFECTS) - {path.stem for path in (shipped / "teachers").iterdir()}:
         del EFFECTS[name]
-    for module in (rows, general, targets):
+    for module in (rows, general, teacher_images):
         monkeypatch.setattr(module, "sample_teachers", short)
     for name, value in {
         "FRESH": ("thermal", "snowfall"),

@@ -14,11 +14,11 @@ from collectionlora import cli
 from collectionlora.collection.file import load_collection, save_collection
 from collectionlora.collection.lora_weights import LoraWeights
 from collectionlora.pocket import FOLDER, TRANSFORMER
-from collectionlora.training.architecture import Architecture
-from collectionlora.training.cards import card
 from collectionlora.training.hosts.pocket import PocketHost
-from collectionlora.training.jobs import job_of
 from collectionlora.training.lora import linear_shapes
+from collectionlora.training.planning.architecture import Architecture
+from collectionlora.training.planning.cards import card
+from collectionlora.training.planning.jobs import job_of
 from collectionlora.training.run_config import read_run
 
 

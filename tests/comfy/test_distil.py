@@ -25,7 +25,7 @@ from collectionlora.training.checkpoint import load_state
 from collectionlora.training.config import distillation
 from collectionlora.training.hosts.pocket import PocketHost
 from collectionlora.training.run import DistillationRun
-from collectionlora.training.run_config import Run, Targets, read_lists
+from collectionlora.training.run_config import Run, TeacherSampling, read_lists
 
 
 def folder_of(server: Any, name: str) -> Path:
@@ -124,7 +124,7 @@ def test_losses_equal_those_of_the_headless_host(server: Any, tmp_path: Path) ->
         "alpha": 4.0,
     }
     lists = read_lists(inputs / "two.jsonl", inputs / "with_results.jsonl", POCKET / "general.jsonl")
-    run = Run(tmp_path, lists, distill=distillation(settings, "pocket"), targets=Targets(2, 0.0))
+    run = Run(tmp_path, lists, distill=distillation(settings, "pocket"), targets=TeacherSampling(2, 0.0))
     with DistillationRun(run, PocketHost()) as job:
         job.prepare()
         for _ in job.train():

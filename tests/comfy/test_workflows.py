@@ -24,7 +24,7 @@ from collectionlora.collection.file import load_collection, read_catalogue
 from collectionlora.pocket import WEIGHTS
 from collectionlora.training.flow import add_noise
 from collectionlora.training.hosts.pocket import PocketHost
-from collectionlora.training.judges import Judge
+from collectionlora.training.judging.judge import Judge
 from collectionlora.training.lora import TeacherStack
 from collectionlora.training.roles import Roles
 

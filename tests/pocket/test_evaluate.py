@@ -23,9 +23,9 @@ from collectionlora.pocket.text import TextEncoder
 from collectionlora.training.flow import few_step_sigmas
 from collectionlora.training.hosts.diffusers import pocket_transformer
 from collectionlora.training.hosts.pocket import PocketHost
-from collectionlora.training.judge_classifier import BROKEN, FEATURES, SOURCE, EffectClassifier
-from collectionlora.training.judge_statistics import Interval
-from collectionlora.training.judges import Judge
+from collectionlora.training.judging.classifier import BROKEN, FEATURES, SOURCE, EffectClassifier
+from collectionlora.training.judging.judge import Judge
+from collectionlora.training.judging.statistics import Interval
 from collectionlora.training.lora import linear_shapes, target_shapes
 from collectionlora.training.randomness import generator
 

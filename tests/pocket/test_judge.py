@@ -9,9 +9,9 @@ from collectionlora.pocket.effects import EFFECTS
 from collectionlora.pocket.images import load_folder
 from collectionlora.pocket.shipped import judge_of
 from collectionlora.pocket.train.judge import AVERAGED, CLASSES, PLACED, Pool, reconstruct
-from collectionlora.training.judge_broken import blend, blur
-from collectionlora.training.judge_classifier import BROKEN, SOURCE
-from collectionlora.training.judge_metrics import psnr
+from collectionlora.training.judging.broken import blend, blur
+from collectionlora.training.judging.classifier import BROKEN, SOURCE
+from collectionlora.training.judging.metrics import psnr
 from collectionlora.training.randomness import generator
 
 

@@ -17,9 +17,9 @@ from collectionlora.bench import gpu
 from collectionlora.bench.flops import Work
 from collectionlora.bench.gpu import WAYS, Settings, Way
 from collectionlora.bench.random_qwen import Size, random_lessons, random_transformer, write_teachers
-from collectionlora.training.architecture import Architecture, Operations
 from collectionlora.training.hosts.fused import fuse
 from collectionlora.training.lora import PAPER_TARGETS, LoraAdapter, target_shapes
+from collectionlora.training.planning.architecture import Architecture, Operations
 from collectionlora.training.roles import Roles
 
 SHORT = {"num_attention_heads": 1, "joint_attention_dim": 32}

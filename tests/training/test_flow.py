@@ -15,16 +15,17 @@ from collectionlora.training.randomness import generator, generators, integers, 
 SIGMAS = flow.few_step_sigmas(8)
 
 
-def curved(x: Tensor, sigma: Tensor, active: Sequence[int]) -> Tensor:
-    """A velocity that depends on everything it is given."""
-    return torch.sin(3 * x) + (sigma + 0.1 * torch.tensor(active)).reshape(-1, 1, 1)
+def curved(x: Tensor, sigma: Tensor, active: Sequence[int] | None = None) -> Tensor:
+    """A velocity that depends on everything it is given; on the whole batch where nobody says which of it."""
+    samples = torch.tensor(range(len(x)) if active is None else active)
+    return torch.sin(3 * x) + (sigma + 0.1 * samples).reshape(-1, 1, 1)
 
 
 def towards(target: Tensor) -> flow.Velocity:
     """The exact velocity if the data were the one point ``target``."""
 
-    def velocity(x: Tensor, sigma: Tensor, active: Sequence[int]) -> Tensor:
-        return (x - target[list(active)]) / sigma.reshape(-1, 1, 1)
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+        return (x - target) / sigma.reshape(-1, 1, 1)
 
     return velocity
 
@@ -101,13 +102,16 @@ def test_both_samplers_find_a_single_data_point(steps: int) -> None:
     torch.testing.assert_close(sampled, target)
 
 
-def test_samplers_report_each_step_as_it_is_done() -> None:
+def test_samplers_give_the_state_after_each_step() -> None:
     noise = torch.randn(2, 3, 4, generator=generator(0))
-    steps = list(flow.consistency(curved, noise, SIGMAS, generators(0, 0, range(2), "sample")))
-    assert [step.k for step in steps] == list(range(8))
-    assert torch.equal(steps[-1].x, steps[-1].x0)
-    x0 = flow.predict_x0(curved, noise, torch.ones(2))
-    torch.testing.assert_close(steps[0].x0, x0)
+    states = list(flow.consistency(curved, noise, SIGMAS, generators(0, 0, range(2), "sample")))
+    assert len(states) == 8
+    # the last step ends at the x0 that it predicts
+    sigma = torch.full((2,), SIGMAS[7])
+    torch.testing.assert_close(states[7], flow.x0_from_velocity(states[6], curved(states[6], sigma), sigma))
+    one, two = flow.euler(curved, noise, (1.0, 0.5, 0.0))
+    torch.testing.assert_close(one, noise - 0.5 * curved(noise, torch.ones(2)))
+    torch.testing.assert_close(two, one - 0.5 * curved(one, torch.full((2,), 0.5)))
 
 
 def test_consistency_sampling_renoises_with_fresh_noise_and_euler_does_not() -> None:
@@ -123,11 +127,11 @@ def test_consistency_sampling_renoises_with_fresh_noise_and_euler_does_not() -> 
 
 def test_rollout_is_the_consistency_sampler_stopped() -> None:
     noise = torch.randn(9, 3, 4, generator=generator(0))
-    steps = list(flow.consistency(curved, noise, SIGMAS, generators(0, 0, range(9), "rollout")))
+    states = list(flow.consistency(curved, noise, SIGMAS, generators(0, 0, range(9), "rollout")))
     x = flow.rollout(curved, noise, SIGMAS, torch.arange(9), generators(0, 0, range(9), "rollout"))
     assert torch.equal(x[0], noise[0])
     for k in range(8):
-        torch.testing.assert_close(x[k + 1], steps[k].x[k + 1])
+        torch.testing.assert_close(x[k + 1], states[k][k + 1])
 
 
 def test_rollout_evaluates_only_the_samples_still_running() -> None:

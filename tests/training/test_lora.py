@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from collectionlora.collection.errors import LoraFormatError
+from collectionlora.collection.lora_weights import LoraWeights
 from collectionlora.training.lora import (
     LoraAdapter,
-    LoraWeights,
     TeacherStack,
     added_up,
     block_targets,

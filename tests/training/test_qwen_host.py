@@ -21,7 +21,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from collectionlora import cli
 from collectionlora.training.hosts import qwen
 from collectionlora.training.hosts.qwen import QwenEditHost
-from collectionlora.training.jobs import _text_encoder
+from collectionlora.training.planning.jobs import _text_encoder
 
 SPECIAL = [f"<|{name}|>" for name in ("endoftext", "im_start", "im_end")]
 SPECIAL += [f"<|{name}|>" for name in ("vision_start", "vision_end", "image_pad")]

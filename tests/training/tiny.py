@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from collectionlora.collection.lora_weights import LoraWeights
 from collectionlora.training.bank import TeacherBank
 from collectionlora.training.config import Distillation, distillation
 from collectionlora.training.data import Lessons, Sample
 from collectionlora.training.distiller import BELOW, FAKE, STUDENT, Distiller
-from collectionlora.training.lora import LoraAdapter, LoraWeights, linear_shapes, target_shapes
+from collectionlora.training.lora import LoraAdapter, linear_shapes, target_shapes
 from collectionlora.training.randomness import generator
 from collectionlora.training.roles import Roles
 from collectionlora.training.trainer import Trainer

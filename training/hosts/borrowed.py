@@ -70,10 +70,10 @@ def borrowed(module: nn.Module, device: torch.device, checkpointing: bool = Fals
 
 
 def _linear(module: nn.Module, forward: Forward) -> Forward:
-    return lambda x: _FrozenLinear.apply(x, module, forward)  # type: ignore[no-untyped-call]
+    return lambda x: _BorrowedLinear.apply(x, module, forward)  # type: ignore[no-untyped-call]
 
 
-class _FrozenLinear(torch.autograd.Function):
+class _BorrowedLinear(torch.autograd.Function):
     """y = W x + b with a gradient for x alone; W is fetched again for it, dequantised if need be."""
 
     @staticmethod

@@ -23,9 +23,9 @@ class PocketLatent(latent_formats.LatentFormat):  # type: ignore[misc]
     latent_dimensions = 3
 
 
-def pocket_model(folder: Path = WEIGHTS, disable_dynamic: bool = False) -> model_patcher.ModelPatcher:
+def pocket_model(disable_dynamic: bool = False) -> model_patcher.ModelPatcher:
     """MODEL, float32. Small enough to be loaded whole always, hence never `dynamic`."""
-    path = folder / "transformer.safetensors"
+    path = WEIGHTS / "transformer.safetensors"
     config = supported_models.QwenImage({"image_model": "qwen_image", **TRANSFORMER})
     config.latent_format = PocketLatent()
     config.set_inference_dtype(torch.float32, None)
@@ -35,20 +35,20 @@ def pocket_model(folder: Path = WEIGHTS, disable_dynamic: bool = False) -> model
         model.eval(), model_management.get_torch_device(), model_management.unet_offload_device()
     )
     patcher.set_attachments("base_name", NAME)
-    patcher.cached_patcher_init = (pocket_model, (folder,))
+    patcher.cached_patcher_init = (pocket_model, ())
     return patcher
 
 
-def pocket_clip(folder: Path = WEIGHTS) -> sd.CLIP:
+def pocket_clip() -> sd.CLIP:
     """CLIP."""
-    weights = {f"encoder.{name}": t.float() for name, t in load_file(folder / "text.safetensors").items()}
+    weights = {f"encoder.{name}": t.float() for name, t in load_file(WEIGHTS / "text.safetensors").items()}
     target = supported_models_base.ClipTarget(Tokenizer, TextModel)
     return sd.CLIP(target, parameters=sum(t.numel() for t in weights.values()), state_dict=[weights])
 
 
-def pocket_vae(folder: Path = WEIGHTS) -> sd.VAE:
+def pocket_vae() -> sd.VAE:
     """VAE."""
-    return PocketVAE(folder / "autoencoder.safetensors")
+    return PocketVAE(WEIGHTS / "autoencoder.safetensors")
 
 
 class Tokenizer:

@@ -35,7 +35,7 @@ from collectionlora.training.lora import (  # noqa: E402
     linear_shapes,
     target_shapes,
 )
-from collectionlora.training.run_config import Lists, Run, Targets  # noqa: E402
+from collectionlora.training.run_config import Lists, Run, TeacherSampling  # noqa: E402
 
 sys.path.append(str(Path(__file__).parent))
 from models import KINDS, Nobody, random_weights  # noqa: E402
@@ -95,7 +95,7 @@ def main(folder: Path, kind: str) -> dict[str, Any]:
         EffectSample(path, effect.prompt, name, None) for name, effect in effects.items() for path in pictures
     ]
     lists = Lists(effects, samples, [GeneralSample(pictures[0], "blur it")])
-    run = Run(folder / "out", lists, distill=distillation(SETTINGS), targets=Targets(2, 1.0, 2))
+    run = Run(folder / "out", lists, distill=distillation(SETTINGS), targets=TeacherSampling(2, 1.0, 2))
     with torch.inference_mode():
         host = ComfyHost(model, clip, vae, 128, 16, True)
         run = Run(run.output, lists, distill=_fitting(run.distill, host), targets=run.targets)

@@ -27,7 +27,7 @@ from collectionlora.training.config import distillation  # noqa: E402
 from collectionlora.training.hosts.comfy import ComfyHost  # noqa: E402
 from collectionlora.training.hosts.comfy_pocket import pocket_clip, pocket_model, pocket_vae  # noqa: E402
 from collectionlora.training.run import DistillationRun  # noqa: E402
-from collectionlora.training.run_config import Run, Targets, read_lists  # noqa: E402
+from collectionlora.training.run_config import Run, TeacherSampling, read_lists  # noqa: E402
 from collectionlora.training.trainer import Trainer  # noqa: E402
 
 SETTINGS = {
@@ -58,7 +58,7 @@ def main(effects: Path, data: Path, output: Path, kind: str) -> dict[str, Any]:
         output,
         read_lists(effects, data),
         distill=distillation(SETTINGS, "pocket"),
-        targets=Targets(1, 0.0),
+        targets=TeacherSampling(1, 0.0),
         titles={"nothing": "No such effect"} if kind == "start" else {},
     )
     cycle = Trainer._cycle

@@ -28,17 +28,17 @@ from comfy.weight_adapter import LoRAAdapter  # noqa: E402
 from collectionlora.collection.jsonl import EffectEntry, EffectSample, GeneralSample  # noqa: E402
 from collectionlora.nodes.planning import MARGIN, _on_this_model, room_for  # noqa: E402
 from collectionlora.pocket import WEIGHTS  # noqa: E402
-from collectionlora.training.architecture import Architecture  # noqa: E402
-from collectionlora.training.cards import RESERVE  # noqa: E402
 from collectionlora.training.config import distillation  # noqa: E402
-from collectionlora.training.footprint import base_bytes  # noqa: E402
 from collectionlora.training.hosts import comfy as hosts_comfy  # noqa: E402
 from collectionlora.training.hosts.borrowed import borrowed  # noqa: E402
 from collectionlora.training.hosts.comfy import ComfyHost, UnsupportedModelError, not_dynamic  # noqa: E402
 from collectionlora.training.hosts.comfy_pocket import pocket_clip, pocket_model, pocket_vae  # noqa: E402
 from collectionlora.training.hosts.streamed import gradient_error  # noqa: E402
 from collectionlora.training.lora import linear_shape  # noqa: E402
-from collectionlora.training.plan import Plan  # noqa: E402
+from collectionlora.training.planning.architecture import Architecture  # noqa: E402
+from collectionlora.training.planning.cards import RESERVE  # noqa: E402
+from collectionlora.training.planning.footprint import base_bytes  # noqa: E402
+from collectionlora.training.planning.plan import Plan  # noqa: E402
 from collectionlora.training.run_config import Lists, Run  # noqa: E402
 
 sys.path.append(str(Path(__file__).parent))

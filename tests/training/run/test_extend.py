@@ -21,10 +21,11 @@ from collectionlora.collection.file import (
 from collectionlora.collection.layouts import read_lora
 from collectionlora.collection.lora_weights import LoraWeights
 from collectionlora.training.checkpoint import CheckpointError
+from collectionlora.training.config import ConfigError
 from collectionlora.training.extend import extended, read_extended
 from collectionlora.training.lora import linear_shapes
 from collectionlora.training.run import DistillationRun
-from collectionlora.training.run_config import ConfigError, Run, read_run
+from collectionlora.training.run_config import Run, read_run
 
 KNOWN = Effect("frost", "Frosted glass", "<frost_1>", "<frost_1> cover it with ice")
 

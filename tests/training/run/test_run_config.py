@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from collectionlora.training.config import ConfigError, distillation
-from collectionlora.training.run_config import _KNOWN, _PATHS, _TABLES, Run, Targets, read_run
+from collectionlora.training.run_config import _KNOWN, _PATHS, _TABLES, Run, TeacherSampling, read_run
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,7 +26,7 @@ def test_the_readme_names_every_key_with_its_default(repository: Path) -> None:
     assert {*least, *rest} == {*_KNOWN}
     plain = {key: value for key, value in rest.items() if key not in (*_PATHS, *_TABLES)}
     assert plain == {key: getattr(Run, key) for key in plain}
-    assert rest["targets"] == asdict(Targets())
+    assert rest["targets"] == asdict(TeacherSampling())
     assert rest["distill"].items() <= asdict(distillation()).items()
     distillation(least["distill"], least["preset"])
 

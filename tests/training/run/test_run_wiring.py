@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from collectionlora.collection.layouts import read_lora
-from collectionlora.training import prepare, targets
+from collectionlora.collection.lora_weights import LoraWeights
+from collectionlora.training import prepare, teacher_images
 from collectionlora.training import run as run_module
 from collectionlora.training.bank import TeacherBank
 from collectionlora.training.captions import VlmEndpoint
 from collectionlora.training.checkpoint import load_state
 from collectionlora.training.flow import few_step_sigmas
-from collectionlora.training.lora import LoraWeights, linear_shapes
+from collectionlora.training.lora import linear_shapes
 from collectionlora.training.randomness import generator, noise_like
 from collectionlora.training.roles import Roles
 from collectionlora.training.run import DistillationRun
@@ -85,8 +86,10 @@ def test_each_text_goes_where_it_belongs(project: Any, host: Any) -> None:
 
 def test_target_maker_passes_both_texts(project: Any, host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
-    plain = targets.sample_teachers
-    monkeypatch.setattr(targets, "sample_teachers", lambda *a, **k: (given.append(a), plain(*a, **k))[1])
+    plain = teacher_images.sample_teachers
+    monkeypatch.setattr(
+        teacher_images, "sample_teachers", lambda *a, **k: (given.append(a), plain(*a, **k))[1]
+    )
     with DistillationRun(read_run(project.write()), host) as job:
         job.prepare()
     asked, empty = host.encode_text(["do it", ""], None)

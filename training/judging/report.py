@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .judge_metrics import detail_energy, psnr
-from .judge_statistics import Interval, Resamples, kernel_distance, kernel_matrix
-from .judges import Images, Judge, Pictures, Verdict
+from .judge import Images, Judge, Pictures, Verdict
+from .metrics import detail_energy, psnr
+from .statistics import Interval, Resamples, kernel_distance, kernel_matrix
 
 MEASURES: dict[str, str] = {
     "bad_case": "share of outputs of another class, or less sure or with less of the source than true ones",

@@ -20,11 +20,16 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
 from collectionlora.pocket import TRANSFORMER
-from collectionlora.training.architecture import Architecture, Tokens
 from collectionlora.training.bank import TeacherBank
 from collectionlora.training.config import distillation
 from collectionlora.training.distiller import FAKE, STUDENT
-from collectionlora.training.footprint import (
+from collectionlora.training.hosts.diffusers import EditVelocity, pocket_transformer
+from collectionlora.training.hosts.fused import fuse
+from collectionlora.training.hosts.pocket import PocketHost
+from collectionlora.training.lora import LoraAdapter, TeacherStack, linear_shapes, target_shapes
+from collectionlora.training.optimizer import make_optimizer
+from collectionlora.training.planning.architecture import Architecture, Tokens
+from collectionlora.training.planning.footprint import (
     BF16,
     FP8,
     Job,
@@ -40,12 +45,7 @@ from collectionlora.training.footprint import (
     ram_bytes,
     ways_bytes,
 )
-from collectionlora.training.hosts.diffusers import EditVelocity, pocket_transformer
-from collectionlora.training.hosts.fused import fuse
-from collectionlora.training.hosts.pocket import PocketHost
-from collectionlora.training.lora import LoraAdapter, TeacherStack, linear_shapes, target_shapes
-from collectionlora.training.optimizer import make_optimizer
-from collectionlora.training.plan import passes
+from collectionlora.training.planning.plan import passes
 from collectionlora.training.roles import Roles
 from collectionlora.training.run_config import CHECKPOINTING
 from collectionlora.training.trainer import Trainer

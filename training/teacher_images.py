@@ -65,7 +65,7 @@ class TeacherImage:
         return {**latent, "sigmas": self.path.sigmas, "states": self.path.states.contiguous()}
 
 
-class TargetMaker:
+class TeacherImageMaker:
     """Makes teacher images and remembers them in `folder`, one file each.
 
     The key covers the teacher's file, its prompt, the source's pixels, the host's weights and the sampler, so

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from collectionlora.training.config import Distillation, distillation
-from collectionlora.training.evaluations import (
+from collectionlora.training.planning.evaluations import (
     cycle_evaluations,
     imitation_evaluations,
     total,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from collectionlora.training.judge_statistics import Resamples, kernel_distance, kernel_matrix
+from collectionlora.training.judging.statistics import Resamples, kernel_distance, kernel_matrix
 from collectionlora.training.randomness import generator
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, get_args
 
+from ..config import OptimizerName
+from ..run_config import Checkpointing
 from .cards import BACKWARD, COPY, UNPACKING, UTILISATION, Card
-from .config import OptimizerName
 from .evaluations import (
     Evaluations,
     Parts,
@@ -32,7 +33,6 @@ from .footprint import (
     ram_bytes,
     sharded,
 )
-from .run_config import Checkpointing
 
 HOUR = 3600
 MUCH = 0.9

@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..collection.atomic import atomic_write
-from .judge_classifier import BROKEN, SOURCE, EffectClassifier
-from .judge_metrics import SubjectKind, subject_score
-from .judge_statistics import Interval, Resamples, kernel_distance, kernel_matrix
+from ...collection.atomic import atomic_write
+from .classifier import BROKEN, SOURCE, EffectClassifier
+from .metrics import SubjectKind, subject_score
+from .statistics import Interval, Resamples, kernel_distance, kernel_matrix
 
 FORMAT = "collectionlora-judge 1"
 FALSE_ALARM = 0.01

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from .lora import Shapes, linear_shapes
+from ...collection.lora_weights import Shapes
+from ..lora import linear_shapes
 
 TOKEN_PIXELS = 16
 """Side of the square of pixels that one token stands for: the autoencoder's 8 times the patch's 2."""

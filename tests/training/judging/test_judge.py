@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from collectionlora.training.judge_broken import blur, break_results
-from collectionlora.training.judge_classifier import BROKEN, SOURCE, EffectClassifier, train_classifier
-from collectionlora.training.judge_report import judge_rows
-from collectionlora.training.judges import Judge, calibrate
+from collectionlora.training.judging.broken import blur, break_results
+from collectionlora.training.judging.classifier import BROKEN, SOURCE, EffectClassifier, train_classifier
+from collectionlora.training.judging.judge import Judge, calibrate
+from collectionlora.training.judging.report import judge_rows
 from collectionlora.training.randomness import generator
 
 SIZE = 32

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .config import Distillation, Objective
-from .flow import unshift
-from .gains import LATE
-from .ways import STEPS
+from ..config import Distillation, Objective
+from ..flow import unshift
+from ..gains import LATE
+from ..ways import STEPS
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ..collection.errors import LoraFormatError
-from ..collection.layouts import read_lora
-from ..collection.tensors import read_header
-from ..pocket import TRANSFORMER
-from ..pocket.text import TOKENS
+from ...collection.errors import LoraFormatError
+from ...collection.layouts import read_lora
+from ...collection.lora_weights import Shapes
+from ...collection.tensors import read_header
+from ...pocket import TRANSFORMER
+from ...pocket.text import TOKENS
+from ..config import ConfigError, distillation
+from ..extend import read_extended
+from ..run_config import Run
 from .architecture import Architecture
-from .config import ConfigError, distillation
-from .extend import read_extended
 from .footprint import Job, Storage
-from .lora import Shapes
-from .run_config import Run
 
 POCKET_SIDE = 128
 LAYER = re.compile(r"^model\.(?:language_model\.)?layers\.(\d+)\.")

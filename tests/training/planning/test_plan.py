@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from collectionlora.training.architecture import Architecture, Tokens
-from collectionlora.training.cards import CARDS, UTILISATION, Card, card, card_named
 from collectionlora.training.config import PRESETS, distillation
-from collectionlora.training.evaluations import (
+from collectionlora.training.planning.architecture import Architecture, Tokens
+from collectionlora.training.planning.cards import CARDS, UTILISATION, Card, card, card_named
+from collectionlora.training.planning.evaluations import (
     cycle_evaluations,
     imitation_evaluations,
     total,
 )
-from collectionlora.training.footprint import (
+from collectionlora.training.planning.footprint import (
     BF16,
     FP8,
     GIB,
@@ -32,7 +32,7 @@ from collectionlora.training.footprint import (
     ram_bytes,
     sharded,
 )
-from collectionlora.training.plan import (
+from collectionlora.training.planning.plan import (
     Plan,
     faster,
     hours,
@@ -46,7 +46,7 @@ from collectionlora.training.plan import (
     verdict,
     words,
 )
-from collectionlora.training.run_config import Targets
+from collectionlora.training.run_config import TeacherSampling
 
 RANK_32: dict[str, Any] = {"rank": 32, "alpha": 32.0}
 KEPT_UP = replace(card(80), launch=0.0)
@@ -60,7 +60,7 @@ RESIDENT = STORAGES[:2]
 
 
 def test_hours_are_operations_over_peak() -> None:
-    job = Job(distillation(RANK_32), samples=30, targets=Targets(10, 4.0, 8), general=5)
+    job = Job(distillation(RANK_32), samples=30, targets=TeacherSampling(10, 4.0, 8), general=5)
     took = hours(job, Setting(), INSTANT, utilisation=0.5)
     forward = job.architecture.operations(job.tokens).forward
     speed = 0.5 * INSTANT.operations
@@ -119,7 +119,7 @@ def test_unpacking_and_fetching_take_time_and_larger_batches_share_it() -> None:
 
 def test_teacher_images_that_are_there_are_not_made() -> None:
     assert target_evaluations(Job(samples=1000)) == 1000 * 40 * 2
-    assert target_evaluations(Job(samples=1000, missing=3, targets=Targets(5, 0.0))) == 15
+    assert target_evaluations(Job(samples=1000, missing=3, targets=TeacherSampling(5, 0.0))) == 15
 
 
 # -- choice --------------------------------------------------------------------------------------------------
@@ -166,10 +166,10 @@ def test_a_shrinking_room_takes_precision_of_the_base_then_of_the_moments() -> N
 
 def test_what_the_user_set_is_kept_where_it_fits() -> None:
     config = distillation({**RANK_32, "micro_batch": 4, "optimizer": "adamw8bit"})
-    job = Job(config, side=512, targets=Targets(batch=3), checkpointing=("full",))
+    job = Job(config, side=512, targets=TeacherSampling(batch=3), checkpointing=("full",))
     chosen = plan(job, replace(card(80), launch=0.0)).setting
     assert (chosen.micro_batch, chosen.target_batch, chosen.optimizer) == (4, 3, "adamw8bit")
-    job = replace(job, storages=(BF16,), targets=Targets(batch=1))
+    job = replace(job, storages=(BF16,), targets=TeacherSampling(batch=1))
     tried = [setting.micro_batch for setting in settings(job)]
     assert list(dict.fromkeys(tried)) == [4, 2, 1, 8]
 
@@ -198,7 +198,7 @@ def test_as_little_is_computed_twice_as_fits() -> None:
 
 def test_a_plan_says_which_settings_would_fit_and_which_would_be_much_faster() -> None:
     one, job = card(80), Job(distillation(RANK_32), side=512, storages=(BF16,), checkpointing=("full",))
-    job = replace(job, targets=Targets(batch=1))
+    job = replace(job, targets=TeacherSampling(batch=1))
     slow = Plan(job, Setting(target_batch=1), one.room, one)
     best = plan(job, one)
     hours = f"{best.hours.all:.2f} h together"

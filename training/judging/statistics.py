@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from .randomness import generator
+from ..randomness import generator
 
 LEVEL = 0.95
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from ...collection.lora_weights import Shapes
+from ..config import Distillation, OptimizerName
+from ..lora import PAPER_TARGETS, targeted
+from ..run_config import CHECKPOINTING, Checkpointing, TeacherSampling
+from ..ways import APART
 from .architecture import LATENT_PIXELS, Architecture, Tokens
-from .config import Distillation, OptimizerName
-from .lora import PAPER_TARGETS, Shapes, targeted
-from .run_config import CHECKPOINTING, Checkpointing, Targets
-from .ways import APART
 
 GIB = 2**30
 FLOAT16, FLOAT32, FLOAT64 = 2, 4, 8
@@ -76,7 +77,7 @@ class Job:
 
     config: Distillation = field(default_factory=Distillation)
     architecture: Architecture = field(default_factory=Architecture)
-    targets: Targets = field(default_factory=Targets)
+    targets: TeacherSampling = field(default_factory=TeacherSampling)
     side: int = 1024
     """Pixels of the long side."""
     effects: int = 50

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 
-from .config import Distillation
+from ..config import Distillation
+from ..record import Record
 from .evaluations import cycle_evaluations, imitation_evaluations, total, warm_evaluations
-from .record import Record
 
 REMEMBERED = 20
 """Cycles whose speed counts."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from collectionlora.pocket.effects import EFFECTS
 from collectionlora.pocket.images import load_folder
-from collectionlora.training.nearest import likeness
+from collectionlora.training.likeness import likeness
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .randomness import generator
+from ..randomness import generator
 
 SOURCE = "source"
 """Class of results in which nothing was done."""

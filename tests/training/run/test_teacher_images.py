@@ -20,7 +20,7 @@ from collectionlora.training.lora import linear_shapes
 from collectionlora.training.pictures import to_floats, to_pixels
 from collectionlora.training.randomness import generator
 from collectionlora.training.roles import Roles
-from collectionlora.training.targets import TargetMaker, Wanted
+from collectionlora.training.teacher_images import TeacherImageMaker, Wanted
 
 
 class Workshop:
@@ -41,7 +41,7 @@ class Workshop:
     def make(self, cancelled: Callable[[], bool] = lambda: False) -> tuple[dict[int, Tensor], int]:
         """The images by index, and how many network evaluations they cost."""
         bank = TeacherBank(self.files, linear_shapes(self.host.transformer))
-        maker = TargetMaker(self.host, bank, self.folder / "made", **self.settings)
+        maker = TeacherImageMaker(self.host, bank, self.folder / "made", **self.settings)
         self.host.evaluations = 0
         with Roles(self.host.transformer, {}) as roles:
             images = dict(maker.make(roles, self.wanted, cancelled))

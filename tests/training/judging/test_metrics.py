@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from collectionlora.training import judge_broken as bad
-from collectionlora.training.judge_metrics import (
+from collectionlora.training.judging import broken as bad
+from collectionlora.training.judging.metrics import (
     SUBJECT_KINDS,
     correlation,
     detail_energy,

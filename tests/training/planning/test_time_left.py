@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from collectionlora.training.config import distillation
-from collectionlora.training.evaluations import cycle_evaluations, total
+from collectionlora.training.planning.evaluations import cycle_evaluations, total
+from collectionlora.training.planning.time_left import TimeLeft
 from collectionlora.training.record import Record
-from collectionlora.training.time_left import TimeLeft
 
 
 def test_cheap_cycles_do_not_stand_for_dear_ones() -> None:
