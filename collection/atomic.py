@@ -19,6 +19,9 @@ STALE_SECONDS = 600
 PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds between attempts to rename."""
 
+IS_MAPPED = 1224
+"""Windows' error for a file that a program has mapped."""
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -71,13 +74,20 @@ def is_disk_full(error: BaseException) -> bool:
 
 def _replace(temporary: Path, target: Path) -> None:
     """Rename, patiently: Windows refuses while something else looks at one of the two, a virus scanner or a
-    page that shows it."""
-    for pause in PAUSES:
-        with suppress(PermissionError):
+    page that shows it. Raises CollectionError for a file that is in use for longer."""
+    for pause in (*PAUSES, None):
+        try:
             temporary.replace(target)
             return
-        time.sleep(pause)
-    temporary.replace(target)
+        except OSError as error:
+            if not isinstance(error, PermissionError) and getattr(error, "winerror", None) != IS_MAPPED:
+                raise
+            if pause is None:
+                raise CollectionError(
+                    f"{target} is in use, by a node that has loaded it or another program, and stays as it "
+                    "was; remove that node or close that program, or save under another name"
+                ) from error
+            time.sleep(pause)
 
 
 def _mode(target: Path, temporary: Path) -> int:

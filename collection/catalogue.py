@@ -182,11 +182,16 @@ def fingerprint(shapes: Mapping[str, tuple[int, int]], name: str | None = None) 
 def slug(text: str) -> str:
     """An effect name from any text, stable: `Manga Tone!` -> `manga_tone`. A hash stands for letters of other
     scripts: `effect_e4c5f1ba`, `v1_0f3a5d21`."""
-    plain = unicodedata.normalize("NFKD", text)
+    text, plain = composed(text), unicodedata.normalize("NFKD", text)
     words = re.sub(r"[^a-z0-9]+", "_", plain.encode("ascii", "ignore").decode().lower()).strip("_")
     if words and not any(letter.isalnum() and not letter.isascii() for letter in plain):
         return words[:64]
     return f"{words[:55] or 'effect'}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def composed(name: str) -> str:
+    """A name as people type it: a Mac's folders hold its letters and their accents apart."""
+    return unicodedata.normalize("NFC", name)
 
 
 def check_sigmas(sigmas: Iterable[float]) -> tuple[float, ...]:

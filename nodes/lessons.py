@@ -14,6 +14,7 @@ import folder_paths
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..collection.catalogue import composed
 from ..collection.jsonl import (
     EffectEntry,
     EffectSample,
@@ -322,21 +323,22 @@ def _teachers_of(folder: Path, prompts: str) -> list[EffectEntry]:
         name, colon, prompt = line.partition(":")
         if line.strip() and not (colon and prompt.strip()):
             raise ValueError(f"prompts, line {number}: {line!r} is not NAME: PROMPT")
-        if name.strip() and name.strip() in known:
-            raise ValueError(f"prompts, line {number}: {name.strip()} has a prompt already; keep one of them")
-        known[name.strip()] = prompt.strip()
+        name = composed(name.strip())
+        if name and name in known:
+            raise ValueError(f"prompts, line {number}: {name} has a prompt already; keep one of them")
+        known[name] = prompt.strip()
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder} holds no .safetensors file; give the folder of your effect LoRAs")
     teachers = []
     for file in files:
-        note = file.with_suffix(".txt")
-        prompt = known.pop(file.stem, "") or (_text_of(note) if note.is_file() else "")
+        note, name = file.with_suffix(".txt"), composed(file.stem)
+        prompt = known.pop(name, "") or (_text_of(note) if note.is_file() else "")
         if not prompt:
             raise ValueError(
-                f"{file.name} has no prompt; add the line {file.stem}: PROMPT, or {note.name} beside it"
+                f"{file.name} has no prompt; add the line {name}: PROMPT, or {note.name} beside it"
             )
-        teachers.append(EffectEntry(file.stem, file, prompt, "", "", ""))
+        teachers.append(EffectEntry(name, file, prompt, "", "", ""))
     if any(known):
         raise ValueError(f"prompts: {folder} holds no {next(filter(None, known))}.safetensors")
     return teachers
@@ -370,8 +372,9 @@ def _samples_of(teacher: EffectEntry, before: Path, after: Path | None) -> list[
 
 def _own(folder: Path, name: str) -> Path | None:
     """The folder in `folder` that is called like the effect, in small or capital letters, if there is one."""
-    alike = [one for one in folder.iterdir() if one.name.casefold() == name.casefold() and one.is_dir()]
-    return min(alike, key=lambda one: one.name != name, default=None)
+    wanted = composed(name)
+    alike = [one for one in folder.iterdir() if composed(one.name).casefold() == wanted.casefold()]
+    return min(filter(Path.is_dir, alike), key=lambda one: composed(one.name) != wanted, default=None)
 
 
 def _pictures_in(folder: Path) -> list[Path]:

@@ -52,7 +52,6 @@ class Previews:
 
 def _small(image: Tensor) -> Tensor:
     """(3,H,W), as `likeness` looks at it."""
+    image = image.float().cpu()  # Apple's devices average over no fractions of pixels
     scale = SIDE / max(image.shape[1:])
-    if scale < 1:
-        image = F.interpolate(image[None].float(), scale_factor=scale, mode="area")[0]
-    return image.cpu()
+    return F.interpolate(image[None], scale_factor=scale, mode="area")[0] if scale < 1 else image

@@ -105,7 +105,9 @@ class TeacherBank:
             self._stacked = None  # before the next one: two may not fit
             self.prefetch(wanted)
             teachers = {name: self._coming.pop(name).result() for name in wanted}
-            if self._stream is not None:
+            if self._stream is None:
+                teachers = {name: _on(self._device, one) for name, one in teachers.items()}
+            else:
                 for teacher in teachers.values():
                     for tensor in (*teacher.down.values(), *teacher.up.values()):
                         # allocated on the thread's stream, read on this one: not to be reused before
@@ -121,18 +123,15 @@ class TeacherBank:
         self._stacked = None
 
     def _fetch(self, name: str) -> LoraWeights:
-        """In the thread: one teacher on the device, ready for use."""
+        """In the thread: one teacher on a CUDA device, ready for use; for others in RAM, as Apple's
+        take no two threads at a time."""
         weights = self._from_ram(name)
-        with torch.cuda.stream(
-            self._stream
-        ):  # of its own, not to wait for the training's kernels; None: no-op
-            down, up = (
-                {path: tensor.to(self._device, non_blocking=True) for path, tensor in part.items()}
-                for part in (weights.down, weights.up)
-            )
-        if self._stream is not None:
-            self._stream.synchronize()
-        return LoraWeights(down, up, weights.alpha)
+        if self._stream is None:
+            return weights
+        with torch.cuda.stream(self._stream):  # of its own, not to wait for the training's kernels
+            there = _on(self._device, weights, non_blocking=True)
+        self._stream.synchronize()
+        return there
 
     def _from_ram(self, name: str) -> LoraWeights:
         """In the thread: one teacher in RAM, alpha folded into B."""
@@ -173,6 +172,14 @@ class TeacherBank:
             return copy.pin_memory()
         except RuntimeError:  # no more memory may be locked: this teacher comes more slowly
             return copy
+
+
+def _on(device: torch.device, weights: LoraWeights, non_blocking: bool = False) -> LoraWeights:
+    down, up = (
+        {path: tensor.to(device, non_blocking=non_blocking) for path, tensor in part.items()}
+        for part in (weights.down, weights.up)
+    )
+    return LoraWeights(down, up, weights.alpha)
 
 
 def _stamp(lora: Path) -> list[tuple[str, int, int]]:

@@ -8,14 +8,15 @@ import torch
 
 
 def allocated_memory(device: torch.device) -> int:
-    """Bytes of tensors on a CUDA device; 0 on others."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    """Bytes of tensors on a device whose module of torch tells (CUDA, ROCm, XPU); 0 on others."""
+    told = getattr(getattr(torch, device.type, None), "memory_allocated", None)
+    return int(told(device)) if told else 0
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the peak allocation on a CUDA device, else the process' peak resident size (0 where unknown)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    """Bytes: the peak allocation where torch tells it, else the process' peak resident size (0: unknown)."""
+    if told := getattr(getattr(torch, device.type, None), "max_memory_allocated", None):
+        return int(told(device))
     try:
         import resource
     except ImportError:  # Windows

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import struct
+import unicodedata
 import zlib
 from dataclasses import replace
 
@@ -338,9 +339,10 @@ class TestFingerprint:
         ("漫画", "effect_8447fb05"),
         ("漫画 v1", "v1_86d3e534"),
         ("水彩 v1", "v1_7431c5b5"),
+        ("한글", "effect_bd87f9bb"),
     ],
 )
 def test_slugs_are_stable_effect_names(text, name):
-    assert slug(text) == name
+    assert slug(text) == name == slug(unicodedata.normalize("NFD", text))
     for long in ("x" * 300, "x漫" * 300):
         assert Effect(slug(long), "t", "<t>", "p")

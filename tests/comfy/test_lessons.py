@@ -156,6 +156,12 @@ def test_every_picture_and_every_instruction_is_used(
     assert len({picture for picture, _ in own}) == 3
 
 
+def test_names_that_a_mac_has_made_are_those_that_are_typed(
+    run_inside: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    assert run_inside("names_of_a_mac.py", tmp_path) == ["Grün", "make it green", True]
+
+
 def test_a_run_that_is_made_longer_keeps_its_warm_cycles(run_inside: Callable[..., dict[str, Any]]) -> None:
     """Else a finished one could not be."""
     made = run_inside("settings.py")

@@ -54,6 +54,12 @@ def test_stack_holds_each_named_teacher_once(files: dict[str, Path]) -> None:
             torch.testing.assert_close(found, delta(files[name], module))
 
 
+def test_a_mac_has_no_streams(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its device is then the accelerator that torch would look for the current stream of."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert TeacherBank(files, SHAPES).stack(["frost"]).names == ("frost",)
+
+
 def test_alpha_is_respected_and_missing_modules_are_zero(files: dict[str, Path]) -> None:
     lora = tensors(9, rank=4, modules=MODULES[:1])
     lora[f"diffusion_model.{MODULES[0]}.alpha"] = torch.tensor(2.0)

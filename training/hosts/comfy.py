@@ -164,7 +164,7 @@ class ComfyHost:
             if room is None:
                 model_management.load_models_gpu([patcher], force_full_load=True)
             else:
-                others = allocated_memory(self.device) - self.loaded
+                others = max(0, allocated_memory(self.device) - self.loaded)  # 0 too where nobody knows
                 if self._foreign is None:
                     self._foreign = others
                     free = model_management.get_free_memory(self.device)

@@ -17,8 +17,9 @@ from .borrowed import elsewhere, input_gradient
 
 ROWS = 16
 """Random rows that each Linear is asked with."""
-CYCLES = 10**9
-"""Of the device's clock: half a second."""
+PARTS, PART = 10, 50.0
+"""For how long the device is kept busy: kernels, and milliseconds of each. Windows resets a device whose
+kernel takes over two seconds."""
 
 
 def streamed_linears(module: nn.Module, device: torch.device) -> list[nn.Module]:
@@ -43,11 +44,12 @@ def gradient_error(linears: Sequence[Any], device: torch.device, dtype: torch.dt
 
     inputs = [random(_shape(one)[1]).requires_grad_() for one in linears]
     grads = [random(_shape(one)[0]) for one in linears]
+    ticks = _ticks(device)
     with torch.enable_grad():
-        _keep_busy(device)
+        _keep_busy(device, ticks)
         # not the modules themselves: hooked adapters would have their say
         outputs = [linear.forward(x) for linear, x in zip(linears, inputs, strict=True)]
-    _keep_busy(device)
+    _keep_busy(device, ticks)
     found = torch.autograd.grad(outputs, inputs, grads)
     errors = []
     for linear, x, grad, output, ours in zip(linears, inputs, grads, outputs, found, strict=True):
@@ -59,10 +61,27 @@ def gradient_error(linears: Sequence[Any], device: torch.device, dtype: torch.dt
     return max(errors)
 
 
-def _keep_busy(device: torch.device) -> None:
-    """Let the device wait for half a second, in which weights come and nothing is computed with them."""
+def _ticks(device: torch.device) -> int:
+    """Of the device's clock in `PART`; it runs at 2 GHz on one card and at 100 MHz on another."""
+    if device.type != "cuda":
+        return 0
+    some = 10**6
+    with torch.cuda.device(device):
+        torch.cuda._sleep(1)  # type: ignore[no-untyped-call]  # loads the kernel
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+        torch.cuda._sleep(some)  # type: ignore[no-untyped-call]
+        end.record()
+        end.synchronize()
+        took: float = begin.elapsed_time(end)
+        return round(some * PART / took)
+
+
+def _keep_busy(device: torch.device, ticks: int) -> None:
+    """Let the device wait, while weights come and nothing is computed with them."""
     if device.type == "cuda":
-        torch.cuda._sleep(CYCLES)  # type: ignore[no-untyped-call]
+        for _ in range(PARTS):
+            torch.cuda._sleep(ticks)  # type: ignore[no-untyped-call]
 
 
 def _apart(found: Tensor, truth: Tensor) -> float:
