@@ -113,10 +113,10 @@ function widgetAt(node, slot, name) {
  * @returns {Node | null}
  */
 function before(node, slot) {
-  const elsewhere = node.isVirtualNode && node.resolveVirtualOutput?.(slot); // as Get of a Set
+  const virtual = node.isVirtualNode && !node.subgraph; // of a subgraph's node getInputLink looks into it
+  const elsewhere = virtual && node.resolveVirtualOutput?.(slot); // as Get of a Set
   if (elsewhere) return elsewhere.node;
-  // A subgraph node's getInputLink looks into it.
-  const link = node.isVirtualNode ? node.getInputLink(slot) : node.graph?.getLink(node.inputs?.[slot]?.link);
+  const link = virtual ? node.getInputLink(slot) : node.graph?.getLink(node.inputs?.[slot]?.link);
   if (!link) return null;
   if (Number(link.origin_id) === OUTSIDE) {
     const holder = holderOf(node.graph);
