@@ -77,9 +77,8 @@ def plan_of(run: Run, host: ComfyHost, work: DistillationRun) -> tuple[str, str,
     disk = next(folder for folder in (run.output, *run.output.parents) if folder.exists())
     free = shutil.disk_usage(disk).free + made
     ram = psutil.virtual_memory().total
-    if host.device.type == "cpu":
-        return text, "", shortage(plan, ram - plan.bytes, free)
-    return text, remedy(plan), shortage(plan, ram, free)
+    on_cpu = host.device.type == "cpu"
+    return text, "" if on_cpu else remedy(plan), shortage(plan, ram, free, on_cpu)
 
 
 def _on_this_model(

@@ -2,17 +2,19 @@
 // alone: the page's key R reads all lists anew, and Primitives lose their values with it.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { nodesOf, offerChoices } from "./picker/upstream.js";
+import { changed } from "./picker/catalogue.js";
+import { nodesOf, offerChoices, widgetOf } from "./picker/upstream.js";
 
 const LOAD = "CollectionLoraLoad";
 
 async function relist() {
-  const response = await api.fetchApi(`/object_info/${LOAD}`);
-  const { [LOAD]: definition } = await response.json();
+  const { [LOAD]: definition } = await app.getNodeDefs(); // in the page's language
   await app.registerNodeDef(LOAD, definition); // for nodes that are made from now on
   const files = definition.input.required.file[1].options;
   for (const node of nodesOf(app.graph.rootGraph)) {
-    if (node.comfyClass === LOAD) offerChoices(node, "file", files);
+    if (node.comfyClass !== LOAD) continue;
+    offerChoices(node, "file", files);
+    changed(widgetOf(node, "file")?.value); // there now, perhaps
   }
 }
 

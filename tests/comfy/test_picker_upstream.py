@@ -98,6 +98,8 @@ def test_a_file_that_was_saved_is_offered_and_other_nodes_stay(picker: Any, serv
         " window.names.widgets[0].value = 'lcm'; }"
     )
     new = server.base_directory / "models" / "loras" / "just_saved.safetensors"
+    load(picker, new.name)
+    assert f"{new.name}: no such file" in picker.locator(".cl-message").inner_text()
     shutil.copy(SHIPPED, new)
     kept = picker.evaluate("() => window.list.widgets[0].value")
     picker.evaluate(f"() => {APP}.api.dispatchCustomEvent('collectionlora.saved', {{}})")
@@ -107,4 +109,6 @@ def test_a_file_that_was_saved_is_offered_and_other_nodes_stay(picker: Any, serv
     assert new.name in picker.evaluate(made)
     assert picker.evaluate("() => window.list.widgets[0].value") == kept
     assert picker.evaluate("() => window.names.widgets[0].value") == "lcm"
+    picker.locator(".cl-cell").first.wait_for()
+    assert len(shown(picker)) == 50
     new.unlink()

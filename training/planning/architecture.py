@@ -1,6 +1,6 @@
 """A Qwen-Image transformer by its sizes alone: its Linears, what it computes, what autograd keeps of it.
 
-Formulas follow diffusers' `QwenImageTransformer2DModel` with fused blocks (:mod:`.hosts.fused`) and adapters
+Formulas follow diffusers' `QwenImageTransformer2DModel` with fused blocks (:mod:`..hosts.fused`) and adapters
 on their Linears. Tests hold them against real models.
 """
 

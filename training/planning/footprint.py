@@ -92,7 +92,7 @@ class Job:
     few_step_rank: int = 0
     """Of the LoRA that the student is sampled on top of; 0: none."""
     gains: float = 0.0
-    """Share of the effects whose gains are known from the start (:mod:`.gains`)."""
+    """Share of the effects whose gains are known from the start (:mod:`..gains`)."""
     extended: Shapes = field(default_factory=dict)
     """Linears of the collection gone on from: a few-step LoRA in it may be on more than the targets."""
     text: int = TEXT_TOKENS

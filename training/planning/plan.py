@@ -282,12 +282,12 @@ def remedy(plan: Plan) -> str:
     return f"{plan.missing / GIB:.2f} GiB are missing; this would fit: {_changes(plan, best)}"
 
 
-def shortage(plan: Plan, ram: int, disk: int) -> str:
+def shortage(plan: Plan, ram: int, disk: int, on_cpu: bool = False) -> str:
     """What a machine with so many bytes of RAM, and free on the disk, lacks; nothing where it has all."""
-    needs = {"RAM": (ram_bytes, ram), "the disk": (disk_bytes, disk)}
+    in_ram, on_disk = (sum(parts(plan.job, plan.setting).values()) for parts in (ram_bytes, disk_bytes))
+    needs = {"RAM": (in_ram + plan.bytes * on_cpu, ram), "the disk": (on_disk, disk)}
     lacking = []
-    for name, (parts, there) in needs.items():
-        size = sum(parts(plan.job, plan.setting).values())
+    for name, (size, there) in needs.items():
         if size > there:
             lacking.append(f"{size / GIB:.1f} GiB of {name} where there are {there / GIB:.1f}")
     return f"The run will need {' and '.join(lacking)}: fewer pictures, or a lower rank." if lacking else ""

@@ -21,9 +21,14 @@ export function* nodesOf(graph) {
   }
 }
 
-/** The subgraph node that stands for a graph, if it is a subgraph. @param {Node} graph @returns {Node | null} */
+/** The subgraph nodes that stand for a graph, if it is a subgraph. @param {Node} graph @returns {Node[]} */
+function holdersOf(graph) {
+  return [...nodesOf(graph.rootGraph ?? graph)].filter((node) => node.subgraph === graph);
+}
+
+/** The one of them that it is looked into through. @param {Node} graph @returns {Node | null} */
 function holderOf(graph) {
-  const holders = [...nodesOf(graph.rootGraph ?? graph)].filter((node) => node.subgraph === graph);
+  const holders = holdersOf(graph);
   return holders.find((node) => node === opened.get(graph)) ?? holders[0] ?? null;
 }
 
@@ -82,14 +87,31 @@ export function widgetOf(node, name) {
 }
 
 /**
- * Let all that show an input's choices offer these: the node's own widget, a subgraph node's, a Primitive's.
+ * Let all that show an input's choices offer these: the node's own widget, those of subgraph nodes, a Primitive's.
  * @param {Node} node @param {string} name @param {string[]} values
  */
 export function offerChoices(node, name, values) {
-  const own = node.widgets?.find((/** @type {Node} */ one) => one.name === name);
-  const source = before(node, node.findInputSlot(name));
-  const primitive = source?.type === "PrimitiveNode" ? source.widgets?.[0] : null;
-  for (const widget of [own, widgetOf(node, name), primitive]) if (widget?.options) widget.options.values = values;
+  for (const widget of shownBy(node, node.findInputSlot(name), name)) {
+    if (widget?.options) widget.options.values = values;
+  }
+}
+
+/** @param {Node} node @param {number} slot @param {string} name @returns {Generator<Node | undefined>} */
+function* shownBy(node, slot, name) {
+  yield ownWidget(node, slot, name);
+  const link = node.graph?.getLink(node.inputs?.[slot]?.link);
+  if (link && Number(link.origin_id) === OUTSIDE) {
+    for (const holder of holdersOf(node.graph)) yield* shownBy(holder, link.origin_slot, name);
+  } else if (link) {
+    const source = node.graph.getNodeById(link.origin_id);
+    if (source?.type === "PrimitiveNode") yield source.widgets?.[0];
+  }
+}
+
+/** @param {Node} node @param {number} slot @param {string} name @returns {Node | undefined} */
+function ownWidget(node, slot, name) {
+  const input = node.inputs?.[slot];
+  return (input && node.getWidgetFromSlot?.(input)) ?? node.widgets?.find((/** @type {Node} */ one) => one.name === name);
 }
 
 /**
@@ -98,11 +120,8 @@ export function offerChoices(node, name, values) {
  * @returns {Node | null}
  */
 function widgetAt(node, slot, name) {
-  const input = node.inputs?.[slot];
-  const link = node.graph?.getLink(input?.link);
-  if (!link) {
-    return (input && node.getWidgetFromSlot?.(input)) ?? node.widgets?.find((/** @type {Node} */ one) => one.name === name);
-  }
+  const link = node.graph?.getLink(node.inputs?.[slot]?.link);
+  if (!link) return ownWidget(node, slot, name);
   const holder = Number(link.origin_id) === OUTSIDE ? holderOf(node.graph) : null;
   return holder && widgetAt(holder, link.origin_slot, name);
 }
@@ -113,15 +132,29 @@ function widgetAt(node, slot, name) {
  * @returns {Node | null}
  */
 function before(node, slot) {
-  const virtual = node.isVirtualNode && !node.subgraph; // of a subgraph's node getInputLink looks into it
-  const elsewhere = virtual && node.resolveVirtualOutput?.(slot); // as Get of a Set
-  if (elsewhere) return elsewhere.node;
-  const link = virtual ? node.getInputLink(slot) : node.graph?.getLink(node.inputs?.[slot]?.link);
+  let link = node.graph?.getLink(node.inputs?.[slot]?.link);
+  if (node.isVirtualNode && !node.subgraph) { // of a subgraph's node getInputLink looks into it
+    try {
+      const elsewhere = node.resolveVirtualOutput?.(slot); // as Get of a Set
+      if (elsewhere) return inside(elsewhere.node, elsewhere.slot);
+      link = node.getInputLink(slot);
+    } catch {
+      return null; // it has lost what it stands for
+    }
+  }
   if (!link) return null;
   if (Number(link.origin_id) === OUTSIDE) {
     const holder = holderOf(node.graph);
     return holder && before(holder, link.origin_slot);
   }
-  const found = node.graph.getNodeById(link.origin_id);
-  return found?.resolveSubgraphOutputLink?.(link.origin_slot)?.outputNode ?? found;
+  return inside(node.graph.getNodeById(link.origin_id), link.origin_slot);
+}
+
+/** The node that an output comes from, in however many subgraphs. @param {Node | null} node @param {number} slot */
+function inside(node, slot) {
+  for (let made = node?.resolveSubgraphOutputLink?.(slot); made?.outputNode; ) {
+    node = made.outputNode;
+    made = node?.resolveSubgraphOutputLink?.(made.link.origin_slot);
+  }
+  return node;
 }

@@ -223,6 +223,8 @@ def test_a_machine_is_told_what_ram_and_disk_it_lacks() -> None:
         r"The run will need [0-9.]+ GiB of RAM where there are [0-9.]+: .*", shortage(one, ram - 1, disk)
     )
     both = f"{disk / 2**30:.1f} GiB of the disk where there are 1.0: fewer pictures, or a lower rank."
+    assert shortage(one, ram + one.bytes, disk, on_cpu=True) == ""
+    assert shortage(one, ram + one.bytes - 1, disk, on_cpu=True)
     assert shortage(one, 0, 2**30).endswith(both)
 
 
