@@ -33,6 +33,7 @@ from ..training.plots import plot_confusion
 from ..training.roles import Roles
 from ..training.sheets import SheetRow, contact_sheet, named_grid
 from .effects import EFFECTS
+from .images import photographs_of
 from .kept_latents import KeptLatents
 from .rows import Made, Progress, Rows, Student, adapter_of, add_to_each, first_pictures, sigmas_of
 
@@ -42,6 +43,7 @@ COMPARED = (
     ("collection@8", "teacher@8"),
     ("collection@8", REFERENCE),
     ("collection@4", "teacher@4"),
+    ("collection@4", REFERENCE),
     ("stacked@8", "collection@8"),
     ("fresh@8", "fresh_untrained@8"),
 )
@@ -121,7 +123,8 @@ def evaluate(
         for row, student in students.items():
             made[row] = bench.student(row, student)
     unique = [name for name in names if torch.equal(truths[name], again[name])]
-    report = judge_rows(judge, made, sources, truths, unique=unique, seed=seed)
+    groups = photographs_of(images, pictures)
+    report = judge_rows(judge, made, sources, truths, groups, unique, seed=seed)
     _write(out / "report.json", report, notes, collection.name, guidance, seed)
     sheet = _sheet(bench.images[:2], truths, made[REFERENCE], made["collection@8"], report, guidance)
     titles = [EFFECTS[name].title for name in report.effects]
@@ -158,7 +161,8 @@ def judge_students(
         bench = Rows(host, roles, bank, effects, pictures, 0.0, seed, lambda *_: None)
         made = {row: bench.student(row, student) for row, student in students.items()}
         truths = bench.truth(0)
-    return judge_rows(judge, made, dict.fromkeys(effects, bench.images), truths, unique=(), seed=seed)
+    sources = dict.fromkeys(effects, bench.images)
+    return judge_rows(judge, made, sources, truths, photographs_of(images, pictures), seed=seed)
 
 
 def _better(bench: Rows, judge: Judge, row: str, steps: int) -> tuple[Made, str]:

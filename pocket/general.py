@@ -21,6 +21,7 @@ from ..training.sampling import sample_collection, sample_teachers
 from .draw import FloatImage
 from .edits import Edit, sample_edit
 from .evaluate import REFERENCE_STEPS
+from .images import photographs_of
 from .rows import BATCH, Progress, Student, adapter_of, first_pictures, picture_tensor, sigmas_of
 
 ROLE, FEW_STEP = "collection", "few step"
@@ -41,8 +42,8 @@ def judge_general(
 
     `each` random edits on each of the first `count` pictures of `images`, only edits whose words leave
     nothing open. All rows see the same edits and noise. The floor is what the autoencoder costs. "ratio" is a
-    row's mean error over the base's in 40, with 95% intervals over pictures. Raises ValueError for a wrong
-    `count`.
+    row's mean error over the base's in 40, with 95% intervals over what the pictures are parts of. Raises
+    ValueError for a wrong `count`.
     """
     pictures = first_pictures(images, count)
     names = [name for name in pictures for _ in range(each)]
@@ -90,7 +91,7 @@ def judge_general(
                 parts.append((made - truths[part]).square().flatten(1).mean(1).sqrt())
                 progress(f"general edits, {row}", min(start + BATCH, len(names)), len(names))
             errors[row] = torch.cat(parts)
-    resamples = Resamples({"general": names}, seed=seed)
+    resamples = Resamples({"general": photographs_of(images, names)}, seed=seed)
     means = {row: resamples.mean("general", values) for row, values in errors.items()}
     reference = means[f"base@{REFERENCE_STEPS}"]
     return {

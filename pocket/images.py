@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,12 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..collection.atomic import write_text
 from ..training.pictures import read_picture
 
 SIZE = 128
 """Side of every pocket picture in pixels."""
 IMAGES_VARIABLE = "COLLECTIONLORA_IMAGES"
 """Environment variable naming the `node_modules` folder with the npm packages."""
+PHOTOGRAPHS = "photographs.json"
+"""In a folder of pictures: picture -> the photograph that it is a part of. Scenes of emoji are of none."""
 
 FloatImage = NDArray[np.float32]
 Split = Literal["train", "tune", "test"]
@@ -216,7 +220,14 @@ class ImageSource:
 
     def sample(self, rng: np.random.Generator, split: Split) -> FloatImage:
         """A random picture (size,size,3) in [0,1]: a photograph's crop or an emoji scene, half and half."""
-        return self.photo(rng, split) if rng.random() < 0.5 else self.emoji_scene(rng, split)
+        return self._drawn(rng, split)[1]
+
+    def _drawn(self, rng: np.random.Generator, split: Split) -> tuple[str | None, FloatImage]:
+        """The same, with the photograph's name."""
+        if rng.random() < 0.5:
+            name = self._photo_name(rng, split)
+            return name, self._part(name, rng)
+        return None, self.emoji_scene(rng, split)
 
     def whole(self, name: str) -> FloatImage:
         """The largest central square of a photograph, unchanged in colour."""
@@ -227,8 +238,13 @@ class ImageSource:
 
     def photo(self, rng: np.random.Generator, split: Split) -> FloatImage:
         """A random crop of one of the split's photographs, flipped and recoloured."""
+        return self._part(self._photo_name(rng, split), rng)
+
+    def _photo_name(self, rng: np.random.Generator, split: Split) -> str:
         names, ends = self._shares[split]
-        name = names[int(np.searchsorted(ends, rng.random()))]
+        return names[int(np.searchsorted(ends, rng.random()))]
+
+    def _part(self, name: str, rng: np.random.Generator) -> FloatImage:
         levels = self._photos[name]
         short = min(levels[-1].size)
         smallest = min(1.0, 0.9 * self.size / short)
@@ -305,21 +321,27 @@ class ImageSource:
 
     # -- fixed sets --------------------------------------------------------------------------------
 
-    def fixed(self, split: Split, count: int, seed: int = 0) -> dict[str, FloatImage]:
-        """`count` pictures of a split by name, whole photographs first, then samples; the same for a seed."""
+    def fixed(self, split: Split, count: int, seed: int = 0) -> tuple[dict[str, FloatImage], dict[str, str]]:
+        """`count` pictures of a split by name, whole photographs first, then samples; the same for a seed.
+        And the photographs that some of the samples are parts of."""
         pictures = {name: self.whole(name) for name in self.photo_names(split)[:count]}
+        photographs = {}
         rng = np.random.default_rng([seed, SPLITS.index(split)])
         while len(pictures) < count:
-            pictures[f"{split}{len(pictures):03d}"] = self.sample(rng, split)
-        return pictures
+            name = f"{split}{len(pictures):03d}"
+            photograph, pictures[name] = self._drawn(rng, split)
+            if photograph is not None:
+                photographs[name] = photograph
+        return pictures, photographs
 
     def export(
         self, split: Split, folder: Path, count: int, seed: int = 0, suffix: str = ".webp"
     ) -> list[Path]:
         """Write `fixed(split, count, seed)` as WebP, or any `suffix` Pillow knows, and return the paths."""
-        folder.mkdir(parents=True, exist_ok=True)
+        pictures, photographs = self.fixed(split, count, seed)
+        write_text(folder / PHOTOGRAPHS, json.dumps(photographs, indent=1) + "\n")
         paths = []
-        for name, image in self.fixed(split, count, seed).items():
+        for name, image in pictures.items():
             path = folder / f"{name}{suffix}"
             Image.fromarray((image * 255 + 0.5).astype(np.uint8)).save(path, quality=92, method=6)
             paths.append(path)
@@ -338,6 +360,14 @@ def load_folder(folder: Path) -> dict[str, FloatImage]:
     if not pictures:
         raise FileNotFoundError(f"no picture in {folder}")
     return pictures
+
+
+def photographs_of(folder: Path, names: Iterable[str]) -> list[str]:
+    """What each of a folder's pictures is a part of: itself where `PHOTOGRAPHS` does not say. What one
+    photograph does to an effect it does to all of its parts, so that statistics draw these together."""
+    file = folder / PHOTOGRAPHS
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return [known.get(name, name) for name in names]
 
 
 def load_picture(path: Path, size: int = SIZE) -> FloatImage:

@@ -14,6 +14,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from collectionlora.pocket.images import (
+    PHOTOGRAPHS,
     PHOTOS,
     SPLITS,
     ImageSource,
@@ -105,8 +106,9 @@ def test_an_exported_set_is_read_back_and_does_not_depend_on_what_was_drawn_befo
     paths = images.export("test", tmp_path / "set", 8, seed=3, suffix=".png")
     assert [path.stem for path in paths][:5] == images.photo_names("test")
     pictures = load_folder(tmp_path / "set")
-    fixed = images.fixed("test", 8, seed=3)
+    fixed, photographs = images.fixed("test", 8, seed=3)
     assert set(pictures) == set(fixed)
+    assert json.loads((tmp_path / "set" / PHOTOGRAPHS).read_text()) == photographs
     for name, picture in fixed.items():
         assert np.abs(pictures[name] - picture).max() < 0.01
 

@@ -11,7 +11,7 @@ Everything works on plain image tensors (B,3,H,W) in [0,1]; who makes them is no
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +32,6 @@ PICTURES_AT_LEAST = 100
 
 Pictures = Mapping[str, Tensor]
 """effect -> images (n,3,H,W)."""
-Images = Mapping[str, Sequence[Hashable]]
-"""effect -> which source image each of its pictures was made from."""
 
 
 @dataclass(frozen=True)

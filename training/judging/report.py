@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .judge import Images, Judge, Pictures, Verdict
+from .judge import Judge, Pictures, Verdict
 from .metrics import detail_energy, psnr
 from .statistics import Interval, Resamples, kernel_distance, kernel_matrix
 
@@ -32,7 +32,9 @@ class JudgeReport:
     effects: list[str]
     classes: list[str]
     images: int
-    """Different source images."""
+    """Source images of an effect."""
+    photographs: int
+    """What these are parts of, and what intervals are over."""
     accuracy: Interval
     """The judge's own, on held-out true pictures of all classes."""
     false_alarm: Interval
@@ -66,6 +68,7 @@ class JudgeReport:
         return {
             "effects": self.effects,
             "images": self.images,
+            "photographs": self.photographs,
             "judge_accuracy": self.accuracy.to_json(),
             "judge_false_alarm": self.false_alarm.to_json(),
             "rows": {
@@ -92,7 +95,7 @@ def judge_rows(
     rows: Mapping[str, Pictures],
     sources: Pictures,
     truths: Pictures,
-    images: Images | None = None,
+    groups: Sequence[Hashable] | None = None,
     unique: Collection[str] = (),
     replicates: int = 1000,
     seed: int = 0,
@@ -101,16 +104,18 @@ def judge_rows(
 
     rows: row -> effect -> outputs (n,3,H,W); a row may lack effects and is then averaged over those it has.
     sources, truths: effect -> what the outputs were made from, and one true result of each as the host's
-    autoencoder shows it; a row of the truth itself needs a second, independent draw. images: effect -> which
-    image each sample was made from (default: sample k of every effect belongs to one image); the bootstrap
-    draws images. unique: effects with only one true result, for PSNR. Needs at least 2 images. Raises
-    ValueError naming row and effect for missing or unequal pictures.
+    autoencoder shows it; a row of the truth itself needs a second, independent draw. Picture k is made from
+    one source in every effect. groups: n names of what each source is a part of (default: of nothing else);
+    the bootstrap draws these. unique: effects with only one true result, for PSNR. Needs at least 2 groups.
+    Raises ValueError naming row and effect for missing or unequal pictures.
     """
     effects = [effect for effect in judge.effects if effect in sources]
     _check(effects, rows, sources, truths)
-    if images is None:
-        images = {effect: range(len(sources[effect])) for effect in effects}
-    resamples = Resamples({effect: images[effect] for effect in effects}, replicates, seed)
+    resamples = Resamples(
+        {effect: range(len(sources[effect])) if groups is None else groups for effect in effects},
+        replicates,
+        seed,
+    )
     if resamples.count < 2:
         raise ValueError("the judges need at least 2 source images")
     true_features = {e: judge.examine(e, truths[e], sources[e]).features for e in effects}
@@ -124,7 +129,7 @@ def judge_rows(
             verdict = judge.examine(effect, pictures, sources[effect])
             verdicts[row][effect] = verdict
             matrix = kernel_matrix(verdict.features, true_features[effect])
-            distance = kernel_distance(matrix, resamples.clusters[effect], resamples.weights(effect))
+            distance = kernel_distance(matrix, torch.arange(len(pictures)), resamples.weights(effect))
             energy = resamples.mean(effect, detail_energy(pictures))
             values = {
                 "bad_case": resamples.mean(effect, verdict.bad),
@@ -141,7 +146,8 @@ def judge_rows(
     return JudgeReport(
         effects=effects,
         classes=judge.classifier.classes,
-        images=resamples.count,
+        images=max(len(sources[effect]) for effect in effects),
+        photographs=resamples.count,
         accuracy=judge.accuracy,
         false_alarm=judge.false_alarm,
         rows={

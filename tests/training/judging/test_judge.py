@@ -118,6 +118,22 @@ def report(judge, bench):
 # -- the classifier --------------------------------------------------------------------------------------
 
 
+def test_parts_of_one_photograph_are_drawn_together(judge, bench, report):
+    sources, truths = bench
+    groups = [k // 8 for k in range(32)]  # the sources that are left untouched are two of four photographs
+    rows = {"half": {effect: torch.cat([truths[effect][:16], sources[effect][16:]]) for effect in EFFECTS}}
+    grouped = judge_rows(judge, rows, sources, truths, groups, replicates=300)
+    assert (report.images, report.photographs) == (32, 32)
+    assert (grouped.images, grouped.photographs) == (32, 4)
+    for measure, alone in report.rows["half"].items():
+        if measure == "psnr":
+            continue
+        together = grouped.rows["half"][measure]
+        assert together.mean == pytest.approx(alone.mean)
+        if measure == "bad_case":
+            assert together.high - together.low > 1.5 * (alone.high - alone.low)
+
+
 def test_training_repeats_and_leaves_the_global_generator_alone():
     before = torch.random.get_rng_state()
     one, two = (train_classifier(toy_sample, CLASSES, steps=2, seed=5) for _ in range(2))
