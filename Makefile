@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml requirements/constraints.txt
 	@echo "Installing into $(VENV) (a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install --constraint requirements/constraints.txt setuptools
-	@$(PIP) install --constraint requirements/constraints.txt --no-build-isolation --editable '.[diffusers,plots,pocket,dev]'
+	@$(PIP) install --constraint requirements/constraints.txt --no-build-isolation --editable '.[diffusers,pocket,dev]'
 	@touch $@
 
 demo: $(INSTALLED)  ## distil a few pocket effects, write out/demo; IMAGE=photo.jpg takes your own picture

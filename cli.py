@@ -271,8 +271,6 @@ def _distil_among(workers: Workers, run: Run, args: argparse.Namespace) -> int:
             raise
         if not workers.leads:
             return OK
-        if "plots" in report:
-            console.say(f"No plots: {report['plots']}")
         done = f"{len(report['prompts'])} effects after {report['training']['cycles']} cycles"
         console.say(f"{done}: {run.collection}, {run.output / 'report.json'}")
     return OK

@@ -22,7 +22,7 @@ from ..pocket import FEW_STEP
 from ..training.checkpoint import CheckpointError
 from ..training.config import Distillation, distillation
 from ..training.distiller import BELOW
-from ..training.drawings import draw_losses, draw_matrix
+from ..training.drawings import draw_losses, draw_similarity
 from ..training.extend import extended
 from ..training.hosts.comfy import ComfyHost
 from ..training.lora import PAPER_TARGETS, block_targets, linear_shapes
@@ -193,10 +193,7 @@ class DistilCollection(io.ComfyNode):
             report = _distil(run, host, events, preview_every, first)
         weights, catalogue = load_collection(run.collection, shapes)
         text = _in_words(run, report, catalogue)
-        tags = report["tags"]
-        chosen = tags["chosen_tags"]
-        title = f"student prompts: largest cosine {chosen['max']:+.2f}, mean {chosen['mean']:+.2f}"
-        plots = (draw_losses(report["losses"]), draw_matrix(tags["names"], chosen["matrix"], title))
+        plots = (draw_losses(report["losses"]), draw_similarity(report["tags"]))
         pictures = [to_tensor(plot).movedim(0, -1)[None] for plot in plots]
         collection = Collection(f"{output.name}.safetensors", weights, catalogue)
         return io.NodeOutput(collection, text, *pictures, ui=ui.PreviewText(text))

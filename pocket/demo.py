@@ -77,10 +77,8 @@ def demo(
         teacher_guidance(),
         rows={"fresh@8": fresh, "fresh_untrained@8": Student([], fresh.prompts, fresh.sigmas)},
     )
-    files = ["grid.png", "sheet.png", "report.json", "confusion.png"]
-    if (run.output / "losses.png").exists():
-        shutil.copyfile(run.output / "losses.png", out / "losses.png")
-        files.append("losses.png")
+    files = ["grid.png", "sheet.png", "report.json", "confusion.png", "losses.png"]
+    shutil.copyfile(run.output / "losses.png", out / "losses.png")
     if own is not None:
         draw_own(host, collection, own, out / "yours.png")
         files.append("yours.png")

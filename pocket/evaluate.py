@@ -26,10 +26,10 @@ from ..collection.lora_weights import LoraWeights
 from ..training.bank import TeacherBank
 from ..training.flow import few_step_sigmas
 from ..training.host import Host
+from ..training.judging.confusion import plot_confusion
 from ..training.judging.judge import Judge
 from ..training.judging.report import JudgeReport, judge_rows
 from ..training.lora import linear_shapes
-from ..training.plots import plot_confusion
 from ..training.roles import Roles
 from ..training.sheets import SheetRow, contact_sheet, named_grid
 from .effects import EFFECTS

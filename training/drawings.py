@@ -1,15 +1,20 @@
-"""Small plots drawn with Pillow alone, for a ComfyUI that has no matplotlib: losses, and a cosine matrix."""
+"""Small plots drawn with Pillow alone: losses, and how alike the student prompts are."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from PIL import Image, ImageDraw
 
 from .fonts import font_for
-from .plots import COLOURS, INK, QUIET, SMOOTH
 
+# Okabe and Ito: told apart by colour-blind readers too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+INK, QUIET = "#22262b", "#6b7480"
+SMOOTH = 40
+"""The thick line of a loss averages over a window of 1/40 of the run, at least 5 points."""
 PAPER = "#ffffff"
 GRID = "#e4e7eb"
 SIZE = 720, 420
@@ -26,7 +31,7 @@ def draw_losses(losses: Mapping[str, Mapping[str, Sequence[float]]]) -> Image.Im
     draw = ImageDraw.Draw(picture)
     font = font_for(14, losses)
     left, right, top, bottom = 64, SIZE[0] - 16, 40, SIZE[1] - 36
-    drawable = [x for line in losses.values() for x in line["loss"] if math.isfinite(x) and x > 0]
+    drawable = [x for line in losses.values() for x in line["loss"] if x > 0]
     if not drawable:
         draw.text((left, top), "no losses yet", QUIET, font)
         return picture
@@ -50,7 +55,7 @@ def draw_losses(losses: Mapping[str, Mapping[str, Sequence[float]]]) -> Image.Im
         colour = COLOURS[index % len(COLOURS)]
         window = max(5, len(line["loss"]) // SMOOTH)
         for values, thick in ((line["loss"], 1), (_running_mean(line["loss"], window), 3)):
-            points = [place(c, v) for c, v in zip(line["cycle"], values) if math.isfinite(v) and v > 0]
+            points = [place(c, v) for c, v in zip(line["cycle"], values) if v > 0]
             draw.line(points, colour if thick > 1 else _pale(colour), thick)
         draw.rectangle((x, 15, x + 14, 21), colour)
         draw.text((x + 20, 18), term, INK, font, "lm")
@@ -58,8 +63,13 @@ def draw_losses(losses: Mapping[str, Mapping[str, Sequence[float]]]) -> Image.Im
     return picture
 
 
-def draw_matrix(names: Sequence[str], matrix: Sequence[Sequence[float]], title: str) -> Image.Image:
-    """Cosines (N,N) as colours: white is 0, orange 1, blue -1. The diagonal is left out."""
+def draw_similarity(tags: Mapping[str, Any]) -> Image.Image:
+    """Cosines between student prompts as colours: white is 0, orange 1, blue -1. The diagonal is left out.
+
+    tags: `TagReport.to_json`.
+    """
+    names, chosen = tags["names"], tags["chosen_tags"]
+    title = f"student prompts: largest cosine {chosen['max']:+.2f}, mean {chosen['mean']:+.2f}"
     cell = max(4, MATRIX_SIDE // max(1, len(names)))
     size = cell * len(names)
     font, small = font_for(16, [title]), font_for(max(8, min(13, cell - 2)), names)
@@ -67,7 +77,7 @@ def draw_matrix(names: Sequence[str], matrix: Sequence[Sequence[float]], title: 
     picture = Image.new("RGB", (label + size + 16, 44 + size + 16), PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((12, 14), title, INK, font)
-    for row, (name, line) in enumerate(zip(names, matrix, strict=True)):
+    for row, (name, line) in enumerate(zip(names, chosen["matrix"], strict=True)):
         y = 44 + row * cell
         draw.text((label - 6, y + cell / 2), name, INK, small, "rm")
         for column, cosine in enumerate(line):
@@ -82,8 +92,7 @@ def _running_mean(values: Sequence[float], window: int) -> list[float]:
     means = []
     for value in values:
         kept = [*kept[-(window - 1) :], value] if window > 1 else [value]
-        finite = [one for one in kept if math.isfinite(one)]
-        means.append(sum(finite) / len(finite) if finite else math.nan)
+        means.append(sum(kept) / len(kept))
     return means
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..collection.atomic import write_text
+from ..collection.atomic import atomic_write, write_text
 from ..collection.catalogue import Catalogue, Effect, fingerprint, slug
 from ..collection.file import save_collection, with_thumbnails
 from ..collection.layouts import read_lora
@@ -24,12 +24,12 @@ from .bank import TeacherBank, lora_hash
 from .checkpoint import copied, load_state
 from .config import ConfigError, nearest
 from .distiller import BELOW, FAKE, STUDENT, Distiller
+from .drawings import draw_losses, draw_similarity
 from .encoding import encode_general, encode_lessons, prompt_encoder
 from .host import Host
 from .lora import LoraAdapter, added_up, averaged, linear_shapes, target_shapes, weights_hash, widened
 from .optimizer import require_optimizer
 from .pictures import to_pil
-from .plots import plot_losses, plot_similarity
 from .prepare import (
     EffectPrompts,
     Prepared,
@@ -351,20 +351,12 @@ class DistillationRun:
             "tags": prepared.tags.to_json(),
             "losses": self.curves.losses,
         }
-        try:
-            self._plot()
-        except ImportError as error:
-            report["plots"] = str(error)
+        plots = {"losses": draw_losses(report["losses"]), "similarity": draw_similarity(report["tags"])}
+        for name, plot in plots.items():
+            with atomic_write(run.output / f"{name}.png") as temporary:
+                plot.save(temporary, "PNG")
         write_text(run.output / "report.json", json.dumps(report, indent=1))
         return report
-
-    def _plot(self) -> None:
-        """Raises ImportError without matplotlib."""
-        tags, losses = self.prepared.tags, self.curves.losses
-        if losses:
-            lines = {term: (line["cycle"], line["loss"]) for term, line in losses.items()}
-            plot_losses(self.run.output / "losses.png", lines)
-        plot_similarity(self.run.output / "similarity.png", tags.matrices(), tags.names)
 
     def shown(self) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
         """The previewed effects, each with source and wanted result, (3,H,W) each."""

@@ -10,9 +10,9 @@ from typing import Any
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from .drawings import INK, QUIET
 from .fonts import font_for
 from .pictures import to_pil
-from .plots import INK, QUIET
 
 LARGEST_SHEET = 40_000_000
 """Pixels of a grid of pictures above which these are made smaller."""

@@ -2,7 +2,7 @@
 
 `python -m collectionlora.pocket.train.tags --out DIR` distils the pocket's effects whose teacher prompts
 differ in one word three times and judges the students side by side (DIR/report.json, `rows` "chosen tags@8"
-and so on). The similarity matrices before and after stand in DIR/chosen/report.json and similarity.png.
+and so on). The similarity matrices before and after stand in DIR/chosen/report.json.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
-"""Plots without matplotlib: what is in the numbers is in the picture."""
+"""Plots of a run: what is in the numbers is in the picture."""
 
 from __future__ import annotations
 
-import math
-
-from collectionlora.training.drawings import draw_losses, draw_matrix
-from collectionlora.training.plots import COLOURS
+from collectionlora.training.drawings import COLOURS, draw_losses, draw_similarity
 
 
 def rgb(colour: str) -> tuple[int, ...]:
@@ -16,7 +13,7 @@ def test_every_term_has_a_line_in_its_colour_and_higher_losses_are_higher() -> N
     cycles = list(range(50))
     losses = {
         "fm": {"cycle": cycles, "loss": [1.0] * 50},
-        "bs": {"cycle": cycles, "loss": [0.1] * 49 + [math.nan]},
+        "bs": {"cycle": cycles, "loss": [0.1] * 50},
     }
     picture = draw_losses(losses)
     places = {}
@@ -28,11 +25,12 @@ def test_every_term_has_a_line_in_its_colour_and_higher_losses_are_higher() -> N
 
 
 def test_nothing_to_draw_is_no_error() -> None:
-    assert draw_losses({}).size == draw_losses({"fm": {"cycle": [0], "loss": [math.nan]}}).size
+    assert draw_losses({}).size == draw_losses({"fm": {"cycle": [0], "loss": [1.0]}}).size
 
 
 def test_large_cosines_are_coloured_and_the_diagonal_is_not() -> None:
-    picture = draw_matrix(["a", "b"], [[1.0, 0.9], [-0.9, 1.0]], "cosines")
+    chosen = {"max": 0.9, "mean": 0.0, "matrix": [[1.0, 0.9], [-0.9, 1.0]]}
+    picture = draw_similarity({"names": ["a", "b"], "chosen_tags": chosen})
     colours = {colour for _, colour in picture.getcolors(10_000)}
     assert (217, 110, 26) in colours  # 0.9
     assert (26, 128, 186) in colours  # -0.9

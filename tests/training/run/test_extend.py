@@ -64,7 +64,6 @@ def test_known_effects_keep_tag_prompt_title_and_picture_and_the_rank_stays(proj
         job.prepare()
         for _ in job.train():
             pass
-        job._plot = lambda: None  # type: ignore[method-assign]
         job.finish()
     weights, after = load_collection(run.collection, shapes)
     told, known = (replace(one["frost"], thumbnail=None, category="") for one in (after, before))
@@ -98,7 +97,6 @@ def trained(run: Run, host: Any, first: LoraWeights | None = None, resume: bool 
         job.prepare()
         for _ in job.train(resume):
             pass
-        job._plot = lambda: None  # type: ignore[method-assign]
         job.finish(thumbnails=False)
 
 
@@ -231,7 +229,6 @@ def test_a_few_step_lora_that_learns_alone_shows_what_then_comes_out(project: An
         job.prepare()
         for _ in job.train():
             pass
-        job._plot = lambda: None  # type: ignore[method-assign]
         job.finish(thumbnails=False)
         kept = read_catalogue(run.collection)
         job.finish()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,9 +29,7 @@ from collectionlora.training.trainer import Cancelled, DivergedError
 Never = Callable[[], bool]
 
 
-def whole(
-    project: Any, host: Any, resume: bool = False, cancelled: Never = lambda: False, plots: bool = False
-) -> dict[str, Any]:
+def whole(project: Any, host: Any, resume: bool = False, cancelled: Never = lambda: False) -> dict[str, Any]:
     """Prepare, train to the end or to the cancel, finish."""
     with DistillationRun(read_run(project.write()), host, cancelled) as job:
         job.prepare()
@@ -41,8 +38,6 @@ def whole(
                 pass
         except Cancelled:
             assert cancelled()
-        if not plots:  # matplotlib takes longer than all the rest
-            job._plot = lambda: None  # type: ignore[method-assign]
         return job.finish()
 
 
@@ -61,7 +56,7 @@ def same(one: LoraWeights, other: LoraWeights) -> bool:
 
 def test_a_run_writes_a_collection_with_effects_tags_and_thumbnails(project: Any, host: Any) -> None:
     project.settings |= {"titles": {"frost": "Frosted glass"}, "thumbnails": True}
-    report = whole(project, host, plots=True)
+    report = whole(project, host)
     run = read_run(project.write())
     weights, catalogue = shared(project, host), read_catalogue(run.collection)
     assert [effect.name for effect in catalogue.effects] == ["frost", "neon", "comic"]
@@ -97,7 +92,6 @@ def test_pictures_that_a_collection_has_are_kept(project: Any, host: Any, asked:
         job.prepare()
         for _ in job.train():
             pass
-        job._plot = lambda: None  # type: ignore[method-assign]
         for thumbnails in (False, True):  # half-way, and at the end
             job.finish(thumbnails)
             catalogue = read_catalogue(run.collection)
@@ -127,7 +121,6 @@ def test_previews_are_comparable_and_change_no_training(
         for _ in job.train():
             pass
         again, last = dict(job.shown()), job.preview(["neon", "frost"])
-        job._plot = lambda: None  # type: ignore[method-assign]
         job.finish()
     assert list(shown) == ["frost", "neon"]
     assert torch.equal(shown["frost"][0], shown["neon"][0])
@@ -248,21 +241,8 @@ def test_a_diverged_run_keeps_its_last_good_state(
                 pass
         job.trainer.distiller.velocity = velocity
         monkeypatch.undo()
-        job._plot = lambda: None  # type: ignore[method-assign]
         job.finish()
     assert all(tensor.isfinite().all() for tensor in shared(project, host).up.values())
-
-
-def test_a_run_without_matplotlib_is_finished_and_says_so(
-    project: Any, host: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    report = whole(project, host, plots=True)
-    assert "pip install" in report["plots"]
-    assert read_catalogue(project.folder / "out" / "collection.safetensors").effects
-    assert not (project.folder / "out" / "losses.png").exists()
 
 
 def drop_teacher(project: Any) -> None:
