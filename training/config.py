@@ -11,7 +11,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from .flow import few_step_sigmas, fewer_sigmas, seeded_sigmas
 from .lora import PAPER_TARGETS
@@ -248,13 +248,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "anchor": get_args(Anchor),
-    "fake_base": get_args(FakeBase),
-    "optimizer": get_args(OptimizerName),
-    "lr_schedule": get_args(LrSchedule),
-}
-
 LARGEST_GAIN = 5
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -291,6 +284,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "save_every": (1, 10**6),
     "bank_ram": (1, 1000),
+    "candidates": (1, 4096),
+    "long_side": (64, 4096),
 }
 
 
@@ -320,19 +315,25 @@ def distillation(values: Mapping[str, Any] | None = None, preset: str = "default
 
 
 def checked(kind: type[Checked], values: Mapping[str, Any], where: str) -> Checked:
-    """`kind(**values)` for a dataclass after checking names, types and ranges; `where` prefixes keys in
-    errors.
+    """`kind(**values)` for a dataclass after `checked_values`."""
+    return kind(**checked_values(kind, values, where))
+
+
+def checked_values(kind: type[Any], values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Values for fields of a dataclass after checking names, types, choices and ranges; `where` prefixes keys
+    in errors.
 
     Raises:
         ConfigError: as :func:`distillation`, for the first key that is wrong.
     """
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields, hints = {field.name: field for field in dataclasses.fields(kind)}, get_type_hints(kind)
     result: dict[str, Any] = {}
     for key, value in values.items():
         if key not in fields:
             raise ConfigError(f"unknown key {where}{key}{nearest(key, fields)}")
-        result[key] = _converted(where + key, value, fields[key])
-    return kind(**result)
+        choices = get_args(hints[key]) if get_origin(hints[key]) is Literal else ()
+        result[key] = _converted(where + key, value, fields[key], choices)
+    return result
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -366,11 +367,10 @@ def _consistent(config: Distillation) -> None:
         raise ConfigError(f"{both} must be at most cycles = {config.cycles}")
 
 
-def _converted(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
+def _converted(name: str, value: Any, field: dataclasses.Field[Any], choices: tuple[Any, ...]) -> Any:
     """`value` in the type of the field's default, checked; `name` is how errors call it."""
-    default, choices = field.default, _CHOICES.get(field.name)
-    limits = _RANGES.get(name, _RANGES.get(field.name))
-    if choices is not None:
+    default, limits = field.default, _RANGES.get(name, _RANGES.get(field.name))
+    if choices:
         if value not in choices:
             raise ConfigError(f"{name} = {value!r}; valid are {', '.join(choices)}")
         return value

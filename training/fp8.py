@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from .frozen import SCALE, FrozenForward, blocks_of, frozen_linears
 
-AS_LOADED, PACKED = "bf16", "fp8"
+AS_LOADED: Final = "bf16"
+PACKED: Final = "fp8"
 """How a base's weights may be kept."""
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max

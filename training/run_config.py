@@ -22,7 +22,7 @@ from ..collection.jsonl import (
 from ..collection.lora_weights import LoraWeights
 from ..collection.thumbnails import Pair
 from .captions import CaptionError, VlmEndpoint, pairs_shown
-from .config import ConfigError, Distillation, checked, distillation, nearest
+from .config import ConfigError, Distillation, checked, checked_values, distillation, nearest
 from .fp8 import AS_LOADED, PACKED
 
 if sys.version_info >= (3, 11):
@@ -34,6 +34,8 @@ Checkpointing = Literal["full", "selective", "none"]
 """What the base's blocks keep to a backward: their inputs, these and what attention made of them, or all. The
 less is kept, the more is computed twice."""
 CHECKPOINTING: tuple[Checkpointing, ...] = get_args(Checkpointing)
+BaseDtype = Literal["bf16", "fp8"]
+Tags = Literal["chosen", "random", "none"]
 COLLECTION = "collection.safetensors"
 
 
@@ -92,7 +94,7 @@ class Run:
     base: str = "pocket"
     """"pocket", a folder with Qwen-Image-Edit-2509 or -2511 as published for diffusers, or one with pocket
     weights."""
-    base_dtype: str = AS_LOADED
+    base_dtype: BaseDtype = AS_LOADED
     """"fp8" packs the base's blocks into 8 bits, half the memory; "bf16" leaves the weights as they are."""
     offload: bool | int = False
     """Blocks of the base that wait in host memory and are on the device only while they run; True: all."""
@@ -120,7 +122,7 @@ class Run:
     targets: TeacherSampling = field(default_factory=TeacherSampling)
     candidates: int = 64
     """Random tags to choose from for each effect."""
-    tags: str = "chosen"
+    tags: Tags = "chosen"
     """"chosen" for small similarity; "random" as in the paper, or "none" (captions alone), to measure AOP."""
     captions: VlmEndpoint | None = None
     preset: str = "default"
@@ -187,21 +189,9 @@ class Run:
 
 _PATHS = ("output", "effects", "data", "general", "root", "few_step", "extend")
 _TABLES = ("distill", "targets", "captions", "titles")
-_TAGS = ("chosen", "random", "none")
-_KNOWN = (
-    *_PATHS,
-    *_TABLES,
-    "base",
-    "base_dtype",
-    "offload",
-    "shard",
-    "checkpointing",
-    "long_side",
-    "preset",
-    "candidates",
-    "tags",
-    "thumbnails",
-)
+_PLAIN = ("base_dtype", "shard", "checkpointing", "long_side", "candidates", "tags", "thumbnails")
+"""Keys whose values are what `Run` has."""
+_KNOWN = (*_PATHS, *_TABLES, *_PLAIN, "base", "offload", "preset")
 
 
 def read_run(path: Path, cycles: int | None = None) -> Run:
@@ -246,22 +236,11 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
     for key in ("output", "effects", "data"):
         if key not in paths:
             raise ConfigError(f'the key {key} is missing; add {key} = "..." at the top of the file')
-    candidates = _whole(values, "candidates", Run.candidates, 1, 4096)
-    long_side = _whole(values, "long_side", Run.long_side, 64, 4096)
-    tags = values.get("tags", Run.tags)
-    if tags not in _TAGS:
-        raise ConfigError(f"tags = {tags!r}; valid are {', '.join(_TAGS)}")
-    base_dtype = values.get("base_dtype", Run.base_dtype)
-    if base_dtype not in (AS_LOADED, PACKED):
-        raise ConfigError(f"base_dtype = {base_dtype!r}; valid are {AS_LOADED}, {PACKED}")
-    checkpointing = values.get("checkpointing", Run.checkpointing)
-    if checkpointing not in CHECKPOINTING:
-        raise ConfigError(f"checkpointing = {checkpointing!r}; valid are {', '.join(CHECKPOINTING)}")
+    plain = checked_values(Run, {key: values[key] for key in _PLAIN if key in values})
     offload = values.get("offload", Run.offload)
     if not isinstance(offload, int) or (offload is not False and offload < 1):
         raise ConfigError(f"offload = {offload!r} must be true, false or a number of blocks, at least 1")
-    shard, thumbnails = (_switch(values, key) for key in ("shard", "thumbnails"))
-    if shard and (offload or base_dtype == PACKED):
+    if plain.get("shard") and (offload or plain.get("base_dtype") == PACKED):
         raise ConfigError("shard = true splits the base as it was loaded: leave out offload and base_dtype")
     titles = values.get("titles", {})
     for name, title in titles.items():
@@ -276,36 +255,16 @@ def _run(values: dict[str, Any], folder: Path, cycles: int | None) -> Run:
         output=output,
         lists=read_lists(paths["effects"], paths["data"], paths.get("general"), paths.get("root")),
         base=base if base == "pocket" else str(folder / base),
-        base_dtype=base_dtype,
         offload=offload,
         few_step=paths.get("few_step"),
         extend=extend,
-        shard=shard,
-        checkpointing=checkpointing,
-        long_side=long_side,
         distill=distillation(distill if cycles is None else {**distill, "cycles": cycles}, preset),
         targets=checked(TeacherSampling, values.get("targets", {}), "targets."),
-        candidates=candidates,
-        tags=tags,
         captions=_endpoint(values["captions"]) if "captions" in values else None,
         preset=preset,
         titles=titles,
-        thumbnails=thumbnails,
+        **plain,
     )
-
-
-def _whole(values: Mapping[str, Any], key: str, default: int, low: int, high: int) -> int:
-    value = values.get(key, default)
-    if type(value) is not int or not low <= value <= high:
-        raise ConfigError(f"{key} = {value!r} must be a whole number from {low} to {high}")
-    return value
-
-
-def _switch(values: Mapping[str, Any], key: str) -> bool:
-    value = values.get(key, False)
-    if not isinstance(value, bool):
-        raise ConfigError(f"{key} = {value!r} must be true or false")
-    return value
 
 
 def _endpoint(values: dict[str, Any]) -> VlmEndpoint:
