@@ -26,7 +26,7 @@ from ..training.lora import linear_shapes
 from ..training.memory import peak_memory
 from ..training.record import Record
 from ..training.run import DistillationRun
-from ..training.run_config import Lists, Run, read_run
+from ..training.run_config import Run, read_run
 from ..training.trainer import Trainer
 
 ENDLESS = 10**6
@@ -181,18 +181,11 @@ def run_trial(trial: Trial) -> Outcome:
 def _run(trial: Trial) -> Run:
     """The pocket's own run, cut down to the trial's effects and pictures."""
     run = read_run(FOLDER / "collection.toml")
-    samples = [
-        sample
-        for name in trial.effects
-        for sample in [one for one in run.lists.samples if one.lora_name == name][: trial.pictures]
-    ]
-    effects = {name: run.lists.effects[name] for name in trial.effects}
-    tags = run.tags
+    lists, tags = run.lists.only(trial.effects, trial.pictures), run.tags
     if trial.teacher_prompts:
-        effects = {name: replace(one, recaption_prompt=one.prompt) for name, one in effects.items()}
-        tags = "none"
+        asked = {name: replace(one, recaption_prompt=one.prompt) for name, one in lists.effects.items()}
+        lists, tags = replace(lists, effects=asked), "none"
     titles = {name: run.titles[name] for name in trial.effects}
-    lists = Lists(effects, samples, run.lists.general)
     output = trial.out / "lessons"
     few_step = run.few_step if trial.few_step else None
     changed = replace(run, lists=lists, titles=titles, tags=tags, output=output, few_step=few_step)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -58,6 +58,12 @@ class Lists:
     """The sources of each effect."""
     general: Sequence[GeneralSample] = ()
     """The general stream's edits; without them every sample is an effect's."""
+
+    def only(self, effects: Iterable[str], each: int) -> Lists:
+        """These effects alone, with the first `each` samples of every one; the general stream as it is."""
+        own = {name: [one for one in self.samples if one.lora_name == name][:each] for name in effects}
+        samples = [sample for some in own.values() for sample in some]
+        return Lists({name: self.effects[name] for name in own}, samples, self.general)
 
     def pictures_hash(self) -> dict[str, str]:
         """sha256 of the pictures of each effect, as their files are, and under "" of the general edits, with

@@ -37,13 +37,12 @@ def main() -> None:
     torch.set_flush_denormal(True)
     shipped = read_run(FOLDER / "collection.toml")
     # A run has at least one effect; with p_effect = 0 it is never drawn.
-    name, effect = next(iter(shipped.lists.effects.items()))
-    sample = next(sample for sample in shipped.lists.samples if sample.lora_name == name)
+    some = next(iter(shipped.lists.effects))
     run = replace(
         shipped,
         output=args.out,
         few_step=None,  # it is what is made here
-        lists=replace(shipped.lists, effects={name: effect}, samples=[sample]),
+        lists=shipped.lists.only([some], 1),
         titles={},
         distill=distillation(
             {"cycles": args.cycles, "warm_cycles": 0, "p_effect": 0.0, "rank": RANK},

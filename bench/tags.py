@@ -1,6 +1,6 @@
 """Measure what tags are worth: bleeding with chosen tags, random tags and no tags, everything else equal.
 
-`python -m collectionlora.pocket.train.tags --out DIR` distils the pocket's effects whose teacher prompts
+`python -m collectionlora.bench.tags --out DIR` distils the pocket's effects whose teacher prompts
 differ in one word three times and judges the students side by side (DIR/report.json, `rows` "chosen tags@8"
 and so on). The similarity matrices before and after stand in DIR/chosen/report.json.
 """
@@ -8,21 +8,19 @@ and so on). The similarity matrices before and after stand in DIR/chosen/report.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from ...collection.atomic import write_text
-from ...console import Console, distil
-from ...training.hosts.pocket import PocketHost
-from ...training.run_config import read_lists, read_run
-from .. import FOLDER, PICTURES, WEIGHTS
-from ..effects import EFFECTS
-from ..evaluate import evaluate
-from ..rows import Student
-from ..shipped import judge_of, teacher_files, teacher_guidance
+from ..console import Console, distil
+from ..pocket import FOLDER, PICTURES, WEIGHTS
+from ..pocket.effects import EFFECTS
+from ..pocket.evaluate import evaluate
+from ..pocket.rows import Student
+from ..pocket.shipped import judge_of, teacher_files, teacher_guidance
+from ..training.hosts.pocket import PocketHost
+from ..training.run_config import read_run
 
 SOURCES = 48
 """Training pictures an effect."""
@@ -49,13 +47,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_flush_denormal(True)
     names = overlapping()
-    for file in ("effects.jsonl", "data.jsonl"):
-        _pick(file, names, args.out)
     shipped = read_run(FOLDER / "collection.toml")
     lengths = {"cycles": args.cycles, "warm_cycles": args.cycles * 2 // 3, "imitation_cycles": 0}
     distill = replace(shipped.distill, **lengths)
-    lists = read_lists(args.out / "effects.jsonl", args.out / "data.jsonl")
-    lists = replace(lists, general=shipped.lists.general)
+    lists = shipped.lists.only(names, SOURCES)
     run = replace(shipped, lists=lists, distill=distill, titles={}, few_step=None)
     host = PocketHost(WEIGHTS, "cuda" if torch.cuda.is_available() else "cpu")
     rows = {}
@@ -78,21 +73,6 @@ def main() -> None:
             names,
         )
         console.say(report.table())
-
-
-def _pick(name: str, effects: list[str], out: Path) -> None:
-    """The lines of a shipped list for `effects`, at most SOURCES each, with absolute paths."""
-    count = dict.fromkeys(effects, 0)
-    kept = []
-    for line in (FOLDER / name).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if count.get(row["lora_name"], SOURCES) < SOURCES:
-            count[row["lora_name"]] += 1
-            for key in ("lora_path", "source_image"):
-                if key in row:
-                    row[key] = str(FOLDER / row[key])
-            kept.append(json.dumps(row) + "\n")
-    write_text(out / name, "".join(kept))
 
 
 if __name__ == "__main__":
