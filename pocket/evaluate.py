@@ -124,7 +124,7 @@ def evaluate(
             made[row] = bench.student(row, student)
     unique = [name for name in names if torch.equal(truths[name], again[name])]
     groups = photographs_of(images, pictures)
-    report = judge_rows(judge, made, sources, truths, groups, unique, seed=seed)
+    report = judge_rows(judge, made, sources, truths, groups=groups, unique=unique, seed=seed)
     _write(out / "report.json", report, notes, collection.name, guidance, seed)
     sheet = _sheet(bench.images[:2], truths, made[REFERENCE], made["collection@8"], report, guidance)
     titles = [EFFECTS[name].title for name in report.effects]
@@ -162,7 +162,7 @@ def judge_students(
         made = {row: bench.student(row, student) for row, student in students.items()}
         truths = bench.truth(0)
     sources = dict.fromkeys(effects, bench.images)
-    return judge_rows(judge, made, sources, truths, photographs_of(images, pictures), seed=seed)
+    return judge_rows(judge, made, sources, truths, groups=photographs_of(images, pictures), seed=seed)
 
 
 def _better(bench: Rows, judge: Judge, row: str, steps: int) -> tuple[Made, str]:

@@ -30,7 +30,7 @@ SIZE = 128
 IMAGES_VARIABLE = "COLLECTIONLORA_IMAGES"
 """Environment variable naming the `node_modules` folder with the npm packages."""
 PHOTOGRAPHS = "photographs.json"
-"""In a folder of pictures: picture -> the photograph that it is a part of. Scenes of emoji are of none."""
+"""In a folder of pictures: picture -> the photograph that it is a part of, or that lies behind its emoji."""
 
 FloatImage = NDArray[np.float32]
 Split = Literal["train", "tune", "test"]
@@ -223,11 +223,8 @@ class ImageSource:
         return self._drawn(rng, split)[1]
 
     def _drawn(self, rng: np.random.Generator, split: Split) -> tuple[str | None, FloatImage]:
-        """The same, with the photograph's name."""
-        if rng.random() < 0.5:
-            name = self._photo_name(rng, split)
-            return name, self._part(name, rng)
-        return None, self.emoji_scene(rng, split)
+        """The same, with the name of the photograph in it if there is one."""
+        return self._photo(rng, split) if rng.random() < 0.5 else self._emoji_scene(rng, split)
 
     def whole(self, name: str) -> FloatImage:
         """The largest central square of a photograph, unchanged in colour."""
@@ -236,15 +233,10 @@ class ImageSource:
         left, top = (levels[0].width - side) / 2, (levels[0].height - side) / 2
         return self._cut(levels[0], left, top, side, side, flip=False)
 
-    def photo(self, rng: np.random.Generator, split: Split) -> FloatImage:
-        """A random crop of one of the split's photographs, flipped and recoloured."""
-        return self._part(self._photo_name(rng, split), rng)
-
-    def _photo_name(self, rng: np.random.Generator, split: Split) -> str:
+    def _photo(self, rng: np.random.Generator, split: Split) -> tuple[str, FloatImage]:
+        """A random crop of one of the split's photographs, flipped and recoloured; with its name."""
         names, ends = self._shares[split]
-        return names[int(np.searchsorted(ends, rng.random()))]
-
-    def _part(self, name: str, rng: np.random.Generator) -> FloatImage:
+        name = names[int(np.searchsorted(ends, rng.random()))]
         levels = self._photos[name]
         short = min(levels[-1].size)
         smallest = min(1.0, 0.9 * self.size / short)
@@ -254,12 +246,13 @@ class ImageSource:
         width = min(height * rng.uniform(0.85, 1.18), level.width)
         left, top = rng.uniform(0, level.width - width), rng.uniform(0, level.height - height)
         image = self._cut(level, left, top, width, height, flip=rng.random() < 0.5)
-        return _recolour_grey(image, rng) if self._grey[name] and rng.random() < 0.45 else _jitter(image, rng)
+        grey = self._grey[name] and rng.random() < 0.45
+        return name, _recolour_grey(image, rng) if grey else _jitter(image, rng)
 
-    def emoji_scene(self, rng: np.random.Generator, split: Split) -> FloatImage:
+    def _emoji_scene(self, rng: np.random.Generator, split: Split) -> tuple[str | None, FloatImage]:
         """One or more emoji at random places on a gradient, a soft texture or a photograph."""
         size = self.size
-        ground = self._ground(rng, split)
+        photograph, ground = self._ground(rng, split)
         canvas = Image.fromarray((ground * 255 + 0.5).astype(np.uint8))
         kind = rng.random()
         if kind < 0.5:
@@ -287,13 +280,13 @@ class ImageSource:
             x = round(rng.uniform(0, spread) - 0.1 * side)
             y = round(rng.uniform(0, spread) - 0.1 * side)
             canvas.paste(picture, (x, y), picture)
-        return np.asarray(canvas, np.float32) / np.float32(255)
+        return photograph, np.asarray(canvas, np.float32) / np.float32(255)
 
-    def _ground(self, rng: np.random.Generator, split: Split) -> FloatImage:
+    def _ground(self, rng: np.random.Generator, split: Split) -> tuple[str | None, FloatImage]:
         y, x = _axes(self.size)
         kind = rng.random()
         if kind < 0.25:
-            return self.photo(rng, split)
+            return self._photo(rng, split)
         first, second = random_colour(rng), random_colour(rng)
         if kind < 0.6:
             angle = rng.uniform(0, 2 * np.pi)
@@ -309,7 +302,7 @@ class ImageSource:
             ramp = (
                 np.asarray(coarse.resize((self.size, self.size), Image.Resampling.BICUBIC), np.float32) / 255
             )
-        return np.clip(first + ramp[..., None] * (second - first), 0, 1).astype(np.float32)
+        return None, np.clip(first + ramp[..., None] * (second - first), 0, 1).astype(np.float32)
 
     def _cut(
         self, level: Image.Image, left: float, top: float, width: float, height: float, flip: bool
@@ -323,7 +316,7 @@ class ImageSource:
 
     def fixed(self, split: Split, count: int, seed: int = 0) -> tuple[dict[str, FloatImage], dict[str, str]]:
         """`count` pictures of a split by name, whole photographs first, then samples; the same for a seed.
-        And the photographs that some of the samples are parts of."""
+        And the photographs that are in some of the samples."""
         pictures = {name: self.whole(name) for name in self.photo_names(split)[:count]}
         photographs = {}
         rng = np.random.default_rng([seed, SPLITS.index(split)])
