@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .training.errors import Cancelled, DivergedError
+
 if TYPE_CHECKING:
     from .training.hosts.pocket import PocketHost
     from .training.hosts.qwen import QwenEditHost
@@ -50,7 +52,6 @@ def _explained(error: BaseException) -> tuple[str, int]:
     import torch
 
     from .training.captions import CaptionError
-    from .training.trainer import Cancelled, DivergedError
 
     text = " ".join(str(error).split())
     if isinstance(error, _Broken) and error.__cause__ is not None:
@@ -232,7 +233,6 @@ def _distil_among(workers: Workers, run: Run, args: argparse.Namespace) -> int:
     from .training.checkpoint import CheckpointError
     from .training.config import ConfigError
     from .training.speed import bfloat16_slowdown
-    from .training.trainer import Cancelled, DivergedError
 
     if run.shard and args.compile:
         raise ConfigError(f"{args.config}: shard = true has not been tried with --compile; leave it out")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from .training.errors import Cancelled, DivergedError
+
 if TYPE_CHECKING:
     from .training.host import Host
     from .training.run_config import Run
@@ -101,7 +103,6 @@ def distil(
     from .training.extend import read_extended
     from .training.lora import linear_shapes
     from .training.run import DistillationRun
-    from .training.trainer import Cancelled, DivergedError
     from .training.workers import ALONE
 
     workers = workers or ALONE

@@ -23,6 +23,7 @@ from ..training.checkpoint import CheckpointError
 from ..training.config import Distillation, distillation
 from ..training.distiller import BELOW
 from ..training.drawings import draw_losses, draw_similarity
+from ..training.errors import DivergedError
 from ..training.extend import extended
 from ..training.hosts.comfy import ComfyHost
 from ..training.lora import PAPER_TARGETS, block_targets, linear_shapes
@@ -32,7 +33,6 @@ from ..training.prepare import TAGS
 from ..training.run import DistillationRun
 from ..training.run_config import Lists, Run, TeacherSampling
 from ..training.teacher_images import TEACHER_IMAGES
-from ..training.trainer import DivergedError
 from .effect import LONG_SIDE, REFERENCE_METHODS, SHAPE, method_of, multiple_for
 from .events import CANCELLED, RunEvents
 from .files import BUILT_IN, lora_changed

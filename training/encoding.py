@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..collection.jsonl import EffectSample, GeneralSample
 from .data import Lessons, Sample
+from .errors import Cancelled
 from .host import Host
 from .pictures import to_floats, to_pixels
-from .trainer import Cancelled
 
 if TYPE_CHECKING:
     from .prepare import EffectPrompts, Pictures

@@ -18,6 +18,7 @@ from ..collection.catalogue import Catalogue
 from ..collection.jsonl import EffectEntry, EffectSample
 from .captions import VlmEndpoint, caption_template, caption_vlm, pairs_shown
 from .data import TeacherPath
+from .errors import Cancelled
 from .host import Host
 from .pictures import read_picture, to_floats, to_pixels, to_tensor
 from .prompting import (
@@ -31,7 +32,6 @@ from .prompting import (
 )
 from .roles import Roles
 from .teacher_images import TeacherImageMaker, Wanted
-from .trainer import Cancelled
 from .workers import ALONE, Workers
 
 SHAPE_TOLERANCE = 0.05

@@ -26,6 +26,7 @@ from .config import ConfigError, nearest
 from .distiller import BELOW, FAKE, STUDENT, Distiller
 from .drawings import draw_losses, draw_similarity
 from .encoding import encode_general, encode_lessons, prompt_encoder
+from .errors import Cancelled
 from .host import Host
 from .lora import LoraAdapter, added_up, averaged, linear_shapes, target_shapes, weights_hash, widened
 from .optimizer import require_optimizer
@@ -48,7 +49,7 @@ from .roles import Roles
 from .run_config import Run
 from .sampling import apply_to_each
 from .teacher_images import TEACHER_IMAGES, TeacherImageMaker
-from .trainer import Cancelled, Trainer
+from .trainer import Trainer
 from .workers import ALONE, Workers
 
 SAVE_SECONDS = 1800

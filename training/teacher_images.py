@@ -17,12 +17,12 @@ from torch import Tensor, stack, tensor
 from ..collection.atomic import atomic_write
 from .bank import TeacherBank
 from .data import TeacherPath
+from .errors import Cancelled
 from .flow import few_step_sigmas, nearest_sigmas
 from .host import Host
 from .randomness import generator
 from .roles import Roles
 from .sampling import sample_teachers
-from .trainer import Cancelled
 
 TEACHER_IMAGES = "teacher_images"
 """The folder of a run's folder that keeps them."""

@@ -21,6 +21,7 @@ from .checkpoint import CheckpointError, copied, load_optimizer_state, load_stat
 from .config import Distillation
 from .data import Batch, Lessons, Sample, micro_batches
 from .distiller import FAKE, STUDENT, Distiller, Draws, Term
+from .errors import Cancelled, DivergedError
 from .gains import Gains
 from .lora import LoraAdapter
 from .memory import peak_memory
@@ -36,14 +37,6 @@ MAX_SKIPPED = 3
 EDIT = "edit"
 HOLD_FALL = 0.2
 """Share of all cycles over which the schedule "hold" falls."""
-
-
-class Cancelled(Exception):
-    """The run was cancelled; the trainer holds the state of the last finished cycle."""
-
-
-class DivergedError(RuntimeError):
-    """Losses were not finite several times in a row; the trainer holds the last good state."""
 
 
 class NotFiniteError(Exception):

@@ -20,8 +20,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from collectionlora.training.data import Sample
+from collectionlora.training.errors import Cancelled
 from collectionlora.training.sharding import Pace
-from collectionlora.training.trainer import Cancelled
 from collectionlora.training.workers import Workers
 
 VALUES = {

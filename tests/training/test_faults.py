@@ -17,7 +17,7 @@ from collectionlora.collection import atomic
 from collectionlora.collection.errors import CollectionError
 from collectionlora.training import checkpoint
 from collectionlora.training.checkpoint import copied, load_state
-from collectionlora.training.trainer import DivergedError
+from collectionlora.training.errors import DivergedError
 
 
 def spoil(world, role, cycles, value):

@@ -13,11 +13,11 @@ from collectionlora.training import distiller as distiller_module
 from collectionlora.training import flow
 from collectionlora.training.data import Batch, TeacherPath
 from collectionlora.training.distiller import FAKE, STUDENT, Draws
+from collectionlora.training.errors import Cancelled
 from collectionlora.training.gains import LATE
 from collectionlora.training.lora import linear_shapes
 from collectionlora.training.randomness import generators
 from collectionlora.training.roles import RoleError
-from collectionlora.training.trainer import Cancelled
 from collectionlora.training.ways import APART, Way
 
 

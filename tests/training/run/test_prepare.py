@@ -12,10 +12,10 @@ from PIL import Image
 from collectionlora.collection.jsonl import read_effect_data, read_effects, read_general_data
 from collectionlora.training import encoding, prepare
 from collectionlora.training.captions import CaptionError, VlmEndpoint
+from collectionlora.training.errors import Cancelled
 from collectionlora.training.pictures import fitted, read_picture
 from collectionlora.training.run import DistillationRun
 from collectionlora.training.run_config import Lists, read_run
-from collectionlora.training.trainer import Cancelled
 
 
 def lists(project: Any) -> tuple[dict[str, Any], list[Any], list[Any]]:

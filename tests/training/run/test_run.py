@@ -20,11 +20,11 @@ from collectionlora.collection.lora_weights import LoraWeights
 from collectionlora.collection.thumbnails import pair_of
 from collectionlora.training.checkpoint import CheckpointError
 from collectionlora.training.config import ConfigError
+from collectionlora.training.errors import Cancelled, DivergedError
 from collectionlora.training.lora import linear_shapes
 from collectionlora.training.prepare import DataError
 from collectionlora.training.run import DistillationRun
 from collectionlora.training.run_config import read_run
-from collectionlora.training.trainer import Cancelled, DivergedError
 
 Never = Callable[[], bool]
 
