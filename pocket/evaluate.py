@@ -91,6 +91,7 @@ def evaluate(
     own = Student.read(collection, shapes)
     names = _effects(effects if effects is not None else list(own.prompts), own, teachers)
     pictures = first_pictures(images, count)
+    photographs = photographs_of(images, pictures)
     prompts = {name: EFFECTS[name].teacher_prompt for name in names}
     students = {
         "stacked@8": Student(
@@ -123,8 +124,7 @@ def evaluate(
         for row, student in students.items():
             made[row] = bench.student(row, student)
     unique = [name for name in names if torch.equal(truths[name], again[name])]
-    groups = photographs_of(images, pictures)
-    report = judge_rows(judge, made, sources, truths, groups=groups, unique=unique, seed=seed)
+    report = judge_rows(judge, made, sources, truths, photographs, unique, seed=seed)
     _write(out / "report.json", report, notes, collection.name, guidance, seed)
     sheet = _sheet(bench.images[:2], truths, made[REFERENCE], made["collection@8"], report, guidance)
     titles = [EFFECTS[name].title for name in report.effects]
@@ -155,6 +155,7 @@ def judge_students(
     Raises ValueError for a student that has no prompt for an effect, or too few pictures.
     """
     pictures = first_pictures(images, count)
+    photographs = photographs_of(images, pictures)
     adapters = {row: adapter_of(student.loras).to(host.device) for row, student in students.items()}
     with Roles(host.transformer, adapters) as roles:
         bank = TeacherBank({}, linear_shapes(host.transformer), host.device)
@@ -162,7 +163,7 @@ def judge_students(
         made = {row: bench.student(row, student) for row, student in students.items()}
         truths = bench.truth(0)
     sources = dict.fromkeys(effects, bench.images)
-    return judge_rows(judge, made, sources, truths, groups=photographs_of(images, pictures), seed=seed)
+    return judge_rows(judge, made, sources, truths, photographs, seed=seed)
 
 
 def _better(bench: Rows, judge: Judge, row: str, steps: int) -> tuple[Made, str]:

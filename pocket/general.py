@@ -47,6 +47,7 @@ def judge_general(
     """
     pictures = first_pictures(images, count)
     names = [name for name in pictures for _ in range(each)]
+    photographs = photographs_of(images, names)
     jobs = [unique_edit(pictures[name], seed, name, k % each) for k, name in enumerate(names)]
     sources = picture_tensor([pictures[name] for name in names])
     truths = picture_tensor([result for _, result in jobs])
@@ -91,7 +92,7 @@ def judge_general(
                 parts.append((made - truths[part]).square().flatten(1).mean(1).sqrt())
                 progress(f"general edits, {row}", min(start + BATCH, len(names)), len(names))
             errors[row] = torch.cat(parts)
-    resamples = Resamples({"general": photographs_of(images, names)}, seed=seed)
+    resamples = Resamples({"general": photographs}, seed=seed)
     means = {row: resamples.mean("general", values) for row, values in errors.items()}
     reference = means[f"base@{REFERENCE_STEPS}"]
     return {

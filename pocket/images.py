@@ -357,10 +357,24 @@ def load_folder(folder: Path) -> dict[str, FloatImage]:
 
 def photographs_of(folder: Path, names: Iterable[str]) -> list[str]:
     """What each of a folder's pictures is a part of: itself where `PHOTOGRAPHS` does not say. What one
-    photograph does to an effect it does to all of its parts, so that statistics draw these together."""
-    file = folder / PHOTOGRAPHS
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    return [known.get(name, name) for name in names]
+    photograph does to an effect it does to all of its parts, so that statistics draw these together.
+
+    Raises ValueError naming the file if it says something else, or if all pictures are parts of one.
+    """
+    file, known = folder / PHOTOGRAPHS, {}
+    if file.exists():
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file} is not JSON: {error}") from error
+        if not isinstance(known, dict) or not all(isinstance(one, str) for one in known.values()):
+            raise ValueError(f"{file}: must be an object of a photograph's name for each picture's")
+    photographs = [known.get(name, name) for name in names]
+    if len(set(photographs)) < 2:
+        raise ValueError(
+            f"{folder}: pictures of at least 2 photographs are needed, not all of {photographs[0]!r}"
+        )
+    return photographs
 
 
 def load_picture(path: Path, size: int = SIZE) -> FloatImage:

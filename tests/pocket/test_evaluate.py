@@ -18,6 +18,7 @@ from collectionlora.pocket import evaluate as module
 from collectionlora.pocket.autoencoder import Autoencoder
 from collectionlora.pocket.effects import EFFECTS
 from collectionlora.pocket.evaluate import evaluate
+from collectionlora.pocket.images import PHOTOGRAPHS
 from collectionlora.pocket.rows import Student, adapter_of
 from collectionlora.pocket.text import TextEncoder
 from collectionlora.training.flow import few_step_sigmas
@@ -129,10 +130,10 @@ def made(monkeypatch):
     """row -> effect -> pictures, as they went to the judges; with the truths they were compared with."""
     seen = {}
 
-    def spy(judge, rows, sources, truths, **options):
+    def spy(judge, rows, sources, truths, *options, **more):
         seen.clear()
         seen.update(rows, truths=truths)
-        return judge_rows(judge, rows, sources, truths, **options)
+        return judge_rows(judge, rows, sources, truths, *options, **more)
 
     judge_rows = module.judge_rows
     monkeypatch.setattr(module, "judge_rows", spy)
@@ -149,7 +150,7 @@ def test_report_holds_every_row_and_measure_with_intervals(setting):
     report = evaluate(**setting, progress=lambda *call: calls.append(call))
     written = json.loads((setting["out"] / "report.json").read_text())
     assert written["effects"] == NAMES
-    assert written["images"] == 2
+    assert (written["images"], written["photographs"]) == (2, 2)
     assert written["judge_accuracy"] == {"mean": 0.9, "low": 0.8, "high": 1.0}
     assert list(written["rows"]) == [*ROWS, "collection@4"] == list(report.rows)
     for row in written["rows"].values():
@@ -192,6 +193,23 @@ def test_rows_share_noise_and_a_subset_repeats_the_whole(setting, made):
     assert torch.equal(made["truths"]["confetti"], whole["truths"]["confetti"])
     assert torch.equal(host.noise[-1], noise[0][4:6])
     assert not torch.equal(made["truths"]["confetti"], made["truth@ae"]["confetti"])
+
+
+def test_parts_of_one_photograph_count_as_one_for_intervals(setting):
+    of = setting["images"] / PHOTOGRAPHS
+    of.write_text('{"picture1": "boats", "picture2": "boats"}')
+    report = evaluate(**(setting | {"count": 3}), effects=["sketch"])
+    written = json.loads((setting["out"] / "report.json").read_text())
+    assert (written["images"], written["photographs"]) == (3, 2)
+    student = Student([constant(0.1)], {"sketch": "prompt"}, few_step_sigmas(8))
+    same = setting["host"], {"one": student}, setting["images"], 3, ["sketch"], setting["judge"]
+    assert module.judge_students(*same).photographs == report.photographs
+    of.write_text('{"picture0": "boats", "picture1": "boats", "picture2": "boats"}')
+    sampled = len(setting["host"].noise)
+    for judged in (lambda: evaluate(**setting), lambda: module.judge_students(*same)):
+        with pytest.raises(ValueError, match="at least 2 photographs are needed, not all of 'boats'"):
+            judged()
+    assert len(setting["host"].noise) == sampled  # before anything is computed
 
 
 def test_further_rows_may_lack_effects_and_training(setting, made):

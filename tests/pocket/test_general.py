@@ -1,12 +1,14 @@
 """General edits: only those with one true result are measured, and a spoilt collection shows."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from collectionlora.collection.lora_weights import LoraWeights
 from collectionlora.pocket.general import judge_general, unique_edit
-from collectionlora.pocket.images import load_folder
+from collectionlora.pocket.images import PHOTOGRAPHS, load_folder
 from collectionlora.pocket.rows import Student
 from collectionlora.training.flow import few_step_sigmas
 from collectionlora.training.hosts.pocket import PocketHost
@@ -57,3 +59,11 @@ def test_an_edit_is_measured_only_where_its_words_leave_nothing_open(images):
 def test_too_many_pictures_are_refused(images):
     with pytest.raises(ValueError, match="999 pictures an effect: must be from 2 to 40"):
         judge_general(None, None, images, 999)
+
+
+def test_pictures_of_one_photograph_are_refused(images, tmp_path):
+    for name in ("chelsea", "coffee"):
+        shutil.copy(images / f"{name}.webp", tmp_path)
+    (tmp_path / PHOTOGRAPHS).write_text('{"chelsea": "cup", "coffee": "cup"}')
+    with pytest.raises(ValueError, match="not all of 'cup'"):
+        judge_general(None, None, tmp_path, 2)

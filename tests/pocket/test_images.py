@@ -13,6 +13,7 @@ pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
+from collectionlora.pocket import PICTURES
 from collectionlora.pocket.images import (
     PHOTOGRAPHS,
     PHOTOS,
@@ -21,6 +22,7 @@ from collectionlora.pocket.images import (
     emoji_split,
     load_folder,
     load_picture,
+    photographs_of,
 )
 
 
@@ -111,6 +113,31 @@ def test_an_exported_set_is_read_back_and_does_not_depend_on_what_was_drawn_befo
     assert json.loads((tmp_path / "set" / PHOTOGRAPHS).read_text()) == photographs
     for name, picture in fixed.items():
         assert np.abs(pictures[name] - picture).max() < 0.01
+
+
+def test_a_photograph_behind_emoji_is_known(images: ImageSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    ground = np.zeros((images.size, images.size, 3), np.float32)
+    monkeypatch.setattr(images, "_photo", lambda *_: ("whole", ground))
+    monkeypatch.setattr(images, "_ground", lambda *_: ("behind", ground))
+    assert set(images.fixed("test", 40)[1].values()) == {"whole", "behind"}
+
+
+def test_shipped_test_pictures_are_of_thirteen_photographs_and_scenes() -> None:
+    folder = PICTURES / "test"
+    names = list(load_folder(folder))[:32]
+    photographs = photographs_of(folder, names)
+    assert len(set(photographs)) == 13
+    assert sum(one in names[:5] for one in photographs) == 24
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[]", "object"), ('{"a": ["b"]}', "object"), ('{"a": ', "JSON"), ('{"b": "a"}', "all of")],
+)
+def test_a_damaged_list_of_photographs_is_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / PHOTOGRAPHS).write_text(content)
+    with pytest.raises(ValueError, match=f"{tmp_path.name}.*{message}"):
+        photographs_of(tmp_path, ["a", "b"])
 
 
 def test_a_missing_package_is_named(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

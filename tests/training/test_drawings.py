@@ -25,7 +25,9 @@ def test_every_term_has_a_line_in_its_colour_and_higher_losses_are_higher() -> N
 
 
 def test_nothing_to_draw_is_no_error() -> None:
-    assert draw_losses({}).size == draw_losses({"fm": {"cycle": [0], "loss": [1.0]}}).size
+    nothing = draw_losses({})
+    assert draw_losses({"fm": {"cycle": [0], "loss": [0.0]}}).tobytes() == nothing.tobytes()
+    assert draw_losses({"fm": {"cycle": [0], "loss": [1.0]}}).tobytes() != nothing.tobytes()
 
 
 def test_large_cosines_are_coloured_and_the_diagonal_is_not() -> None:

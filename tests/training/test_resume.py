@@ -9,8 +9,9 @@ import torch
 
 from collectionlora.training.checkpoint import CheckpointError, copied, load_state, save_state
 from collectionlora.training.distiller import FAKE
+from collectionlora.training.errors import Cancelled
 from collectionlora.training.record import Record
-from collectionlora.training.trainer import Cancelled, Trainer
+from collectionlora.training.trainer import Trainer
 
 
 def run_to(trainer: Trainer, cycle: int) -> list[Record]:

@@ -34,9 +34,9 @@ class JudgeReport:
     images: int
     """Source images of an effect."""
     photographs: int
-    """What these are parts of, and what intervals are over."""
+    """What these are parts of, and what the intervals of rows are over."""
     accuracy: Interval
-    """The judge's own, on held-out true pictures of all classes."""
+    """The judge's own, on held-out true pictures of all classes; its interval and the next are over these."""
     false_alarm: Interval
     rows: dict[str, dict[str, Interval]]
     """Row -> measure -> mean over its effects with 95% interval."""
@@ -51,8 +51,8 @@ class JudgeReport:
     def difference(self, first: str, second: str) -> dict[str, Interval]:
         """first - second for every measure both rows have, over the effects both have.
 
-        The resamples are the same for both, so what one image does to both rows cancels: an interval that
-        leaves out 0 is a difference, also where the rows' own intervals overlap.
+        The resamples are the same for both, so what one photograph does to both rows cancels: an interval
+        that leaves out 0 is a difference, also where the rows' own intervals overlap.
         """
         out = {}
         for measure, effects in self.replicates[first].items():
@@ -106,18 +106,20 @@ def judge_rows(
     sources, truths: effect -> what the outputs were made from, and one true result of each as the host's
     autoencoder shows it; a row of the truth itself needs a second, independent draw. Picture k is made from
     one source in every effect. groups: n names of what each source is a part of (default: of nothing else);
-    the bootstrap draws these. unique: effects with only one true result, for PSNR. Needs at least 2 groups.
-    Raises ValueError naming row and effect for missing or unequal pictures.
+    the bootstrap draws these. unique: effects with only one true result, for PSNR. Raises ValueError naming
+    row and effect for missing or unequal pictures, and for fewer than 2 groups.
     """
     effects = [effect for effect in judge.effects if effect in sources]
     _check(effects, rows, sources, truths)
-    resamples = Resamples(
-        {effect: range(len(sources[effect])) if groups is None else groups for effect in effects},
-        replicates,
-        seed,
-    )
+    parts = {effect: range(len(sources[effect])) if groups is None else groups for effect in effects}
+    for effect in effects:
+        if len(parts[effect]) != len(sources[effect]):
+            raise ValueError(
+                f"effect {effect!r}: {len(sources[effect])} pictures, {len(parts[effect])} groups"
+            )
+    resamples = Resamples(parts, replicates, seed)
     if resamples.count < 2:
-        raise ValueError("the judges need at least 2 source images")
+        raise ValueError("the judges need pictures that are not all parts of one; at least 2 sources")
     true_features = {e: judge.examine(e, truths[e], sources[e]).features for e in effects}
     true_detail = {e: detail_energy(truths[e]) for e in effects}
     verdicts: dict[str, dict[str, Verdict]] = {}
@@ -129,7 +131,7 @@ def judge_rows(
             verdict = judge.examine(effect, pictures, sources[effect])
             verdicts[row][effect] = verdict
             matrix = kernel_matrix(verdict.features, true_features[effect])
-            distance = kernel_distance(matrix, torch.arange(len(pictures)), resamples.weights(effect))
+            distance = kernel_distance(matrix, resamples.clusters[effect], resamples.weights(effect))
             energy = resamples.mean(effect, detail_energy(pictures))
             values = {
                 "bad_case": resamples.mean(effect, verdict.bad),
@@ -154,7 +156,9 @@ def judge_rows(
             row: {
                 measure: resamples.interval(
                     torch.stack(list(by_effect.values())).mean(0),
-                    sum(len(v.bad) for v in verdicts[row].values()) if measure in _RATES else None,
+                    sum(len(set(resamples.clusters[e].tolist())) for e in by_effect)
+                    if measure in _RATES
+                    else None,
                 )
                 for measure, by_effect in measures.items()
             }

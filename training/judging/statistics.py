@@ -1,4 +1,4 @@
-"""Statistics of the judges: bootstrap intervals over images, and the distance between sets of pictures."""
+"""Statistics of the judges: bootstrap intervals, and the distance between sets of pictures."""
 
 from __future__ import annotations
 
@@ -31,27 +31,29 @@ class Interval:
 
 
 class Resamples:
-    """Bootstrap resamples of images, the same for every effect, measure and row.
+    """Bootstrap resamples of groups of samples, the same for every effect, measure and row.
 
-    images: effect -> which image each sample was made from. Images are the clusters: an effect's outputs on
-    one photograph, and all effects' outputs on it, are drawn together. Images that occur in the same set of
-    effects form a stratum and are drawn from each other only, so every effect keeps its number of images.
-    Statistics are functions of weights (R+1, n): row 0 is the data as they are, the others are resamples.
+    groups: effect -> which group each sample belongs to, by the image or photograph that it was made from:
+    an effect's outputs on one of these, and all effects' outputs on it, are drawn together. Groups that occur
+    in the same set of effects form a stratum and are drawn from each other only, so every effect keeps its
+    number of groups. Statistics are functions of weights (R+1, n): row 0 is the data as they are, the others
+    are resamples.
     """
 
     def __init__(
-        self, images: Mapping[str, Sequence[Hashable]], replicates: int = 1000, seed: int = 0
+        self, groups: Mapping[str, Sequence[Hashable]], replicates: int = 1000, seed: int = 0
     ) -> None:
         occurs: dict[Hashable, tuple[str, ...]] = {}
-        for effect in sorted(images):
-            for image in images[effect]:
-                if occurs.get(image, ())[-1:] != (effect,):
-                    occurs[image] = (*occurs.get(image, ()), effect)
-        number = {image: index for index, image in enumerate(occurs)}
+        for effect in sorted(groups):
+            for group in groups[effect]:
+                if occurs.get(group, ())[-1:] != (effect,):
+                    occurs[group] = (*occurs.get(group, ()), effect)
+        number = {group: index for index, group in enumerate(occurs)}
         strata: dict[tuple[str, ...], list[int]] = {}
-        for image, effects in occurs.items():
-            strata.setdefault(effects, []).append(number[image])
-        self.clusters = {effect: torch.tensor([number[i] for i in images[effect]]) for effect in images}
+        for group, effects in occurs.items():
+            strata.setdefault(effects, []).append(number[group])
+        self.clusters = {effect: torch.tensor([number[g] for g in groups[effect]]) for effect in groups}
+        sizes = torch.bincount(torch.cat(list(self.clusters.values()))).double()
         self._weights = torch.ones(replicates + 1, len(number), dtype=torch.float64)
         for position, members in enumerate(strata.values()):
             draws = torch.randint(
@@ -60,12 +62,16 @@ class Resamples:
             counts = torch.zeros(replicates, len(members), dtype=torch.float64)
             counts.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.float64))
             self._weights[1:, torch.tensor(members)] = counts
-        self._smallest = min(len(members) for members in strata.values())
-        self._freedom = sum(len(members) - 1 for members in strata.values())
+        # Groups of unequal sizes are worth fewer of equal ones (Kish's effective number).
+        worth = [
+            float(sizes[members].sum() ** 2 / sizes[members].square().sum()) for members in strata.values()
+        ]
+        self._smallest = min(worth)
+        self._freedom = sum(worth) - len(worth)
 
     @property
     def count(self) -> int:
-        """Number of different images."""
+        """Number of different groups."""
         return self._weights.shape[1]
 
     def weights(self, effect: str) -> Tensor:
@@ -80,26 +86,27 @@ class Resamples:
     def interval(self, values: Tensor, outcomes: int | None = None) -> Interval:
         """Interval of a statistic from its (R+1,) values.
 
-        The percentiles are widened for few images (Hesterberg's expanded percentile interval: a resample's
+        The percentiles are widened for few groups (Hesterberg's expanded percentile interval: a resample's
         spread is too small by sqrt((n-1)/n), and a normal quantile stands where Student's belongs).
-        `outcomes` marks a rate and gives the number of yes/no outcomes behind it: where none or all of them
-        are yes, resamples show no spread at all, and the exact binomial bound takes their place.
+        `outcomes` marks a rate and gives the number of yes/no outcomes behind it, one a group and effect:
+        where none or all of them are yes, resamples show no spread at all, and the exact binomial bound takes
+        their place.
         """
         mean = float(values[0])
         if outcomes is not None and mean in (0.0, 1.0):
             bound = 1 - ((1 - LEVEL) / 2) ** (1 / outcomes)
             return Interval(0.0, 0.0, bound) if mean == 0 else Interval(1.0, 1 - bound, 1.0)
         spread = values[1:][torch.isfinite(values[1:])]
-        if not math.isfinite(mean) or not len(spread) or self._freedom < 1:
+        if not math.isfinite(mean) or not len(spread) or not self._freedom:
             return Interval(mean, math.nan, math.nan)
         tail = _normal_tail(_student(self._freedom) * math.sqrt(self._smallest / max(1, self._smallest - 1)))
         low, high = torch.quantile(spread, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
         return Interval(mean, min(low, mean), max(high, mean))
 
 
-def _student(freedom: int) -> float:
+def _student(freedom: float) -> float:
     """Quantile 0.975 of Student's distribution (Cornish-Fisher; within 1% from 3 degrees of freedom)."""
-    z, v = 1.959964, max(freedom, 3)
+    z, v = 1.959964, max(freedom, 3.0)
     return z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
 
 
@@ -122,11 +129,12 @@ def kernel_matrix(generated: Tensor, truths: Tensor) -> Tensor:
 
 
 def kernel_distance(matrix: Tensor, clusters: Tensor, weights: Tensor) -> Tensor:
-    """Squared kernel distance (R,) from `kernel_matrix` (n,n), image numbers (n,) and weights (R,n).
+    """Squared kernel distance (R,) from `kernel_matrix` (n,n), numbers of groups (n,) and weights (R,n).
 
-    Generated and true picture k share their source, so the sets are not independent; pairs on the same image
-    are left out, which keeps the estimate unbiased: 0 on average when truth is compared with truth (and then
-    as often below as above). NaN for weights on a single image.
+    Generated and true picture k share their source, and parts of one photograph are alike, so the sets are
+    not independent; pairs within a group are left out, which keeps the estimate unbiased: 0 on average when
+    truth is compared with truth (and then as often below as above), and the same in the mean of resamples,
+    where a group stands beside its copies. NaN for weights on a single group.
     """
     pairs = (clusters[:, None] != clusters[None]).double()
     weights = weights.double()

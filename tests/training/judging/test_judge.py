@@ -126,12 +126,21 @@ def test_parts_of_one_photograph_are_drawn_together(judge, bench, report):
     assert (report.images, report.photographs) == (32, 32)
     assert (grouped.images, grouped.photographs) == (32, 4)
     for measure, alone in report.rows["half"].items():
-        if measure == "psnr":
+        if measure in ("psnr", "distance"):  # a distance leaves out pairs within a photograph
             continue
         together = grouped.rows["half"][measure]
         assert together.mean == pytest.approx(alone.mean)
         if measure == "bad_case":
             assert together.high - together.low > 1.5 * (alone.high - alone.low)
+        if measure == "bleeding":
+            assert (
+                together.mean == 0
+            )  # no outcome of the other kind: the bound is that of as many photographs
+            assert together.high == pytest.approx(1 - 0.025 ** (1 / (4 * len(EFFECTS))))
+    with pytest.raises(ValueError, match=r"heat.*32 pictures, 31 groups"):
+        judge_rows(judge, rows, sources, truths, range(31))
+    with pytest.raises(ValueError, match="not all parts of one"):
+        judge_rows(judge, rows, sources, truths, [0] * 32)
 
 
 def test_training_repeats_and_leaves_the_global_generator_alone():

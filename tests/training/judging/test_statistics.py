@@ -13,14 +13,15 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=generator(seed, "test"), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("count", [6, 16, 40])
-def test_intervals_cover_the_true_mean_at_their_level(count):
-    images = {"a": range(count), "b": range(count)}
+@pytest.mark.parametrize("sizes", [[1] * 6, [1] * 16, [1] * 40, [8, 6, 4, 3, 3, *[1] * 8]])
+def test_intervals_cover_the_true_mean_at_their_level(sizes):
+    group = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    groups = {"a": group.tolist(), "b": group.tolist()}
     hits = 0
     for trial in range(300):
-        image, own = normal(count, seed=2 * trial), normal(2, count, seed=2 * trial + 1)
-        resamples = Resamples(images, replicates=300, seed=trial)
-        both = torch.stack([resamples.mean(e, image + own[k]) for k, e in enumerate(images)]).mean(0)
+        shared, own = normal(len(sizes), seed=2 * trial), normal(2, len(group), seed=2 * trial + 1)
+        resamples = Resamples(groups, replicates=300, seed=trial)
+        both = torch.stack([resamples.mean(e, shared[group] + own[k]) for k, e in enumerate(groups)]).mean(0)
         interval = resamples.interval(both)
         hits += interval.low <= 0 <= interval.high
     assert 0.90 <= hits / 300 <= 0.99
@@ -102,9 +103,11 @@ def test_distance_grows_with_the_shift_and_ignores_the_order_of_pairs():
     assert distance(other[order], truth[order]) == pytest.approx(distance(other, truth))
 
 
-def test_repeated_images_in_a_resample_do_not_move_the_distance():
-    left, right = normal(2, 32, 8, seed=5)
-    resamples = Resamples({"a": range(32)}, replicates=2000)
+@pytest.mark.parametrize("parts", [1, 4])
+def test_repeated_groups_in_a_resample_do_not_move_the_distance(parts):
+    shared = 3 * normal(32 // parts, 8, seed=4).repeat_interleave(parts, 0)  # parts of a photograph are alike
+    left, right = shared + normal(2, 32, 8, seed=5)
+    resamples = Resamples({"a": [k // parts for k in range(32)]}, replicates=2000)
     values = kernel_distance(kernel_matrix(left, right), resamples.clusters["a"], resamples.weights("a"))
     assert float(values[1:].mean()) == pytest.approx(float(values[0]), abs=0.15 * float(values.std()))
 
