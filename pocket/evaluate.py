@@ -101,10 +101,10 @@ def evaluate(
         "collection@4": replace(own, sigmas=sigmas_of(own, 4)),
         **(rows or {}),
     }
-    adapters = {row: adapter_of(student.loras) for row, student in students.items() if student.loras}
+    adapters = {one.role: adapter_of(one.loras) for one in students.values() if one.loras}
     bank = TeacherBank(teachers, shapes, host.device, ram=len(teachers))
     out.mkdir(parents=True, exist_ok=True)
-    with Roles(host.transformer, {row: a.to(host.device) for row, a in adapters.items()}) as roles:
+    with Roles(host.transformer, {role: a.to(host.device) for role, a in adapters.items()}) as roles:
         bench = Rows(host, roles, bank, names, pictures, guidance, seed, progress, KeptLatents(kept))
         truths, again = bench.truth(0), bench.truth(1)
         sources = dict.fromkeys(names, bench.images)
@@ -156,7 +156,7 @@ def judge_students(
     """
     pictures = first_pictures(images, count)
     photographs = photographs_of(images, pictures)
-    adapters = {row: adapter_of(student.loras).to(host.device) for row, student in students.items()}
+    adapters = {one.role: adapter_of(one.loras).to(host.device) for one in students.values()}
     with Roles(host.transformer, adapters) as roles:
         bank = TeacherBank({}, linear_shapes(host.transformer), host.device)
         bench = Rows(host, roles, bank, effects, pictures, 0.0, seed, lambda *_: None)

@@ -44,6 +44,11 @@ class Student:
     """Effect -> student prompt. Effects that are not in it are left out of its row."""
     sigmas: tuple[float, ...]
 
+    @property
+    def role(self) -> str:
+        """Its adapter's name, by its weights: rows of one student in other steps share it."""
+        return weights_hash(self.loras) if self.loras else BASE
+
     @classmethod
     def read(cls, path: Path, shapes: Shapes | None = None) -> Student:
         """Weights and prompts of a collection file. Raises CollectionError naming the file."""
@@ -113,13 +118,13 @@ class Rows:
         return self._row(row, prompts, sample, how, made_by)
 
     def student(self, row: str, student: Student) -> Made:
-        """Each effect by one adapter, the row's own, by consistency sampling without guidance."""
-        role = row if student.loras else BASE
+        """Each effect by the student's own adapter, by consistency sampling without guidance."""
+        role = student.role
         return self._row(
             row,
             student.prompts,
             lambda _, *inputs: sample_collection(self.host, self.roles, role, *inputs, student.sigmas),
-            ["student", weights_hash(student.loras), student.sigmas],
+            ["student", role, student.sigmas],
             {},
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 
 from collectionlora import cli
 from collectionlora.collection.file import read_catalogue
-from collectionlora.pocket import demo, general, rows
+from collectionlora.pocket import FEW_STEP, demo, general, rows
 from collectionlora.pocket.effects import EFFECTS
 from collectionlora.pocket.merges import MERGES
 from collectionlora.training import teacher_images
@@ -106,15 +107,21 @@ def test_a_wrong_picture_stops_the_demo_before_it_starts(shipped: Path, tmp_path
 def test_evaluate_prints_the_table_and_writes_the_report(
     shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["evaluate", "--base", str(shipped), "--images", "2", "--out", str(tmp_path)]
+    weights = tmp_path / "weights"
+    shutil.copytree(shipped, weights, symlinks=True)
+    shutil.copy(shipped / "teachers" / "neon.safetensors", weights / FEW_STEP.name)
+    command = ["evaluate", "--base", str(weights), "--images", "2", "--out", str(tmp_path)]
     command += ["--beside", f"the same={shipped / 'collection.safetensors'}"]
     assert cli.main(command) == cli.OK
-    assert "| collection@8 |" in capsys.readouterr().out
+    assert "| collection@8  " in capsys.readouterr().out
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["images"] == 2
     assert {f"{how}@8" for how in MERGES} <= set(report["rows"])
     assert report["rows"]["the same@8"] == report["rows"]["collection@8"]
-    assert set(report["general"]["ratio"]) == {"base@8", "collection@8", "collection@4"}
+    assert {"teacher + few-step@8", "the same + few-step@8"} <= set(report["rows"])
+    assert report["rows"]["the same + few-step@8"] != report["rows"]["collection@8"]
+    general = {"base@8", "collection@8", "collection@4", "base + few-step@8", "base + few-step@4"}
+    assert set(report["general"]["ratio"]) == general
 
 
 def test_evaluate_says_what_is_wrong(

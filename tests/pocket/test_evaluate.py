@@ -215,8 +215,9 @@ def test_parts_of_one_photograph_count_as_one_for_intervals(setting):
 def test_further_rows_may_lack_effects_and_training(setting, made):
     fresh = Student([constant(0.1)], {"sketch": "fresh prompt"}, few_step_sigmas(8))
     untrained = Student([], fresh.prompts, fresh.sigmas)
-    report = evaluate(**setting, rows={"fresh@8": fresh, "fresh_untrained@8": untrained})
+    report = evaluate(**setting, rows={"fresh@8": fresh, "fresh_untrained@8": untrained, "a + b@8": fresh})
     assert list(made["fresh@8"]) == ["sketch"]
+    assert torch.equal(made["a + b@8"]["sketch"], made["fresh@8"]["sketch"])
     gap = made["fresh@8"]["sketch"] - made["fresh_untrained@8"]["sketch"]
     torch.testing.assert_close(gap, torch.full_like(gap, 0.1))
     assert set(report.by_effect["fresh@8"]) == {"sketch"}
