@@ -22,7 +22,8 @@ from ...training.judging.judge import Judge, calibrate
 from ...training.randomness import generator
 from ..autoencoder import Autoencoder
 from ..effects import EFFECTS
-from ..images import ImageSource, Split
+from ..images import ImageSource
+from ..photographs import Split
 
 CLASSES = [*EFFECTS, SOURCE, BROKEN]
 BROKEN_SHARE = 0.25

@@ -16,14 +16,13 @@ pytest.importorskip("matplotlib")
 from collectionlora.pocket import PICTURES
 from collectionlora.pocket.images import (
     PHOTOGRAPHS,
-    PHOTOS,
-    SPLITS,
     ImageSource,
     emoji_split,
     load_folder,
     load_picture,
     photographs_of,
 )
+from collectionlora.pocket.photographs import PHOTOS, SPLITS
 
 
 @pytest.fixture(scope="module")
