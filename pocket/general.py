@@ -43,7 +43,7 @@ def judge_general(
     `each` random edits on each of the first `count` pictures of `images`, only edits whose words leave
     nothing open. All rows see the same edits and noise. The floor is what the autoencoder costs. "ratio" is a
     row's mean error over the base's in 40, with 95% intervals over what the pictures are parts of. Raises
-    ValueError for a wrong `count`.
+    ValueError for a wrong `count`, and as `photographs_of`.
     """
     pictures = first_pictures(images, count)
     names = [name for name in pictures for _ in range(each)]

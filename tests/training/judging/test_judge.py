@@ -133,9 +133,7 @@ def test_parts_of_one_photograph_are_drawn_together(judge, bench, report):
         if measure == "bad_case":
             assert together.high - together.low > 1.5 * (alone.high - alone.low)
         if measure == "bleeding":
-            assert (
-                together.mean == 0
-            )  # no outcome of the other kind: the bound is that of as many photographs
+            assert together.mean == 0  # so that its bound is that of as many photographs
             assert together.high == pytest.approx(1 - 0.025 ** (1 / (4 * len(EFFECTS))))
     with pytest.raises(ValueError, match=r"heat.*32 pictures, 31 groups"):
         judge_rows(judge, rows, sources, truths, range(31))
